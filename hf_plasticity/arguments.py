@@ -2,7 +2,7 @@
 
 import difflib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -29,10 +29,11 @@ class StudyArgumentParser(HfArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise PlasticityError(message)
 
-    def parse(self, arguments: Sequence[str]) -> tuple[Any, ...]:
+    def parse(self, arguments: Sequence[str], settings: Mapping[str, Any] | None = None) -> tuple[Any, ...]:
         """
         Args:
             arguments (`Sequence[str]`): The command line, without the program's name.
+            settings (`Mapping[str, Any]`, *optional*): What `--config` would hold; flags override it.
 
         Returns:
             `tuple`: One instance of each dataclass.
@@ -43,9 +44,12 @@ class StudyArgumentParser(HfArgumentParser):
         chosen, unknown = self.parse_known_args(arguments)
         if unknown:
             raise PlasticityError(self._unknown(unknown[0].lstrip("-").split("=")[0], f"argument '{unknown[0]}'"))
-        from_file = self._as_arguments(chosen.config) if chosen.config else []
+        settings = self._as_arguments(settings or {}, "settings")
+        from_file = self._as_arguments(_read(chosen.config), chosen.config) if chosen.config else []
         try:
-            *configs, _ = self.parse_args_into_dataclasses([*from_file, *arguments], look_for_args_file=False)
+            *configs, _ = self.parse_args_into_dataclasses(
+                [*settings, *from_file, *arguments], look_for_args_file=False
+            )
         except PlasticityError:
             raise
         except ValueError as error:
@@ -53,21 +57,13 @@ class StudyArgumentParser(HfArgumentParser):
             raise PlasticityError(" ".join(str(error).split())) from None
         return tuple(configs)
 
-    def _as_arguments(self, path: str) -> list[str]:
-        file = Path(path)
-        if not file.is_file():
-            raise PlasticityError(f"config: there is no file '{path}'")
-        try:
-            settings = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise PlasticityError(f"config: '{path}' is not valid YAML: {' '.join(str(error).split())}") from None
-        if not isinstance(settings, dict):
-            raise PlasticityError(f"config: '{path}' is not a mapping of settings")
-        settings.pop(PROVENANCE, None)
+    def _as_arguments(self, settings: Mapping[str, Any], origin: str) -> list[str]:
         arguments = []
         for name, value in settings.items():
+            if name == PROVENANCE:
+                continue
             if f"--{name}" not in self._option_string_actions or name in ("config", "help"):
-                raise PlasticityError(f"{path}: {self._unknown(str(name), f'setting {name!r}')}")
+                raise PlasticityError(f"{origin}: {self._unknown(str(name), f'setting {name!r}')}")
             if isinstance(value, list):
                 arguments += [f"--{name}", *map(str, value)]
             elif isinstance(value, dict):
@@ -80,3 +76,17 @@ class StudyArgumentParser(HfArgumentParser):
         known = [option.lstrip("-") for option in self._option_string_actions]
         close = difflib.get_close_matches(name, known, n=1)
         return f"{shown} is unknown" + (f"; did you mean '{close[0]}'?" if close else "; see --help")
+
+
+def _read(path: str) -> dict[str, Any]:
+    """The settings in a YAML file."""
+    file = Path(path)
+    if not file.is_file():
+        raise PlasticityError(f"config: there is no file '{path}'")
+    try:
+        settings = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise PlasticityError(f"config: '{path}' is not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(settings, dict):
+        raise PlasticityError(f"config: '{path}' is not a mapping of settings")
+    return settings

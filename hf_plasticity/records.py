@@ -26,7 +26,7 @@ import os
 import re
 import tempfile
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -156,6 +156,31 @@ def append_record(path: str | os.PathLike, record: dict[str, Any], key: Sequence
     return True
 
 
+def update_records(path: str | os.PathLike, changes: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+    """
+    Change fields of the records in a `.jsonl` file, all at once or not at all; lines that nothing changes in, and
+    damaged ones, stay as they are.
+
+    Args:
+        path (`str` or `os.PathLike`): The file.
+        changes (`Callable[[dict], dict]`): For a record, its fields that get another value.
+    """
+    old = Path(path).read_bytes()
+    lines = []
+    for line in old.split(b"\n"):
+        try:
+            record = json.loads(line)
+        except (json.JSONDecodeError, UnicodeDecodeError):
+            record = None
+        if isinstance(record, dict):
+            changed = record | changes(record)
+            if changed != record:
+                line = json.dumps(changed, ensure_ascii=False, allow_nan=False).encode()
+        lines.append(line)
+    if (new := b"\n".join(lines)) != old:
+        write_atomically(path, new)
+
+
 def find_record(path: str | os.PathLike, values: dict[str, Any]) -> dict[str, Any] | None:
     """The first record whose fields have the given values, or `None`."""
     for record in read_records(path):
@@ -165,16 +190,20 @@ def find_record(path: str | os.PathLike, values: dict[str, Any]) -> dict[str, An
 
 
 @contextlib.contextmanager
-def run_lock(folder: str | os.PathLike) -> Iterator[None]:
+def run_lock(folder: str | os.PathLike, name: str = LOCK_FILE) -> Iterator[None]:
     """
     Hold a run folder for one process. The operating system lets go of it when the process ends, however it ends.
+
+    Args:
+        folder (`str` or `os.PathLike`): The run folder; made if there is none.
+        name (`str`, *optional*, defaults to `".lock"`): The lock's file. A run and what follows it have one each.
 
     Raises:
         [`PlasticityError`]: Another process holds the folder.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / LOCK_FILE, "a+") as file:
+    with open(folder / name, "a+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -4,7 +4,6 @@ import contextlib
 import errno
 import importlib.metadata
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,15 +14,15 @@ from typing import TYPE_CHECKING, NoReturn
 import torch
 import torch.distributed as dist
 from accelerate import PartialState
-from huggingface_hub import constants
 from transformers import GPT2LMHeadModel, PreTrainedTokenizerBase, set_seed
 from transformers.utils import logging
 
 from . import __version__
 from .arguments import PROVENANCE
 from .data.blocks import Blocks
+from .data.opening import open_blocks, open_source
 from .data.schedule import Schedule, make_schedule
-from .data.sources import Source, make_source
+from .data.sources import Source
 from .data.sources.base import split_of
 from .data.stream import TrainingStream
 from .data.tokenizers import load_tokenizer, train_tokenizer
@@ -38,7 +37,7 @@ from .records import (
     run_lock,
     write_config,
 )
-from .study import IDENTITY, Study, dataset_configs
+from .study import IDENTITY, Study
 from .trainer import ContinualTrainer, TrainingInterrupted
 
 
@@ -82,55 +81,25 @@ def open_data(study: Study) -> RunData:
     Raises:
         [`PlasticityError`]: Text or tokenizer cannot be had.
     """
-    source = open_source(study)
+    source = open_source(study.data)
     with PartialState().main_process_first():
         tokenizer = _tokenizer(study, source)
-    return open_blocks(study, source, tokenizer)
+    return open_run_data(study, source, tokenizer)
 
 
-def open_source(study: Study) -> Source:
-    """
-    Where the documents of a study come from.
-
-    Raises:
-        [`PlasticityError`]: There is no such source, or options do not fit it.
-    """
-    data = study.data
-    return make_source(
-        data.source,
-        data_dir=data.data_dir,
-        dataset=data.dataset,
-        dataset_configs=dataset_configs(data),
-        text_column=data.text_column,
-    )
-
-
-def open_blocks(study: Study, source: Source, tokenizer: PreTrainedTokenizerBase) -> RunData:
+def open_run_data(study: Study, source: Source, tokenizer: PreTrainedTokenizerBase) -> RunData:
     """
     The blocks of a study as far as they have been prepared.
 
     Raises:
         [`PlasticityError`]: The source does not have a language, or cannot be reached.
     """
-    data = study.data
-    cache = data.data_cache_dir or os.path.join(constants.HF_HOME, "hf_plasticity", "blocks")
     blocks = {
-        split: {
-            language: Blocks(
-                source,
-                language,
-                split,
-                tokenizer,
-                data.context_length,
-                cache,
-                data.validation_fraction,
-                show_progress=not study.training.disable_tqdm,
-            )
-            for language in [*data.languages, data.probe_language]
-        }
-        for split in ("train", "validation")
+        language: open_blocks(study.data, source, language, tokenizer, not study.training.disable_tqdm)
+        for language in [*study.data.languages, study.data.probe_language]
     }
-    return RunData(tokenizer, **blocks)
+    train, validation = ({language: pair[split] for language, pair in blocks.items()} for split in (0, 1))
+    return RunData(tokenizer, train, validation)
 
 
 def _tokenizer(study: Study, source: Source) -> PreTrainedTokenizerBase:

@@ -1,9 +1,8 @@
 """A study's configuration: what the recipes and the command line share."""
 
 import dataclasses
-import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -86,13 +85,18 @@ class Study:
         return {name: settings.get(name) for name in IDENTITY}
 
 
-def parse_study(arguments: Sequence[str] | None = None, description: str | None = None) -> Study:
+def parse_study(
+    arguments: Sequence[str] | None = None,
+    description: str | None = None,
+    settings: Mapping[str, Any] | None = None,
+) -> Study:
     """
     The study that a command line asks for.
 
     Args:
         arguments (`Sequence[str]`, *optional*): The command line without the program's name; `sys.argv` by default.
         description (`str`, *optional*): For `--help`.
+        settings (`Mapping[str, Any]`, *optional*): What `--config` would hold, such as the configuration of a run.
 
     Returns:
         [`Study`]: With every default resolved.
@@ -101,7 +105,7 @@ def parse_study(arguments: Sequence[str] | None = None, description: str | None 
         [`PlasticityError`]: An unknown setting, or a value that cannot be.
     """
     parser = StudyArgumentParser((ModelConfig, DataConfig, ContinualConfig), description=description)
-    model, data, training = parser.parse(sys.argv[1:] if arguments is None else arguments)
+    model, data, training = parser.parse(sys.argv[1:] if arguments is None else arguments, settings)
     model_size(model.size)
     synthetic = data.source == "synthetic"
     data.languages = data.languages or list(SYNTHETIC_LANGUAGES if synthetic else LANGUAGES)
@@ -119,13 +123,3 @@ def parse_study(arguments: Sequence[str] | None = None, description: str | None 
         schedule = training.schedule.replace(",", "-")
         training.output_dir = f"runs/{model.size}-{schedule}-{data.source}-seed{training.seed}"
     return Study(model, data, training)
-
-
-def dataset_configs(data: DataConfig) -> dict[str, str] | str | None:
-    """The mapping or template of `dataset_configs`, from how it is written on a command line."""
-    if data.dataset_configs is None or not data.dataset_configs.startswith('{"'):
-        return data.dataset_configs
-    try:
-        return json.loads(data.dataset_configs)
-    except json.JSONDecodeError as error:
-        raise PlasticityError(f"dataset_configs: '{data.dataset_configs}' is not valid JSON: {error}") from None

@@ -23,7 +23,7 @@ import sys
 import transformers
 from huggingface_hub import HfApi
 
-from hf_plasticity.probing import callback, checkpoint, probe
+from hf_plasticity.probing import checkpoint, probe, recorder
 from hf_plasticity.trainer import trainer
 
 
@@ -33,8 +33,8 @@ EVENTS = {
     "checkpoint": (transformers.Trainer, "_save_rng_state", "before"),
     "marker": (trainer, "mark_complete", "before"),
     "cycle": (checkpoint, "_reveal", "before"),
-    "record": (callback, "append_record", "before"),
-    "recorded": (callback, "append_record", "after"),
+    "record": (recorder, "append_record", "before"),
+    "recorded": (recorder, "append_record", "after"),
     "push": (HfApi, "create_commit", "before"),
     "pushed": (HfApi, "create_commit", "after"),
     "final": (trainer.ContinualTrainer, "save_state", "before"),

@@ -89,7 +89,13 @@ def test_bytes_per_token_counts_the_end_of_text(tmp_path):
     source = ListedSource()
     texts = [text for text in source.texts("a") if split_of(text, FRACTION) == "train"]
     size = sum(len(text) for text in texts)
-    assert make_blocks(tmp_path, source).prepare(10**6).bytes_per_token == size / (size + len(texts))
+    assert make_blocks(tmp_path, source).bytes_per_token(10**6) == size / (size + len(texts))
+
+
+def test_bytes_per_token_does_not_depend_on_what_else_has_been_prepared(tmp_path, small_shards):
+    fresh = make_blocks(tmp_path / "one", ListedSource()).bytes_per_token(1)
+    prepared = make_blocks(tmp_path / "two", ListedSource()).prepare(10**6)
+    assert len(prepared) > 1 and prepared.bytes_per_token(1) == fresh != prepared.bytes_per_token(len(prepared))
 
 
 def test_preparing_goes_on_after_an_interruption(tmp_path, small_shards):

@@ -13,12 +13,13 @@ from transformers import (
     LlamaConfig,
 )
 
-from hf_plasticity import PlasticityError, ProbeConfig, load_run, run_probe, suite
+from hf_plasticity import PlasticityError, ProbeConfig, load_run, run_probe
 from hf_plasticity.cli import main
 from hf_plasticity.data.blocks import Blocks
 from hf_plasticity.data.sources import make_source
 from hf_plasticity.data.tokenizers import byte_tokenizer
-from hf_plasticity.suite import find_checkpoints, parse_suite, place, probe_suite
+from hf_plasticity.suite import parse_suite, probe_models, published
+from hf_plasticity.suite.checkpoints import find_checkpoints, place
 
 
 WIDTH = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 24}
@@ -55,7 +56,7 @@ def publish(hub, repo_id, folder):
 
 
 def probe(model, output, *flags):
-    probe_suite(*parse_suite(["--model", str(model), f"--output_dir={output}", *PROBE, *flags]))
+    probe_models(*parse_suite(["--model", str(model), f"--output_dir={output}", *PROBE, *flags]))
     return load_run(output)
 
 
@@ -88,8 +89,8 @@ def test_what_is_recorded_is_not_probed_again_and_more_revisions_are_added(
     hub, repo_id, tmp_path, monkeypatch, capsys
 ):
     publish(hub, repo_id, save_suite(tmp_path / "suite", "gpt2"))
-    loaded, load = [], suite.load_checkpoint
-    monkeypatch.setattr(suite, "load_checkpoint", lambda config, name: loaded.append(name) or load(config, name))
+    loaded, load = [], published.load_checkpoint
+    monkeypatch.setattr(published, "load_checkpoint", lambda config, name: loaded.append(name) or load(config, name))
     before = probe(repo_id, tmp_path / "run", "--revisions", "step0", "step4")
     after = probe(repo_id, tmp_path / "run", "--revisions", "step*")
     assert after.probes[:2] == before.probes and [record["step"] for record in after.probes] == [0, 4, 16]
@@ -140,7 +141,7 @@ def test_mistakes_are_said_in_a_line(hub, repo_id, tmp_path):
         (repo_id, ["--revisions", "main"], "'main' has no number in its name to place it by"),
         ("org/none-such", [], "there is no 'org/none-such' on the Hub"),
         (folder, ["--revisions", "*1"], "'again-1' and 'step1' are both of step 1; name one of them"),
-        (folder, ["--revisions", "bin-2"], "'bin-2' of '.*' cannot be loaded"),
+        (folder, ["--revisions", "bin-2"], "'bin-2' of '.*' has no safetensors, only pytorch_model.bin, which may hold code"),
         (folder, ["--revisions", "step1", "--every=0"], "every: 0 is not a positive number"),
     ):
         with pytest.raises(PlasticityError, match=message) as caught:

@@ -11,11 +11,12 @@ from .series import ProbeSeries, num_parameters, position, probe_series
 # kept of it. Those of the probe are in its hash. A setting that isn't listed tells runs apart, in plain sight, rather
 # than pass for a seed.
 HOUSEKEEPING = (
-    "seed", "data_seed", "cycles", "max_steps", "num_train_epochs", "probe_", "no_probe", "evaluate_forgetting",
-    "output_dir", "data_dir", "cache_dir", "provenance", "logging_", "log_", "save_", "report_to", "run_name",
-    "project", "trackio_", "push_to_hub", "hub_", "disable_tqdm", "resume_", "eval_", "dataloader_", "per_device_",
-    "micro_batch_size", "gradient_accumulation_steps", "gradient_checkpointing", "activation_checkpointing", "ddp_",
-    "fsdp", "deepspeed", "parallelism", "accelerator_config", "torch_compile", "bf16", "tf32", "use_cpu",
+    "seed", "data_seed", "cycles", "max_steps", "num_train_epochs", "probe", "no_probe", "diagnos",
+    "evaluate_forgetting", "output_dir", "data_dir", "cache_dir", "provenance", "logging_", "log_", "save_",
+    "report_to", "run_name", "project", "trackio_", "push_to_hub", "hub_", "disable_tqdm", "resume_", "eval_",
+    "dataloader_", "per_device_", "micro_batch_size", "gradient_accumulation_steps", "gradient_checkpointing",
+    "activation_checkpointing", "ddp_", "fsdp", "deepspeed", "parallelism", "accelerator_config", "torch_compile",
+    "bf16", "tf32", "use_cpu",
 )  # fmt: skip
 
 

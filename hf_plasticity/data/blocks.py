@@ -95,14 +95,34 @@ class Blocks:
         """Whether the source has no more documents than those prepared."""
         return self._index["exhausted"]
 
-    @property
-    def bytes_per_token(self) -> float:
-        """UTF-8 bytes of text for each token, end-of-text tokens included, in what has been prepared."""
-        shards = self._index["shards"]
+    def bytes_per_token(self, num_blocks: int) -> float:
+        """
+        UTF-8 bytes of text for each token, end-of-text tokens included, around the first `num_blocks` blocks: in the
+        shards that hold them, however many more have been prepared.
+
+        Raises:
+            [`PlasticityError`]: There is no text.
+        """
+        self.prepare(num_blocks)
+        shards = [shard for shard, start in zip(self._index["shards"], self._ends) if start < num_blocks]
         tokens = sum(shard["tokens_encoded"] for shard in shards)
         if tokens == 0:
             raise PlasticityError(f"'{self.language}' has no {self.split} text")
         return sum(shard["bytes_encoded"] for shard in shards) / tokens
+
+    def first(self, count: int, setting: str) -> np.ndarray:
+        """
+        The first blocks: `(count, context_length)`.
+
+        Raises:
+            [`PlasticityError`]: There are fewer than `setting` asks for.
+        """
+        if len(self.prepare(count)) < count:
+            raise PlasticityError(
+                f"{setting}: {count} are asked for and the {self.split} split of '{self.language}' has {len(self)}; "
+                "give it more text, or ask for fewer"
+            )
+        return self[range(count)]
 
     def prepare(self, num_blocks: int) -> "Blocks":
         """

@@ -49,6 +49,17 @@ def explain_hub_error(repo_id: str, repo_type: str, error: BaseException) -> str
     return None
 
 
+def may_pass(error: BaseException) -> bool:
+    """Whether an error is the network's or the Hub's own, so that it is worth to try again later."""
+    lasting = (GatedRepoError, HFValidationError, RepositoryNotFoundError, RevisionNotFoundError)
+    if isinstance(error, lasting):
+        return False
+    if isinstance(error, HfHubHTTPError):
+        return error.response.status_code not in (400, 401, 403, 404)
+    # The client's own HTTP library has gone by more than one name.
+    return isinstance(error, OSError) or any(base.__module__.startswith("httpx") for base in type(error).__mro__)
+
+
 def one_line(error: BaseException) -> str:
     """The message of an error on one line."""
     return " ".join(str(error).split()) or type(error).__name__

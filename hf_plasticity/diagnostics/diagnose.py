@@ -281,6 +281,14 @@ def _check_blocks(
     return blocks, mask
 
 
+def diagnostics_hash(
+    blocks: torch.Tensor | np.ndarray, config: DiagnosticsConfig | None = None, has_reference: bool = False
+) -> str:
+    """The `diagnostics_config_hash` that a diagnosis on these blocks, all of whose tokens count, is going to have."""
+    config = config or DiagnosticsConfig()
+    return _hash(config, _names(config, has_reference), torch.as_tensor(np.asarray(blocks)).long(), None)
+
+
 def _hash(config: DiagnosticsConfig, names: list[str], blocks: torch.Tensor, mask: torch.Tensor | None) -> str:
     digests = [
         None if tensor is None else hashlib.blake2b(tensor.numpy().tobytes(), digest_size=8).hexdigest()

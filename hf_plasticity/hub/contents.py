@@ -15,19 +15,27 @@ from ..arguments import PROVENANCE
 from ..probing.checkpoint import RECORD_FILE
 from ..records import (
     CONFIG_FILE,
+    DIAGNOSIS_KEY,
     DIAGNOSTICS_FILE,
     FORGETTING_FILE,
+    FORGETTING_KEY,
+    PROBE_KEY,
     PROBES_FILE,
     TRAINER_STATE_FILE,
     RunRecord,
+    append_record,
+    cycle_name,
     is_complete,
     load_run,
+    read_config,
+    read_records,
 )
 from .card import CARD_FILE, FIGURE_FILE, delta_auc_png, render_card
 
 
 Files = dict[str, Path | bytes]
 
+RECORD_KEYS = {PROBES_FILE: PROBE_KEY, DIAGNOSTICS_FILE: DIAGNOSIS_KEY, FORGETTING_FILE: FORGETTING_KEY}
 REVISIONS_FILE, RUN_ID = "revisions.txt", "run_id"
 FOLDER_SETTINGS = ("output_dir", "data_dir", "data_cache_dir")
 TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{20,}")
@@ -59,14 +67,14 @@ def without_token(text: str) -> str:
     return TOKEN.sub("hf_…", text)
 
 
-def probed_cycles(folder: Path) -> dict[str, int]:
-    """The probed checkpoints of a run folder that are complete, with the step each was taken at, in order."""
+def saved_cycles(folder: Path) -> dict[str, bool]:
+    """The checkpoints of cycles in a run folder, in order, and whether the record of its probe lies with each."""
     found = {}
     for path in sorted(folder.glob("cycle-*"), key=lambda path: (len(path.name), path.name)):
         try:
-            found[path.name] = json.loads((path / RECORD_FILE).read_text(encoding="utf-8"))["step"]
+            found[path.name] = "step" in json.loads((path / RECORD_FILE).read_text(encoding="utf-8"))
         except (FileNotFoundError, ValueError):
-            continue  # the probe of this checkpoint has not ended yet
+            found[path.name] = False
     return found
 
 
@@ -75,7 +83,14 @@ def cycle_files(folder: Path, name: str) -> Files:
     return {path.name: path for path in sorted((folder / name).iterdir()) if path.is_file()}
 
 
-def main_files(folder: Path, repo_id: str, run_id: str, branches: list[str]) -> Files:
+def merge_records(there: Path, folder: Path) -> None:
+    """Add to the records of a run folder the lines of another that it does not have."""
+    for name, key in RECORD_KEYS.items():
+        for record in read_records(there / name):
+            append_record(folder / name, record, key)
+
+
+def main_files(folder: Path, repo_id: str, run_id: str, branches: list[str], has_model: bool = False) -> Files:
     """
     What goes to `main`: records, configuration, card, and once the run is finished its model.
 
@@ -84,6 +99,7 @@ def main_files(folder: Path, repo_id: str, run_id: str, branches: list[str]) -> 
         repo_id (`str`): The repository.
         run_id (`str`): Goes into the configuration, so that the repository is known for this run's.
         branches (`list[str]`): The branches of probed checkpoints that the repository has.
+        has_model (`bool`, *optional*, defaults to `False`): Whether it has the final model already.
     """
     run = load_run(folder)
     run.config, run.name = public(run.config), repo_id.split("/")[-1]
@@ -93,27 +109,33 @@ def main_files(folder: Path, repo_id: str, run_id: str, branches: list[str]) -> 
     lines = {PROBES_FILE: run.probes, DIAGNOSTICS_FILE: run.diagnostics, FORGETTING_FILE: run.forgetting}
     files |= {name: _json_lines(records) for name, records in lines.items() if records}
     if run.training_log:
-        files[TRAINER_STATE_FILE] = json.dumps({"log_history": run.training_log}, indent=1).encode()
+        step = _last_step(folder)
+        state = (
+            {"log_history": run.training_log}
+            if step is None
+            else {"global_step": step, "log_history": run.training_log}
+        )
+        files[TRAINER_STATE_FILE] = json.dumps(state, indent=1).encode()
     files |= _parquet(run)
     figure = delta_auc_png(run)
     if figure is not None:
         files[FIGURE_FILE] = figure
-    card = render_card(run, repo_id, branches, finished=bool(model), figure=figure is not None)
+    card = render_card(run, repo_id, branches, finished=has_model or bool(model), figure=figure is not None)
     files[CARD_FILE] = card.encode()
     return files
 
 
 def final_model(folder: Path) -> Files:
     """The model at the end of a finished run: its last probed checkpoint, or the Trainer's; nothing before that."""
-    state = folder / TRAINER_STATE_FILE
-    if not state.exists():
+    step, config = _last_step(folder), read_config(folder) or {}
+    if step is None:
         return {}
-    step = json.loads(state.read_text(encoding="utf-8"))["global_step"]
-    for name, probed_at in probed_cycles(folder).items():
-        if probed_at == step:
-            files = cycle_files(folder, name)
-            files.pop(RECORD_FILE)
-            return files
+    steps_per_cycle = config[PROVENANCE]["tasks_per_cycle"] * config["task_steps"]
+    name = cycle_name(step // steps_per_cycle)
+    if step % steps_per_cycle == 0 and (folder / name).is_dir():
+        files = cycle_files(folder, name)
+        files.pop(RECORD_FILE, None)
+        return files
     checkpoint = folder / f"checkpoint-{step}"
     if not is_complete(checkpoint) or not any(checkpoint.glob("*.safetensors")):
         return {}
@@ -122,6 +144,12 @@ def final_model(folder: Path) -> Files:
         for path in sorted(checkpoint.iterdir())
         if path.is_file() and not NOT_OF_THE_MODEL.fullmatch(path.name)
     }
+
+
+def _last_step(folder: Path) -> int | None:
+    """The optimizer steps of a finished run; `None` before that."""
+    state = folder / TRAINER_STATE_FILE
+    return json.loads(state.read_text(encoding="utf-8")).get("global_step") if state.exists() else None
 
 
 def _parquet(run: RunRecord) -> Files:

@@ -16,9 +16,11 @@ from transformers.utils import logging
 
 from ..data.hub_errors import one_line
 from ..errors import PlasticityError
-from ..records import CONFIG_FILE, HUB_FILE, read_config
+from ..probing.checkpoint import save_probe_record
+from ..records import CONFIG_FILE, HUB_FILE, PROBES_FILE, cycle_name, read_config, read_records
 from ..study import IDENTITY
-from .contents import cycle_files, main_files, probed_cycles, public, without_token
+from ..trainer.config import DEFERRED
+from .contents import cycle_files, main_files, merge_records, public, saved_cycles, without_token
 from .repository import MAIN, HubRefusal, RunRepository
 
 
@@ -83,16 +85,32 @@ def push_run(folder: str | Path, repository: RunRepository) -> None:
     pushed = account.setdefault("pushed", {}).setdefault(repository.repo_id, {})
     for name in set(pushed) - set(there):
         del pushed[name]
-    cycles = list(probed_cycles(folder))
-    for name in cycles:
-        if name not in pushed:
-            message = f"Probed checkpoint {name}"
+    # Those that went there before their probe had taken place.
+    unprobed = account.setdefault("unprobed", {}).setdefault(repository.repo_id, [])
+    deferred = (read_config(folder) or {}).get("probe") == DEFERRED
+    if deferred and pushed.get(MAIN) != there[MAIN]:
+        take_records(folder, repository, there[MAIN])
+    cycles = {name: probed for name, probed in saved_cycles(folder).items() if probed or deferred}
+    for name, probed in cycles.items():
+        if name not in pushed or (probed and name in unprobed):
+            message = f"Probed checkpoint {name}" if probed else f"Checkpoint {name}"
             pushed[name] = repository.put(name, cycle_files(folder, name), message)
+            unprobed[:] = sorted({*unprobed, name} - ({name} if probed else set()))
             _write_account(folder, account)
     if (folder / CONFIG_FILE).exists():
-        files = main_files(folder, repository.repo_id, repository.run_id, cycles)
-        pushed[MAIN] = repository.put(MAIN, files, "Records of the run")
+        files = main_files(folder, repository.repo_id, repository.run_id, list(cycles))
+        pushed[MAIN] = repository.put(MAIN, files, "Records of the run", onto=there[MAIN])
         _write_account(folder, account)
+
+
+def take_records(folder: Path, repository: RunRepository, commit: str) -> None:
+    """Bring home what a follower has probed and sent to the Hub."""
+    there = repository.api.snapshot_download(repository.repo_id, revision=commit, allow_patterns=["*.jsonl"])
+    merge_records(Path(there), folder)
+    saved = saved_cycles(folder)
+    for record in read_records(folder / PROBES_FILE):
+        if saved.get(cycle_name(record["cycle"])) is False:
+            save_probe_record(folder / cycle_name(record["cycle"]), record)
 
 
 def _account(folder: str | Path) -> dict[str, Any]:

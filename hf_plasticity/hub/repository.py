@@ -39,6 +39,10 @@ class HubRefusal(PlasticityError):
     """The Hub was reached, and will not have it: no token, no rights, or a repository with something else in it."""
 
 
+class BranchMoved(OSError):
+    """Somebody else has committed to a branch meanwhile."""
+
+
 class RunRepository:
     """
     The repository of one run.
@@ -149,7 +153,7 @@ class RunRepository:
         entries = self.api.list_repo_tree(self.repo_id, recursive=True, revision=commit)
         return {entry.path: entry for entry in entries if isinstance(entry, RepoFile)}
 
-    def put(self, branch: str, files: Mapping[str, Path | bytes], message: str) -> str:
+    def put(self, branch: str, files: Mapping[str, Path | bytes], message: str, onto: str | None = None) -> str:
         """
         Bring files to a branch in one commit; none if they are there already, as they are when the answer to an
         earlier commit was lost.
@@ -158,11 +162,17 @@ class RunRepository:
             branch (`str`): Made from the first commit of `main` if there is none.
             files (`Mapping[str, Path | bytes]`): By their path in the repository.
             message (`str`): The commit's title.
+            onto (`str`, *optional*): The branch's newest commit as far as the files know of it.
 
         Returns:
             `str`: The branch's newest commit.
+
+        Raises:
+            [`BranchMoved`]: The newest commit is another than `onto`.
         """
         heads = self.branches()
+        if onto is not None and heads[branch] != onto:
+            raise BranchMoved(f"'{branch}' has got another commit meanwhile")
         if branch not in heads:
             first = self.api.list_repo_commits(self.repo_id, revision=MAIN)[-1].commit_id
             self.api.create_branch(self.repo_id, branch=branch, revision=first, exist_ok=True)

@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from transformers import PreTrainedTokenizerBase
 
 from ..data.blocks import LARGEST_SHARD_TOKENS, Blocks, blocks_on_disk
+from ..data.opening import open_source
 from ..data.schedule import Schedule
 from ..data.sources import LocalSource, Source, split_of
 from ..data.tokenizers import encode_documents
 from ..errors import PlasticityError
-from ..run import RunData, open_blocks, open_source
+from ..run import RunData, open_run_data
 from ..study import Study
 
 
@@ -85,7 +86,7 @@ def text_of_study(
         [`PlasticityError`]: The source does not fit the study. One that cannot be reached is a reason in `how`.
     """
     length = study.data.context_length
-    source = open_source(study)
+    source = open_source(study.data)
     data, why = None, ""
     if study.data.source != "synthetic":
         data, why = _opened(study, source, tokenizer)
@@ -114,7 +115,7 @@ def _opened(study: Study, source: Source, tokenizer: PreTrainedTokenizerBase | N
     if tokenizer is None:
         return None, "no tokenizer at hand"
     try:
-        return open_blocks(study, source, tokenizer), ""
+        return open_run_data(study, source, tokenizer), ""
     except PlasticityError as error:
         # What is wrong with a folder at hand is to be put right now; the Hub may be out of reach from where one plans.
         if study.data.source != "hub":

@@ -50,6 +50,11 @@ def _reveal(unfinished: Path, folder: Path) -> None:
     unfinished.rename(folder)
 
 
+def record_bytes(record: dict[str, Any]) -> bytes:
+    """A probe's record as it lies beside the weights it was measured on."""
+    return json.dumps(record, indent=1).encode()
+
+
 def save_probe_record(folder: str | Path, record: dict[str, Any]) -> None:
     """Put a probe's record beside the weights it was measured on."""
-    (Path(folder) / RECORD_FILE).write_text(json.dumps(record, indent=1), encoding="utf-8")
+    (Path(folder) / RECORD_FILE).write_bytes(record_bytes(record))

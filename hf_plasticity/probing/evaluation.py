@@ -1,7 +1,9 @@
 """Validation loss on token blocks, over all processes."""
 
+import contextlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,9 +20,22 @@ if TYPE_CHECKING:
     TokenBlocks = Blocks | np.ndarray | torch.Tensor
 
 
+_APART: ContextVar[bool] = ContextVar("apart", default=False)
+
+
 def process_rank_and_count() -> tuple[int, int]:
     """This process's number and how many share the model."""
-    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() and not _APART.get() else (0, 1)
+
+
+@contextlib.contextmanager
+def each_process_apart() -> Iterator[None]:
+    """Within, each process of a launch probes a model of its own, as if there were no others."""
+    token = _APART.set(True)
+    try:
+        yield
+    finally:
+        _APART.reset(token)
 
 
 def from_main_process(compute: Callable[[], Any]) -> Any:

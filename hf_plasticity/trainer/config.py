@@ -9,6 +9,9 @@ from ..learning_rate import learning_rate_shape
 from ..probing import ProbeConfig
 
 
+INLINE, DEFERRED = "inline", "deferred"
+
+
 @dataclass
 class ContinualConfig(TrainingArguments):
     r"""
@@ -47,6 +50,10 @@ class ContinualConfig(TrainingArguments):
     Args:
         no_probe (`bool`, *optional*, defaults to `False`):
             Trains without probes.
+        probe (`str`, *optional*, defaults to `"inline"`):
+            `"inline"` probes, and diagnoses, between two steps of training. `"deferred"` keeps every model that is to
+            be probed as `cycle-003/` and trains on: `recipes/probe.py --follow` probes and diagnoses them meanwhile,
+            elsewhere, with the same numbers.
         probe_every_cycles (`int`, *optional*, defaults to 1):
             Cycles between two probes; the untrained model (cycle 0) is probed too.
         probe_steps (`int`, *optional*, defaults to `task_steps`):
@@ -108,6 +115,9 @@ class ContinualConfig(TrainingArguments):
     diagnostics_sequences: int = field(default=64, metadata={"help": "Validation sequences of a diagnosis."})
 
     no_probe: bool = field(default=False, metadata={"help": "Train without probes."})
+    probe: str = field(
+        default=INLINE, metadata={"help": "inline, or deferred: recipes/probe.py --follow probes what the run saves."}
+    )
     probe_every_cycles: int = field(default=1, metadata={"help": "Cycles between two probes."})
     probe_steps: int | None = field(
         default=None, metadata={"help": "Optimizer steps of a probe; those of a task instance by default."}
@@ -176,6 +186,14 @@ class ContinualConfig(TrainingArguments):
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise PlasticityError(f"{name}: {value} is not a positive number")
+        if self.probe not in (INLINE, DEFERRED):
+            raise PlasticityError(f"probe: '{self.probe}' is unknown; choose {INLINE} or {DEFERRED}")
+        if self.probe == DEFERRED:
+            for name, needed in (("no_probe", False), ("save_probe_checkpoints", True)):
+                if getattr(self, name) != needed:
+                    raise PlasticityError(
+                        f"{name}: {getattr(self, name)} leaves nothing to probe later, and probe is {DEFERRED}"
+                    )
         for name, value in (("train_sampling_strategy", "sequential"), ("remove_unused_columns", False)):
             if getattr(self, name) != value:
                 raise PlasticityError(

@@ -28,11 +28,13 @@ from ..diagnostics import DiagnosticsCallback
 from ..errors import PlasticityError
 from ..learning_rate import learning_rate_shape
 from ..probing import PlasticityProbeCallback
+from ..probing.callback import ProbeCheckpointCallback
 from ..probing.evaluation import from_main_process
+from ..probing.timeline import Timeline
 from ..probing.unchanged import local, unchanged
 from ..records import COMPLETE_FILE, TRAINER_STATE_FILE
 from .checkpoint import is_full_disk, last_complete_checkpoint, mark_complete, rotate
-from .config import ContinualConfig
+from .config import DEFERRED, ContinualConfig
 from .forgetting import ForgettingCallback
 from .progress import TaskProgressCallback
 from .signals import StopOnSignal, TrainingInterrupted
@@ -57,7 +59,7 @@ class ContinualTrainer(Trainer):
         args ([`ContinualConfig`]): Everything about the run.
         train_dataset ([`TrainingStream`]): The sequences of the whole run; it has as many as `args` asks for.
         probe_blocks (`tuple[Blocks, Blocks]`, *optional*): Training and validation blocks of the probe language;
-            needed with `args.diagnose`, and unless `args.no_probe`.
+            needed with `args.diagnose`, and unless `args.no_probe`; not with `args.probe` `"deferred"`.
         eval_blocks (`dict[str, Blocks]`, *optional*): Validation blocks of each training language; needed with
             `args.evaluate_forgetting`.
         processing_class (`PreTrainedTokenizerBase`, *optional*): The tokenizer, saved with every checkpoint.
@@ -114,18 +116,25 @@ class ContinualTrainer(Trainer):
         self.add_callback(self.signals)
         if args.evaluate_forgetting:
             self.add_callback(ForgettingCallback(self, eval_blocks))
-        if args.diagnose:
-            self.add_callback(self._diagnostics_callback(probe_blocks[1]))
-        if not args.no_probe:
-            self.add_callback(self._probe_callback(*probe_blocks))
+        if args.probe == DEFERRED:
+            timeline = Timeline(args.task_steps, self.schedule.tasks_per_cycle, args.global_batch_tokens)
+            self.add_callback(ProbeCheckpointCallback(timeline, args.probe_every_cycles, self._wake_pusher))
+        else:
+            if args.diagnose:
+                self.add_callback(self._diagnostics_callback(probe_blocks[1]))
+            if not args.no_probe:
+                self.add_callback(self._probe_callback(*probe_blocks))
         self._flops_per_sequence: float | None = None
         self._logged_at: tuple[float, int] | None = None
         self._resumed_from: str | None = None
         # What puts this run on the Hub; `RunPusher.follow` sets it.
         self.pusher: Any = None
 
+    def _wake_pusher(self) -> None:
+        if self.pusher is not None:
+            self.pusher.wake()
+
     def _probe_callback(self, train_blocks: "Blocks", eval_blocks: "Blocks") -> PlasticityProbeCallback:
-        eval_blocks.prepare(self.args.probe_eval_sequences)
         return PlasticityProbeCallback(
             train_blocks,
             eval_blocks,
@@ -136,21 +145,15 @@ class ContinualTrainer(Trainer):
             task_steps=self.args.task_steps,
             tasks_per_cycle=self.schedule.tasks_per_cycle,
             tokens_per_step=self.args.global_batch_tokens,
-            bytes_per_token=eval_blocks.bytes_per_token,
+            bytes_per_token=eval_blocks.bytes_per_token(self.args.probe_eval_sequences),
             save_checkpoints=self.args.save_probe_checkpoints,
             trainer=self,
             before_probe_step=self.signals.give_up_if_asked,
         )
 
     def _diagnostics_callback(self, blocks: "Blocks") -> DiagnosticsCallback:
-        wanted = self.args.diagnostics_sequences
-        if len(blocks.prepare(wanted)) < wanted:
-            raise PlasticityError(
-                f"diagnostics_sequences: {wanted} are asked for and the validation split of '{blocks.language}' has "
-                f"{len(blocks)}; give it more text, or ask for fewer"
-            )
         return DiagnosticsCallback(
-            blocks[range(wanted)],
+            blocks.first(self.args.diagnostics_sequences, "diagnostics_sequences"),
             self,
             every_steps=self.args.probe_every_cycles * self.schedule.tasks_per_cycle * self.args.task_steps,
             task_steps=self.args.task_steps,

@@ -1,0 +1,59 @@
+"""Several processes that wait for each other, also for hours."""
+
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from accelerate import PartialState
+
+
+FOREVER = timedelta(days=365)
+
+
+class Processes:
+    """
+    The processes of a launch. They talk over gloo, whose patience can be set: NCCL takes a process that is not heard
+    of for ten minutes for dead, and a probe, or the wait for a cycle, may take longer.
+
+    Args:
+        use_cpu (`bool`): Whether accelerators are left alone.
+    """
+
+    def __init__(self, use_cpu: bool):
+        # Left to themselves, processes of one launch on a machine without an accelerator know nothing of each other
+        # (seen in accelerate 1.15.0).
+        self.use_cpu = use_cpu or not torch.accelerator.is_available()
+        PartialState(cpu=self.use_cpu)
+        self.rank, self.count, self._group = 0, 1, None
+        if dist.is_initialized() and dist.get_world_size() > 1:
+            self.rank, self.count = dist.get_rank(), dist.get_world_size()
+            self._group = dist.new_group(backend="gloo", timeout=FOREVER)
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this is the process that writes."""
+        return self.rank == 0
+
+    def gather(self, item: Any) -> list[Any]:
+        """`item` of every process, on all of them."""
+        items = [item] * self.count
+        if self._group is not None:
+            dist.all_gather_object(items, item, group=self._group)
+        return items
+
+    def from_main(self, compute: Callable[[], Any]) -> Any:
+        """What `compute` returns on the main process, on all of them; what it raises, too."""
+        box = [None]
+        if self.is_main:
+            try:
+                box = [(compute(), None)]
+            except Exception as error:
+                box = [(None, error)]
+        if self._group is not None:
+            dist.broadcast_object_list(box, src=0, group=self._group)
+        value, error = box[0]
+        if error is not None:
+            raise error
+        return value

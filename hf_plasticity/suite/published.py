@@ -1,0 +1,132 @@
+"""Probing a suite that somebody has published, or that lies in a folder."""
+
+import contextlib
+import dataclasses
+import importlib.metadata
+import os
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from transformers import PreTrainedModel
+
+from .. import __version__
+from ..arguments import PROVENANCE
+from ..data.config import DataConfig
+from ..data.opening import open_blocks, open_source
+from ..data.tokenizers import load_tokenizer
+from ..errors import PlasticityError
+from ..models import num_non_embedding_parameters
+from ..probing.recorder import ProbeRecorder
+from ..probing.timeline import Timeline
+from ..records import read_config, run_lock, write_config
+from ..run import PACKAGES, show_results
+from .checkpoints import check_weights, find_checkpoints, load_checkpoint
+from .config import BATCH, CHECKPOINTS, SuiteConfig
+from .prober import SuiteProber
+from .processes import Processes
+
+
+# What may change between two commands that add to the same records.
+FREE = (
+    "revisions", "every", "allow_duplicates", "follow", "poll_seconds", "push_to_hub", "share", "diagnose",
+    "diagnostics_sequences", "output_dir", "data_dir", "data_cache_dir", "per_device_train_batch_size", "tokenizer",
+    "disable_tqdm", "use_cpu",
+)  # fmt: skip
+
+
+def probe_suite(suite: SuiteConfig, data: DataConfig) -> None:
+    """
+    Probe every checkpoint that has no record yet, and write the report. The same command goes on where it was stopped;
+    with more revisions, it adds them.
+
+    Raises:
+        [`PlasticityError`]: It cannot be done as configured.
+        [`ProbeDivergedError`]: The loss of a probe is not finite.
+    """
+    processes = Processes(suite.use_cpu)
+    accelerator = Accelerator(mixed_precision="bf16" if suite.bf16 else "no", cpu=processes.use_cpu)
+    with contextlib.ExitStack() as stack:
+        found = processes.from_main(lambda: _begin(suite, data, stack))
+        if data.tokenizer is None:
+            local = Path(suite.model).is_dir()
+            data.tokenizer = os.path.join(suite.model, list(found.values())[-1]) if local else suite.model
+        tokenizer = load_tokenizer(data.tokenizer)
+        train_blocks, eval_blocks = open_blocks(
+            data, open_source(data), data.probe_language, tokenizer, show_progress=not suite.disable_tqdm
+        )
+        recorder = ProbeRecorder(
+            train_blocks,
+            eval_blocks,
+            suite.probe_config(),
+            data.probe_language,
+            Timeline(tokens_per_step=suite.tokens_per_step),
+            eval_blocks.bytes_per_token(suite.probe_eval_sequences),
+        )
+
+        def load(step: int) -> PreTrainedModel:
+            model = load_checkpoint(suite, found[step])
+            if len(tokenizer) > model.get_input_embeddings().num_embeddings:
+                raise PlasticityError(
+                    f"tokenizer: '{data.tokenizer}' has {len(tokenizer)} tokens and '{found[step]}' knows only "
+                    f"{model.get_input_embeddings().num_embeddings}; name the one of the suite with --tokenizer"
+                )
+            if processes.is_main:
+                _write_config(suite, data, found, num_non_embedding_parameters(model))
+            return model
+
+        prober = SuiteProber(
+            suite.output_dir,
+            recorder,
+            load,
+            accelerator,
+            processes,
+            share=suite.share or (BATCH if accelerator.is_fsdp2 else CHECKPOINTS),
+            diagnostics_blocks=eval_blocks.first(suite.diagnostics_sequences, "diagnostics_sequences")
+            if suite.diagnose
+            else None,
+            micro_batch_size=suite.per_device_train_batch_size,
+            show_progress=not suite.disable_tqdm,
+        )
+        prober.probe(list(found))
+        if processes.is_main:
+            recorder.refer_to_first(suite.output_dir)
+            show_results(suite.output_dir)
+
+
+def _begin(suite: SuiteConfig, data: DataConfig, stack: contextlib.ExitStack) -> dict[int, str]:
+    """The checkpoints of the suite, with the run folder held for it until `stack` is closed."""
+    stack.enter_context(run_lock(suite.output_dir))
+    _check_folder(suite, data)
+    found = find_checkpoints(suite)
+    check_weights(suite, found)
+    return found
+
+
+def _settings(suite: SuiteConfig, data: DataConfig) -> dict[str, Any]:
+    settings = dataclasses.asdict(suite) | dataclasses.asdict(data)
+    return {name: value for name, value in settings.items() if value is not None}
+
+
+def _check_folder(suite: SuiteConfig, data: DataConfig) -> None:
+    here, there = _settings(suite, data), read_config(suite.output_dir)
+    if there is None:
+        return
+    different = [
+        f"{name} is {there.get(name)} there and {here.get(name)} here"
+        for name in sorted(({*here} | {*there}) - {*FREE, PROVENANCE})
+        if there.get(name) != here.get(name)
+    ]
+    if different:
+        raise PlasticityError(
+            f"output_dir: '{suite.output_dir}' belongs to other probes ({'; '.join(different)}); choose another folder"
+        )
+
+
+def _write_config(suite: SuiteConfig, data: DataConfig, found: dict[int, str], parameters: int) -> None:
+    provenance = {
+        "num_non_embedding_parameters": parameters,
+        "checkpoints": found,
+        "versions": {"hf-plasticity": __version__} | {name: importlib.metadata.version(name) for name in PACKAGES},
+    }
+    write_config(suite.output_dir, _settings(suite, data) | {PROVENANCE: provenance})
