@@ -28,6 +28,7 @@ from .data.stream import TrainingStream
 from .data.tokenizers import load_tokenizer, train_tokenizer
 from .errors import PlasticityError
 from .models import gpt2_config, num_non_embedding_parameters
+from .probing.checkpoint import RECORD_FILE
 from .probing.evaluation import from_main_process
 from .records import (
     REPORT_FILE,
@@ -39,6 +40,7 @@ from .records import (
 )
 from .study import IDENTITY, Study
 from .trainer import ContinualTrainer, TrainingInterrupted
+from .trainer.config import DEFERRED, INLINE
 
 
 if TYPE_CHECKING:
@@ -237,6 +239,13 @@ def _take_folder(study: Study, stack: contextlib.ExitStack) -> str | None:
     ]
     if different:
         return f"output_dir: '{folder}' belongs to another run ({'; '.join(different)}); choose another folder"
+    if there.get("probe") == DEFERRED and study.training.probe == INLINE:
+        left_out = [path.name for path in sorted(Path(folder).glob("cycle-*")) if not (path / RECORD_FILE).exists()]
+        if left_out:
+            return (
+                f"probe: {', '.join(left_out)} of '{folder}' were left for later, and ΔAUC refers to the first probe "
+                "of a run; let recipes/probe.py --follow probe them, or go on with --probe deferred"
+            )
     return None
 
 
@@ -372,6 +381,8 @@ def run_study(study: Study) -> None:
         trainer.save_state()
         if PartialState().is_main_process:
             show_results(folder)
+            if study.training.probe == DEFERRED:
+                print(f"probes      deferred: accelerate launch recipes/probe.py --model {folder} --follow")
         if pusher is not None:
             pusher.finish()
 

@@ -141,7 +141,11 @@ def test_mistakes_are_said_in_a_line(hub, repo_id, tmp_path):
         (repo_id, ["--revisions", "main"], "'main' has no number in its name to place it by"),
         ("org/none-such", [], "there is no 'org/none-such' on the Hub"),
         (folder, ["--revisions", "*1"], "'again-1' and 'step1' are both of step 1; name one of them"),
-        (folder, ["--revisions", "bin-2"], "'bin-2' of '.*' has no safetensors, only pytorch_model.bin, which may hold code"),
+        (
+            folder,
+            ["--revisions", "bin-2"],
+            "'bin-2' of '.*' has no safetensors, only pytorch_model.bin, which may hold code",
+        ),
         (folder, ["--revisions", "step1", "--every=0"], "every: 0 is not a positive number"),
     ):
         with pytest.raises(PlasticityError, match=message) as caught:

@@ -32,7 +32,7 @@ from .followed import CYCLE, FollowedFolder, Progress, cycles_of, is_finished
 logger = logging.get_logger(__name__)
 
 RECORDS = ["*.jsonl", CONFIG_FILE, TRAINER_STATE_FILE]
-LONGEST_WAIT = 600.0
+FIRST_WAIT, LONGEST_WAIT = 1.0, 600.0
 
 
 class FollowedRepository(FollowedFolder):
@@ -116,7 +116,7 @@ class FollowedRepository(FollowedFolder):
 
     def checkpoint(self, cycle: int) -> Path:
         """The folder that a cycle's checkpoint has been downloaded to; waits for a Hub in trouble."""
-        wait = 1.0
+        wait = FIRST_WAIT
         while True:
             try:
                 return Path(snapshot_download(self.name, revision=cycle_name(cycle)))

@@ -118,6 +118,8 @@ class SuiteProber:
         return found
 
     def _prepare(self, model: PreTrainedModel) -> nn.Module:
+        # What Transformers takes by default for a causal model, though for GPT-2 with a warning.
+        model.loss_type = "ForCausalLM"
         if self.accelerator.is_fsdp2:
             # Accelerate shards a model together with its optimizer only; the probe has one of its own.
             return self.accelerator.prepare(model, torch.optim.SGD(model.parameters(), lr=0.0))[0]
