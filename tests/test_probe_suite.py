@@ -1,6 +1,7 @@
 """`recipes/probe.py`: every checkpoint of a published suite under one and the same probe."""
 
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,15 +14,18 @@ from transformers import (
     LlamaConfig,
 )
 
-from hf_plasticity import PlasticityError, ProbeConfig, load_run, run_probe
+from hf_plasticity import PlasticityError, ProbeConfig, diagnose, load_run, run_probe
 from hf_plasticity.cli import main
 from hf_plasticity.data.blocks import Blocks
 from hf_plasticity.data.sources import make_source
 from hf_plasticity.data.tokenizers import byte_tokenizer
+from hf_plasticity.records import DamagedRecordWarning
 from hf_plasticity.suite import parse_suite, probe_models, published
 from hf_plasticity.suite.checkpoints import find_checkpoints, place
 
 
+PROBE_RECIPE = ROOT / "recipes" / "probe.py"
+FSDP2_ON_CPU = Path(__file__).with_name("fsdp2_on_cpu.py")
 WIDTH = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 24}
 COMMON = {"vocab_size": 257, "max_position_embeddings": 32, "bos_token_id": 256, "eos_token_id": 256}
 FAMILIES = {
@@ -156,14 +160,114 @@ def test_mistakes_are_said_in_a_line(hub, repo_id, tmp_path):
         parse_suite([])
 
 
-@pytest.mark.slow
-def test_the_recipe_on_two_processes_gives_nearly_the_same(tmp_path):
+def test_an_earlier_revision_that_is_added_becomes_what_all_changes_refer_to(tmp_path):
+    suite = save_suite(tmp_path / "suite", "gpt2")
+    late = probe(suite, tmp_path / "run", "--revisions", "step0", "step16")
+    assert [record["delta_auc"] for record in late.probes] == [None, 0.0]
+    damaged = (tmp_path / "run" / "probes.jsonl").read_bytes() + b'{"step": 7\n'
+    (tmp_path / "run" / "probes.jsonl").write_bytes(damaged)
+    with pytest.warns(DamagedRecordWarning):
+        run = probe(suite, tmp_path / "run", "--revisions", "step*")
+        assert run.probes == load_run(tmp_path / "run").probes
+    first, last = (aucs(run)[step] for step in (4, 16))
+    assert [record["delta_auc"] for record in run.probes] == [None, 0.0, pytest.approx(100 * (last / first - 1))]
+    assert [
+        line for line in (tmp_path / "run" / "probes.jsonl").read_bytes().splitlines() if b'"auc"' not in line
+    ] == [b'{"step": 7']
+
+
+def test_checkpoints_are_diagnosed_too_where_it_is_asked_for(tmp_path):
+    suite = save_suite(tmp_path / "suite", "neox")
+    flags = ["--diagnose", "--diagnostics_sequences=4"]
+    before = probe(suite, tmp_path / "run", "--revisions", "step0", "step4")
+    assert before.diagnostics == []
+    run = probe(suite, tmp_path / "run", *flags)
+    assert run.probes[:2] == before.probes, "and are not probed again"
+    blocks = Blocks(make_source("synthetic"), "syn9", "validation", byte_tokenizer(), 32, tmp_path / "b", 0.05, False)
+    untrained, model = (AutoModelForCausalLM.from_pretrained(suite / f"step{step}") for step in (0, 16))
+    expected = diagnose(model, blocks[range(4)], reference=dict(untrained.named_parameters()))
+    assert [record["step"] for record in run.diagnostics] == [0, 4, 16]
+    assert run.diagnostics[2]["measures"] == expected.record(16)["measures"]
+    assert run.diagnostics[0]["measures"]["distance_from_initialization"]["overall"] == 0
+    assert run.diagnostics[2]["measures"]["distance_from_initialization"]["overall"] > 0
+    assert probe(suite, tmp_path / "run", *flags).diagnostics == run.diagnostics
+    alone = probe(suite, tmp_path / "alone", *flags, "--revisions", "step16")
+    assert "distance_from_initialization" not in alone.diagnostics[0]["measures"], "no untrained model, no distance"
+
+
+def test_checkpoints_with_each_others_weights_are_refused_before_anything_is_probed(hub, repo_id, tmp_path):
+    suite = save_suite(tmp_path / "suite", "gpt2", steps=(0, 4, 16))
+    shutil.copyfile(suite / "step16" / "model.safetensors", suite / "step0" / "model.safetensors")
+    publish(hub, repo_id, suite)
+    hub.requests.clear()
+    for model in (suite, repo_id):
+        with pytest.raises(PlasticityError, match=r"2 checkpoints of .* hold the same weights \(step0, step16\)"):
+            probe(model, tmp_path / "run")
+    assert not any("/resolve/" in request for request in hub.requests), "nothing is downloaded for it"
+    run = probe(repo_id, tmp_path / "run", "--allow_duplicates")
+    assert aucs(run)[0] == aucs(run)[16] != aucs(run)[4]
+    assert len(probe(suite, tmp_path / "other", "--revisions", "step4", "step16").probes) == 2
+
+
+@pytest.mark.parametrize("flags", [["--probe_adaptation=lora", "--probe_lora_rank=2"], ["--bf16"]])
+def test_the_probe_may_be_a_lora_or_in_mixed_precision(tmp_path, flags):
     suite = save_suite(tmp_path / "suite", "llama", steps=(0, 4))
-    alone = probe(suite, tmp_path / "alone")
-    process = launch(
-        "--model", suite, f"--output_dir={tmp_path / 'two'}", *PROBE, script=ROOT / "recipes" / "probe.py", processes=2
-    )
+    results = []
+    for name in ("one", "two"):
+        process = launch_probe(suite, tmp_path / name, *flags, direct=True)
+        assert process.returncode == 0, process.stderr[-3000:]
+        results.append(aucs(load_run(tmp_path / name)))
+    assert results[0] == results[1]
+    full = probe(suite, tmp_path / "full")
+    assert all(results[0][step] != auc for step, auc in aucs(full).items())
+    assert np.allclose(list(results[0].values()), list(aucs(full).values()), rtol=0.2)
+
+
+def launch_probe(suite, output, *flags, script=PROBE_RECIPE, before=(), **how):
+    return launch(*before, "--model", suite, f"--output_dir={output}", *PROBE, *flags, script=script, **how)
+
+
+def test_processes_that_share_the_checkpoints_find_what_one_finds(tmp_path):
+    suite = save_suite(tmp_path / "suite", "llama")
+    flags = ["--diagnose", "--diagnostics_sequences=4"]
+    alone = probe(suite, tmp_path / "alone", *flags)
+    process = launch_probe(suite, tmp_path / "two", *flags, processes=2)
+    assert process.returncode == 0, process.stderr[-3000:]
+    two = load_run(tmp_path / "two")
+    for mine, its in zip([*two.probes, *two.diagnostics], [*alone.probes, *alone.diagnostics], strict=True):
+        assert mine | {"seconds": 0} == its | {"seconds": 0}
+    assert process.stdout.count("ΔAUC") == 1, "one table"
+
+
+def test_what_one_of_them_cannot_do_ends_them_all_with_one_line(tmp_path):
+    suite = save_suite(tmp_path / "suite", "llama")
+    (suite / "step4" / "config.json").write_text('{"model_type": "none-such"}')
+    process = launch_probe(suite, tmp_path / "two", processes=2, options=["-q"])
+    assert process.returncode != 0 and "Traceback" not in process.stderr
+    assert "'step4' of" in process.stderr and "cannot be loaded" in process.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["share the batch", "shard the model"])
+def test_processes_that_probe_one_checkpoint_together_find_nearly_the_same(tmp_path, how):
+    suite = save_suite(tmp_path / "suite", "llama", steps=(0, 4))
+    flags = ["--diagnose", "--diagnostics_sequences=4"]
+    alone = probe(suite, tmp_path / "alone", *flags)
+    if how == "share the batch":
+        process = launch_probe(suite, tmp_path / "two", *flags, "--share=batch", processes=2)
+    else:
+        wrapper = {"script": FSDP2_ON_CPU, "before": [PROBE_RECIPE]}
+        process = launch_probe(suite, tmp_path / "two", *flags, processes=2, **wrapper)
     assert process.returncode == 0, process.stderr[-3000:]
     two = load_run(tmp_path / "two")
     assert np.allclose(list(aucs(two).values()), list(aucs(alone).values()), rtol=1e-5)
-    assert "ΔAUC" in process.stdout
+    for mine, its in zip(two.diagnostics, alone.diagnostics, strict=True):
+        for name, measure in its["measures"].items():
+            assert mine["measures"][name]["overall"] == pytest.approx(measure["overall"], rel=1e-4, abs=1e-6), name
+    refused = (
+        launch_probe(suite, tmp_path / "three", "--share=checkpoints", processes=2, **wrapper)
+        if (how == "shard the model")
+        else None
+    )
+    if refused is not None:
+        assert "share: 'checkpoints' leaves no process to shard a model with; choose 'batch'" in refused.stderr
