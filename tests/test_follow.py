@@ -11,7 +11,7 @@ import pytest
 import yaml
 from hub_server import READER_TOKEN
 from huggingface_hub.utils import enable_progress_bars
-from launch import KILLED, ROOT, TINY, launch, launch_killed, start
+from launch import CONTINUAL, KILLED, ROOT, TINY, launch, launch_killed, start
 from runs import UNREPEATABLE, recorded, weights
 from safetensors.torch import load_file
 from torch.testing import assert_close
@@ -27,6 +27,7 @@ from hf_plasticity.suite import followed_hub, parse_suite, probe_models
 
 pytestmark = pytest.mark.filterwarnings("ignore:It seems that you are about to commit a data file")
 PROBE = ROOT / "recipes" / "probe.py"
+FSDP2_ON_CPU = Path(__file__).with_name("fsdp2_on_cpu.py")
 # fmt: off
 FLAGS = [*TINY, "--use_cpu", "--disable_tqdm=true", "--diagnose", "--diagnostics_sequences=4", "--evaluate_forgetting"]
 FOLLOW = ["--follow", "--disable_tqdm=true", "--use_cpu", "--poll_seconds=0.05"]
@@ -340,3 +341,19 @@ def test_final_weights_are_there_though_the_last_cycle_is_not_probed_yet(hub, re
     assert content == (deferred / "cycle-002" / "model.safetensors").read_bytes()
     assert load_file(deferred / "cycle-002" / "model.safetensors")
     assert hub.titles(repo_id, "cycle-002") == ["initial commit", "Checkpoint cycle-002"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sharded", [False, True])
+def test_several_processes_follow_a_run_of_several_to_the_bit(tmp_path, sharded):
+    flags = [flag for flag in FLAGS if flag != "--use_cpu"]
+    how = {"processes": 2, **({"script": FSDP2_ON_CPU} if sharded else {})}
+    before = {script: [script] if sharded else [] for script in (CONTINUAL, PROBE)}
+    folders = tmp_path / "inline", tmp_path / "deferred"
+    for folder, probe in zip(folders, ("inline", "deferred")):
+        process = launch(*before[CONTINUAL], *flags, f"--output_dir={folder}", f"--probe={probe}", **how)
+        assert process.returncode == 0, process.stderr[-3000:]
+    process = launch(*before[PROBE], "--model", folders[1], *FOLLOW, **{"script": PROBE, **how})
+    assert process.returncode == 0, process.stderr[-3000:]
+    assert_same(folders[1], folders[0])
+    assert process.stdout.count("ΔAUC") == 1, "one table"
