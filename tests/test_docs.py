@@ -12,6 +12,7 @@ from transformers import Trainer, TrainingArguments
 
 from hf_plasticity import cli
 from hf_plasticity.study import parse_study
+from hf_plasticity.suite import parse_suite
 
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -36,6 +37,8 @@ def test_a_command_of_the_documentation_is_one_that_exists(command, monkeypatch)
     words = shlex.split(command, comments=True)
     if "recipes/continual.py" in words:
         parse_study([*words[words.index("recipes/continual.py") + 1 :], "--use_cpu"])
+    elif "recipes/probe.py" in words:
+        parse_suite(words[words.index("recipes/probe.py") + 1 :])
     elif words[0] == "hf-plasticity":
         with pytest.raises(SystemExit) as caught:
             cli.main([words[1], "--help"])
