@@ -305,6 +305,13 @@ def test_the_table_shows_every_section_and_aligns_its_figures(capsys):
     assert "too short to see it" in "\n".join(lines)
 
 
+def test_the_time_of_deferred_probes_is_not_the_runs(capsys):
+    assert main(["plan", *SMALL, "--tokens_per_second=1", "--probe=deferred"]) == 0
+    lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines() if line.strip()}
+    run_takes = lines["probes"].split("deferred, so that the run takes ")[1]
+    assert run_takes == " ".join(lines["training"].split()[1:3])
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -1,5 +1,6 @@
 """A plan as text."""
 
+from ..trainer.config import DEFERRED
 from .plan import Plan
 from .study import StudyPlan
 from .text import Text
@@ -94,7 +95,9 @@ def _time(planned: StudyPlan) -> list[tuple[str, str, str]]:
         ("training", _duration(seconds.training), ""),
     ]
     if planned.plan.probes:
-        rows.append(("probes", _duration(seconds.probes), "by their FLOPs"))
+        beside = f"; deferred, so that the run takes {_duration(seconds.total - seconds.probes)}"
+        deferred = planned.study.training.probe == DEFERRED
+        rows.append(("probes", _duration(seconds.probes), "by their FLOPs" + (beside if deferred else "")))
     if seconds.forgetting:
         rows.append(("evaluate_forgetting", _duration(seconds.forgetting), "by its FLOPs"))
     return [*rows, ("total", _duration(seconds.total), f"{seconds.total / 3600 * processes:,.1f} device hours")]
