@@ -252,6 +252,9 @@ def resolve(hub: "HubServer", repository: Repository, parts: dict, request: Requ
     content = hub.contents[sha]
     etag = sha if parts["path"].endswith(LFS_SUFFIXES) else git_oid(content)
     headers = {"X-Repo-Commit": commit.oid, "ETag": f'"{etag}"', "Content-Type": "application/octet-stream"}
+    if hub.xet is not None and sha in hub.xet_hashes:
+        route = f"{hub.url}/api/models/{parts['id']}/xet-read-token/{commit.oid}"
+        headers |= {"X-Xet-Hash": hub.xet_hashes[sha], "X-Xet-Refresh-Route": route}
     if asked := re.fullmatch(r"bytes=(\d+)-(\d*)", request.headers.get("Range") or ""):
         first, last = int(asked[1]), min(int(asked[2] or len(content)), len(content) - 1)
         return 206, headers | {"Content-Range": f"bytes {first}-{last}/{len(content)}"}, content[first : last + 1]
@@ -273,6 +276,7 @@ ROUTES = [
     ("POST", MODEL + "/branch/(?P<rev>[^/]+)", authorized(branch, write=True)),
     ("POST", MODEL + "/preupload/(?P<rev>[^/]+)", authorized(preupload, write=True)),
     ("POST", MODEL + "/commit/(?P<rev>[^/]+)", authorized(commit, write=True)),
+    ("GET", MODEL + "/xet-read-token/(?P<rev>[^/]+)", authorized(xet_token)),
     ("GET", MODEL + "/xet-write-token/(?P<rev>[^/]+)", authorized(xet_token, write=True)),
     ("POST", r"/(?P<id>[^/]+/[^/]+)\.git/info/lfs/objects/batch", authorized(lfs_batch, write=True)),
     ("PUT", "/lfs/(?P<id>[^/]+/[^/]+)/(?P<oid>[0-9a-f]+)", lfs_upload),

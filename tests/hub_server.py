@@ -39,7 +39,8 @@ class HubServer:
     The Hub. `url` is its address; `requests` lists what was asked as `"POST /api/…"`.
 
     With `xet` set to a folder, clients store large files there by the Xet protocol, for real; the Hub then knows their
-    hashes and sizes, and not what is in them.
+    hashes and sizes, and not what is in them. `xet_hashes` are their hashes there by their SHA-256: what the real Hub
+    learns from its storage, and a test has to tell.
 
     With `OWNER_TOKEN` one may write, with `READER_TOKEN` or none only read.
     """
@@ -53,6 +54,7 @@ class HubServer:
         self.released = threading.Event()
         self.port = 0
         self.xet: Path | None = None
+        self.xet_hashes: dict[str, str] = {}
         self.start()
 
     def start(self) -> None:

@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
+import hf_xet
 import huggingface_hub.utils._http as client_http
 import pytest
 import torch
@@ -191,6 +192,18 @@ def test_another_run_of_the_same_configuration_is_refused_too(hub, repo_id, fini
     assert_all_there_once(hub, repo_id, tmp_path / "one")
 
 
+def test_a_damaged_account_is_said_with_what_mends_it(hub, repo_id, run_folder, capsys):
+    command = ["push", str(run_folder), "--hub_model_id", repo_id]
+    assert main(command) == 0
+    (run_folder / "hub.json").write_text('{"run_id": "01')
+    assert main(command) == 2
+    assert "hub.json' is damaged; write" in capsys.readouterr().err.splitlines()[-1]
+    config = yaml.safe_load(hub.files(repo_id)["config.yaml"])
+    (run_folder / "hub.json").write_text(json.dumps({"run_id": config["provenance"]["run_id"]}))
+    assert main(command) == 0
+    assert_all_there_once(hub, repo_id, run_folder)
+
+
 def test_a_name_that_cannot_be_and_a_folder_that_is_no_run_are_said_in_a_line(run_folder, tmp_path, capsys):
     assert main(["push", str(run_folder), "--hub_model_id", "a b/c"]) == 2
     assert main(["push", str(tmp_path)]) == 2
@@ -304,8 +317,23 @@ pusher.finish()
     for branch, cycle in [("main", "cycle-002"), *zip(BRANCHES, BRANCHES)]:
         content = (run_folder / cycle / "model.safetensors").read_bytes()
         history = hub.repositories[repo_id].branches[branch]
-        assert history[-1].files["model.safetensors"] == hashlib.sha256(content).hexdigest()
+        sha = hashlib.sha256(content).hexdigest()
+        assert history[-1].files["model.safetensors"] == sha
         assert len(history) == 2
+        [uploaded] = hf_xet.hash_files([str(run_folder / cycle / "model.safetensors")])
+        monkeypatch.setitem(hub.xet_hashes, sha, uploaded.hash)
+    script = f"""
+from hf_plasticity import load_probe_checkpoint
+load_probe_checkpoint({repo_id!r}, 1)[0].save_pretrained({str(tmp_path / "loaded")!r})
+"""
+    hub.fail("GET .*/xet-read-token/", status=503)
+    process = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True)
+    assert process.returncode == 0, process.stderr
+    # What the Hub itself would send of the file is zeros.
+    loaded, mine = (
+        load_file(folder / "model.safetensors") for folder in (tmp_path / "loaded", run_folder / "cycle-001")
+    )
+    torch.testing.assert_close(loaded, mine, rtol=0, atol=0)
 
 
 @pytest.mark.slow

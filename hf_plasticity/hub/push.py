@@ -116,7 +116,15 @@ def take_records(folder: Path, repository: RunRepository, commit: str) -> None:
 def _account(folder: str | Path) -> dict[str, Any]:
     """`hub.json`: the run's id, and for each repository the commit of each branch that was pushed."""
     path = Path(folder) / HUB_FILE
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    if not path.exists():
+        return {}
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        raise PlasticityError(
+            f'\'{path}\' is damaged; write {{"run_id": "…"}} to it, with the run_id that config.yaml on the Hub has under '
+            "provenance"
+        ) from None
 
 
 def _write_account(folder: str | Path, account: dict[str, Any]) -> None:
