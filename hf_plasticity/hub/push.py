@@ -122,8 +122,8 @@ def _account(folder: str | Path) -> dict[str, Any]:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError:
         raise PlasticityError(
-            f'\'{path}\' is damaged; write {{"run_id": "…"}} to it, with the run_id that config.yaml on the Hub has under '
-            "provenance"
+            f"'{path}' is damaged; write {{'run_id': '…'}} to it as JSON, with the run_id that config.yaml on the Hub "
+            "has under provenance"
         ) from None
 
 
