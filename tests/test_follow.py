@@ -175,7 +175,7 @@ def test_a_run_does_not_go_on_inline_over_checkpoints_that_were_never_probed(def
     assert run.probes[1]["delta_auc"] == 0
 
 
-def test_what_cannot_be_followed_is_said_in_a_line(deferred, inline, tmp_path, corpus_dir):
+def test_what_cannot_be_followed_is_said_in_a_line(deferred, finished_deferred, inline, tmp_path, monkeypatch):
     (tmp_path / "empty").mkdir()
     shutil.copytree(deferred, tmp_path / "other-text")
     config = yaml.safe_load((deferred / "config.yaml").read_text())
@@ -200,6 +200,10 @@ def test_what_cannot_be_followed_is_said_in_a_line(deferred, inline, tmp_path, c
         PlasticityError, match=r"model: the checkpoint of cycle 1 of .* is gone, and ΔAUC refers to it"
     ):
         follow(deferred)
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    with pytest.raises(PlasticityError, match="mixed_precision: bf16 is what it was launched with, and 'no' what the"):
+        follow(finished_deferred)
+    monkeypatch.delenv("ACCELERATE_MIXED_PRECISION")
     for flags, message in (
         (["--probe=later"], "probe: 'later' is unknown; choose inline or deferred"),
         (["--probe=deferred", "--no_probe"], "no_probe: True leaves nothing to probe later"),

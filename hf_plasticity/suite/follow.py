@@ -28,7 +28,7 @@ from ..study import Study, parse_study
 from .config import BATCH, SuiteConfig
 from .followed import FollowedFolder, Progress, check_followed
 from .prober import SuiteProber
-from .processes import Processes
+from .processes import Processes, check_precision
 
 
 logger = logging.get_logger(__name__)
@@ -154,7 +154,7 @@ class Follower:
             self.timeline,
             eval_blocks.bytes_per_token(training.probe_eval_sequences),
         )
-        accelerator = Accelerator(mixed_precision="bf16" if training.bf16 else "no", cpu=processes.use_cpu)
+        accelerator = Accelerator(mixed_precision=check_precision(config["bf16"]), cpu=processes.use_cpu)
         self.prober = SuiteProber(
             run.folder,
             self.recorder,

@@ -1,5 +1,6 @@
 """Several processes that wait for each other, also for hours."""
 
+import os
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
@@ -8,8 +9,29 @@ import torch
 import torch.distributed as dist
 from accelerate import PartialState
 
+from ..errors import PlasticityError
+
 
 FOREVER = timedelta(days=365)
+
+
+def check_precision(bf16: bool) -> str:
+    """
+    The precision to probe in, by Accelerate's name.
+
+    Args:
+        bf16 (`bool`): Whether the settings ask for bf16.
+
+    Raises:
+        [`PlasticityError`]: `accelerate launch` asks for another.
+    """
+    asked, launched = "bf16" if bf16 else "no", os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    if launched not in (asked, "no"):
+        raise PlasticityError(
+            f"mixed_precision: {launched} is what it was launched with, and '{asked}' what the probes are to be "
+            "computed in; launch it without"
+        )
+    return asked
 
 
 class Processes:

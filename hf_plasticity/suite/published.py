@@ -24,7 +24,7 @@ from ..run import PACKAGES, show_results
 from .checkpoints import check_weights, find_checkpoints, load_checkpoint
 from .config import BATCH, CHECKPOINTS, SuiteConfig
 from .prober import SuiteProber
-from .processes import Processes
+from .processes import Processes, check_precision
 
 
 # What may change between two commands that add to the same records.
@@ -45,7 +45,7 @@ def probe_suite(suite: SuiteConfig, data: DataConfig) -> None:
         [`ProbeDivergedError`]: The loss of a probe is not finite.
     """
     processes = Processes(suite.use_cpu)
-    accelerator = Accelerator(mixed_precision="bf16" if suite.bf16 else "no", cpu=processes.use_cpu)
+    accelerator = Accelerator(mixed_precision=check_precision(suite.bf16), cpu=processes.use_cpu)
     with contextlib.ExitStack() as stack:
         found = processes.from_main(lambda: _begin(suite, data, stack))
         if data.tokenizer is None:
