@@ -6,10 +6,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from hf_plasticity.analysis import onset as onset_module
-from hf_plasticity.analysis.onset import Onset, find_onset
+from hf_plasticity.analysis.onset import Onset, find_onset, probe_scatter
 from hf_plasticity.errors import PlasticityError
 
 
@@ -60,11 +61,12 @@ def test_zero_crossing_needs_the_probe_after_cycle_1():
         find_onset(probes([100, 90, 110])[1:], rule="zero_crossing")
 
 
-def test_statistical_onset_is_where_the_area_stays_above_its_running_minimum():
+def test_statistical_onset_is_where_the_area_stays_above_its_running_minimum(monkeypatch):
     # The standard error of a difference is √2; twice that is 2.83. Task 32 (+4) is above it, task 40 (+2) falls back,
     # task 48 (+3) is above it for good.
     curve = probes([100, 90, 80, 84, 82, 83, 90], auc_stderr=1.0)
-    assert find_onset(curve, rule="statistical") == Onset(48.0, 48 * 5e9, False, "statistical")
+    monkeypatch.setattr(onset_module, "probe_scatter", lambda tasks, areas: None)
+    assert find_onset(curve, rule="statistical", z=2.0) == Onset(48.0, 48 * 5e9, False, "statistical")
     assert find_onset(curve, rule="statistical", z=1.0).task == 32.0
     assert find_onset(curve, rule="statistical", z=10.0) == Onset(56.0, 56 * 5e9, True, "statistical")
 
@@ -78,22 +80,45 @@ def test_statistical_noise_comes_from_repeats():
             for probe, curves in zip(probes(levels), repeats)
         ]
 
-    assert find_onset(records([10, 9, 9.2, 9.4]), rule="statistical").task == 32.0
-    assert find_onset(records([10, 9, 9.3, 9.4]), rule="statistical").task == 24.0
+    assert find_onset(records([10, 9, 9.2, 9.4]), rule="statistical", z=2.0).task == 32.0
+    assert find_onset(records([10, 9, 9.3, 9.4]), rule="statistical", z=2.0).task == 24.0
 
 
 def test_statistical_noise_comes_from_seeds_which_are_averaged():
     # Means 100, 90, 93 with standard error 1 each: 3 > 2 · √2, but 2.8 is not.
     low, high = [99, 89, 92], [101, 91, 94]
-    assert find_onset(probes(low) + probes(high, seed=1), rule="statistical").task == 24.0
+    assert find_onset(probes(low) + probes(high, seed=1), rule="statistical", z=2.0).task == 24.0
     low, high = [99, 89, 91.8], [101, 91, 93.8]
-    assert find_onset(probes(low) + probes(high, seed=1), rule="statistical").censored
+    assert find_onset(probes(low) + probes(high, seed=1), rule="statistical", z=2.0).censored
     assert find_onset(probes([100, 90, 80, 95]) + probes([100, 70, 90, 95], seed=1)).task == 16.0
 
 
 def test_statistical_rule_without_noise_is_an_error():
     with pytest.raises(PlasticityError, match="noise at task 8 is not known"):
         find_onset(probes([100, 90, 110]), rule="statistical")
+
+
+def test_scatter_is_how_far_areas_lie_from_the_line_between_their_neighbours():
+    assert probe_scatter([8, 16, 24, 32, 40], [5, 4, 3, 2, 1]) == 0
+    assert probe_scatter([8, 16, 40, 48, 72], [10, 11, 14, 15, 18]) == 0, "at uneven distances too"
+    assert probe_scatter([8, 16, 24, 32], [1, 2, 1, 2]) is None
+    # Every area lies 2 from the line between its neighbours, and 2² / (¼ + ¼ + 1) is the variance.
+    assert probe_scatter([8, 16, 24, 32, 40], [0, 2, 0, 2, 0]) == pytest.approx(1.4826 * 2 / math.sqrt(1.5))
+    noise = np.random.default_rng(0).normal(size=4000)
+    assert probe_scatter(range(4000), 100 - np.arange(4000) / 10 + 3 * noise) == pytest.approx(3, rel=0.05)
+
+
+def test_statistical_noise_is_the_scatter_where_repeats_know_of_less():
+    generator = np.random.default_rng(1)
+    found = {2.0: 0, 3.0: 0}
+    for _ in range(400):
+        areas = 1000 + 10 * generator.normal(size=24)
+        for z in found:
+            found[z] += not find_onset(probes(areas, auc_stderr=1.0), rule="statistical", z=z).censored
+    assert found[3.0] < 0.08 * 400 < found[2.0], "flat curves that are said to have turned"
+    turned = [1000 + 10 * generator.normal() + max(0, k - 12) * 12 for k in range(24)]
+    onset = find_onset(probes(turned), rule="statistical")
+    assert not onset.censored and 8 * 13 < onset.task < 8 * 22
 
 
 @pytest.mark.parametrize("rule", ["turning_point", "zero_crossing", "statistical"])

@@ -425,3 +425,16 @@ def test_help_imports_nothing_heavy():
         "except SystemExit: print(sorted({'numpy', 'matplotlib', 'torch', 'yaml'} & set(sys.modules)))"
     )
     assert python(code).splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize(
+    ("last", "words"),
+    [
+        (101.0, "scatter by 1.2% about the trend of their neighbours, so that this rise is no sign of a turn."),
+        (130.0, "scatter by 1.2% about the trend of their neighbours."),
+    ],
+)
+def test_a_rise_is_called_none_where_the_areas_scatter_as_much(tmp_path, last, words):
+    # They lie 1 from the line between their neighbours, but for the last but one: 1 / √1.5 · 1.4826 = 1.21.
+    areas = dict(enumerate([120.0, 100.0, 101.0, 100.0, 101.0, 100.0, last]))
+    assert words in " ".join(report(make_run(tmp_path / "run", areas)).split())

@@ -35,6 +35,10 @@ STUDY_SETTINGS = (
 SECRETS = ("hub_token", "push_to_hub_token")
 
 
+# A rise counts where it is more than this many times the scatter of an AUC: three standard errors of a difference.
+NOISE = 3 * math.sqrt(2)
+
+
 def run_page(run: RunRecord, gallery: Gallery, rule: str) -> Page:
     """The report of one run, its onset read off by `rule`."""
     series = probe_series(run, rule)
@@ -92,7 +96,12 @@ def outcome(series: ProbeSeries) -> str:
         return f"{text}, the last one probed, with an AUC {abs(change):.1f}% {side} that after {against}."
     above = 100 * (last["auc"] / best["auc"] - 1)
     text += f"; after {label(last)}, its AUC was {above:.1f}% above that lowest point and {abs(change):.1f}% {side} "
-    return f"{text}the one after {against}."
+    text += f"the one after {against}."
+    if series.scatter is None:
+        return text
+    scatter = 100 * series.scatter / best["auc"]
+    text += f" Its AUCs scatter by {scatter:.1f}% about the trend of their neighbours"
+    return f"{text}, so that this rise is no sign of a turn." if above < NOISE * scatter else f"{text}."
 
 
 def tiles(series: ProbeSeries, which: str) -> list[tuple[str, str, str]]:

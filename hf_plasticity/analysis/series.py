@@ -10,7 +10,7 @@ from ..metrics.delta_auc.definition import delta_auc
 from ..metrics.probe_auc.definition import probe_auc
 from ..models import MODEL_SIZES
 from ..records import RunRecord
-from .onset import Onset, find_onset
+from .onset import Onset, find_onset, probe_scatter
 
 
 LANGUAGE_NAMES = {
@@ -83,6 +83,11 @@ class ProbeSeries:
         of the reference, which saw the same data, so that what they share doesn't count as noise.
         """
         return [_paired_error(probe, self.reference) for probe in self.trained]
+
+    @property
+    def scatter(self) -> float | None:
+        """By how much an AUC differs from the trend of its neighbours; `None` with fewer than five."""
+        return probe_scatter([probe["step"] for probe in self.trained], [probe["auc"] for probe in self.trained])
 
     @property
     def no_onset(self) -> str | None:

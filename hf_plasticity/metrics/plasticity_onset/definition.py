@@ -14,7 +14,7 @@ def plasticity_onset(
     rule: str = "turning_point",
     reference: float | Sequence[float] | None = None,
     stderrs: Sequence | None = None,
-    z: float = 2.0,
+    z: float = 3.0,
 ) -> dict[str, float | bool | list[float] | list[bool]]:
     """
     The onset of plasticity loss on a curve of probe areas over task instances.
@@ -43,7 +43,7 @@ def plasticity_onset(
             batch, one for all or one for each. The first AUC of the curve where it is not given.
         stderrs (`Sequence[float]` or `Sequence[Sequence[float]]`, *optional*): For `"statistical"`, the standard
             error of each AUC, in the shape of `aucs`.
-        z (`float`, *optional*, defaults to 2.0): For `"statistical"`, how many standard errors of the difference
+        z (`float`, *optional*, defaults to 3.0): For `"statistical"`, how many standard errors of the difference
             count as more than noise.
 
     Returns:

@@ -24,7 +24,7 @@ Args:
         standard errors of the difference.
     reference (`float` or `list` of `float`): For "zero_crossing": the AUC after cycle 1; by default the curve's first.
     stderrs (`list` of `float`, or a list of such lists): For "statistical": the standard error of each AUC.
-    z (`float`): For "statistical": how many standard errors count as more than noise. Defaults to 2.
+    z (`float`): For "statistical": how many standard errors count as more than noise. Defaults to 3.
 Returns:
     plasticity_onset (`float` or `list` of `float`): The onset, in task instances; the last task where censored.
     censored (`bool` or `list` of `bool`): The curve has not turned: the onset is a lower bound.
@@ -79,5 +79,5 @@ class PlasticityOnset(evaluate.Metric):
             raise ValueError(f"aucs: {len(aucs)} entries, but tasks has {len(tasks)}; give one for each")
         super().add_batch(tasks=tasks, aucs=aucs)
 
-    def _compute(self, tasks, aucs, rule="turning_point", reference=None, stderrs=None, z=2.0):
+    def _compute(self, tasks, aucs, rule="turning_point", reference=None, stderrs=None, z=3.0):
         return plasticity_onset(tasks, aucs, rule=rule, reference=reference, stderrs=stderrs, z=z)
