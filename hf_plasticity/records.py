@@ -24,7 +24,7 @@ import hashlib
 import json
 import os
 import re
-import tempfile
+import uuid
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -48,7 +48,7 @@ TRAINER_STATE_FILE = "trainer_state.json"
 REPORT_FILE = "report.html"
 COMPLETE_FILE = "complete.json"
 HUB_FILE = "hub.json"
-LOCK_FILE = ".lock"
+LOCK_FILE, FOLLOW_LOCK_FILE = ".lock", ".follow.lock"
 
 PROBE_KEY = ("task", "step", "probe_config_hash")
 DIAGNOSIS_KEY = ("task", "step", "diagnostics_config_hash")
@@ -89,19 +89,16 @@ def write_atomically(path: str | os.PathLike, data: bytes) -> None:
     """Write `data` to `path` so that a reader, or a process killed at any moment, finds the old file or the new."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    # Not with `tempfile`, whose files are for their owner alone.
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}")
     try:
-        with os.fdopen(handle, "wb") as file:
+        with open(temporary, "xb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)
         os.replace(temporary, path)
     except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
+        temporary.unlink(missing_ok=True)
         raise
 
 

@@ -31,6 +31,7 @@ from .models import gpt2_config, num_non_embedding_parameters
 from .probing.checkpoint import RECORD_FILE
 from .probing.evaluation import from_main_process
 from .records import (
+    FOLLOW_LOCK_FILE,
     REPORT_FILE,
     TRAINER_STATE_FILE,
     load_run,
@@ -226,6 +227,9 @@ def _take_folder(study: Study, stack: contextlib.ExitStack) -> str | None:
     folder = study.training.output_dir
     try:
         stack.enter_context(run_lock(folder))
+        if study.training.probe == INLINE:
+            # A follower that is still there would probe what this run is about to.
+            stack.enter_context(run_lock(folder, FOLLOW_LOCK_FILE))
         there = read_config(folder)
     except PlasticityError as error:
         return str(error)
@@ -244,7 +248,8 @@ def _take_folder(study: Study, stack: contextlib.ExitStack) -> str | None:
         if left_out:
             return (
                 f"probe: {', '.join(left_out)} of '{folder}' were left for later, and ΔAUC refers to the first probe "
-                "of a run; let recipes/probe.py --follow probe them, or go on with --probe deferred"
+                "of a run; let recipes/probe.py --follow probe them (hf-plasticity push brings home what a follower "
+                "has sent to the Hub), or go on with --probe deferred"
             )
     return None
 

@@ -10,6 +10,7 @@ import huggingface_hub.utils._http as client_http
 import pytest
 import yaml
 from hub_server import READER_TOKEN
+from huggingface_hub import hf_hub_download
 from huggingface_hub.utils import enable_progress_bars
 from launch import CONTINUAL, KILLED, ROOT, TINY, launch, launch_killed, start
 from runs import UNREPEATABLE, recorded, weights
@@ -19,9 +20,11 @@ from transformers import AutoModelForCausalLM
 
 from hf_plasticity import PlasticityError, load_run
 from hf_plasticity.cli import main
-from hf_plasticity.hub import push
+from hf_plasticity.hub import push, repository
+from hf_plasticity.records import FOLLOW_LOCK_FILE, run_lock
 from hf_plasticity.run import run_study
 from hf_plasticity.study import parse_study
+from hf_plasticity.suite import follow as follow_module
 from hf_plasticity.suite import followed_hub, parse_suite, probe_models
 
 
@@ -184,6 +187,7 @@ def test_what_cannot_be_followed_is_said_in_a_line(deferred, finished_deferred, 
     for run, flags, message in (
         (inline, [], "follow: '.*' probes its cycles itself"),
         (tmp_path / "none", [], "model: there is no run folder '.*none'"),
+        (deferred / "cycle-001", [], r"model: '.*' holds other things \(config.json\) and no run to follow"),
         (tmp_path / "other-text", [], "data_dir: the text of 'syn9' here is not that of '.*'"),
         (deferred, ["--probe_steps=7"], "probe_steps: 7 would not be heeded; with --follow the run's own"),
         (deferred, ["--context_length=64"], "context_length: 64 would not be heeded"),
@@ -196,6 +200,9 @@ def test_what_cannot_be_followed_is_said_in_a_line(deferred, finished_deferred, 
             follow(run, *flags)
         assert "\n" not in str(caught.value)
     shutil.rmtree(deferred / "cycle-001")
+    shutil.copyfile(inline / "probes.jsonl", deferred / "probes.jsonl")
+    untrained = (deferred / "probes.jsonl").read_text().splitlines()[0]
+    (deferred / "probes.jsonl").write_text(untrained + "\n")
     with pytest.raises(
         PlasticityError, match=r"model: the checkpoint of cycle 1 of .* is gone, and ΔAUC refers to it"
     ):
@@ -263,7 +270,7 @@ def test_a_run_is_followed_on_the_hub_and_its_records_go_back_there(
         finally:
             trainer.kill()
     assert_all_there_once(hub, repo_id, inline)
-    mirror = tmp_path / "runs" / f"follow-{repo_id.split('/')[1]}"
+    mirror = tmp_path / "runs" / f"follow-{repo_id.replace('/', '-')}"
     assert recorded(mirror)[:2] == recorded(inline)[:2] and diagnosed(mirror) == diagnosed(inline)
     assert not list(mirror.glob("cycle-*"))
     assert AutoModelForCausalLM.from_pretrained(repo_id, revision="cycle-001").config.n_embd == 32
@@ -281,7 +288,7 @@ def test_a_hub_in_trouble_keeps_a_follower_waiting_and_nothing_is_lost(
     assert main(["push", str(deferred), "--hub_model_id", repo_id]) == 0
     first = hub.fail("GET .*/refs", times=0, **fault)
     for request in (
-        "GET .*/tree/", "GET .*/cycle-001/model.safetensors", "POST .*/preupload/.*cycle-001",
+        "GET .*/tree/", "GET .*/resolve/.*/model.safetensors", "POST .*/preupload/.*cycle-001",
         "POST .*/commit/cycle-001", "POST .*/commit/main",
     ):  # fmt: skip
         hub.fail(request, **fault)
@@ -335,8 +342,69 @@ def test_records_stay_here_where_they_may_not_be_sent_or_should_not(
     assert {branch: hub.titles(repo_id, branch) for branch in ("main", *BRANCHES)} == before
     with pytest.raises(PlasticityError, match=r"output_dir: '.*' holds a run of its own; choose another folder, or"):
         follow(repo_id, f"--output_dir={deferred}")
-    with pytest.raises(PlasticityError, match="model: there is no 'org/none-such' on the Hub"):
+    with pytest.raises(PlasticityError, match="model: there is no folder of that name here, and there is no 'org/"):
         follow("org/none-such", f"--output_dir={tmp_path / 'none'}")
+
+
+def test_two_runs_of_one_configuration_do_not_get_into_one_folder(hub, repo_id, deferred, tmp_path):
+    other = Path(shutil.copytree(deferred, tmp_path / "other"))
+    for folder, name in ((deferred, repo_id), (other, f"{repo_id}-2")):
+        assert main(["push", str(folder), "--hub_model_id", name]) == 0
+    follow(repo_id, f"--output_dir={tmp_path / 'mirror'}")
+    before = {branch: hub.files(f"{repo_id}-2", branch) for branch in BRANCHES}
+    with pytest.raises(PlasticityError, match=r"output_dir: '.*' holds the probes of another run \(run_id "):
+        follow(f"{repo_id}-2", f"--output_dir={tmp_path / 'mirror'}")
+    assert {branch: hub.files(f"{repo_id}-2", branch) for branch in BRANCHES} == before
+
+
+def test_what_is_not_a_run_is_not_waited_for(hub, repo_id, tmp_path):
+    hub.create(repo_id, {"config.json": b"{}", "model.safetensors": b""})
+    with pytest.raises(PlasticityError, match=r"model: '.*' holds other things \(config.json\) and no run to follow"):
+        follow(repo_id, f"--output_dir={tmp_path / 'mirror'}")
+    with pytest.raises(PlasticityError, match="there is no folder of that name here, and there is no 'runs/none'"):
+        follow("runs/none", f"--output_dir={tmp_path / 'none'}")
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_follower_that_may_not_send_any_more_ends_too(hub, repo_id, deferred, inline, tmp_path, monkeypatch):
+    monkeypatch.setattr(follow_module, "PATIENCE", 0.3)
+    assert main(["push", str(deferred), "--hub_model_id", repo_id]) == 0
+    denied = hub.fail("POST .*/commit/", status=403, times=10**6)
+    follow(repo_id, f"--output_dir={tmp_path / 'mirror'}")
+    assert recorded(tmp_path / "mirror")[:2] == recorded(inline)[:2]
+    denied.times = 0
+    follow(repo_id, f"--output_dir={tmp_path / 'mirror'}")
+    assert_all_there_once(hub, repo_id, inline)
+
+
+def test_records_are_not_lost_where_a_snapshot_is_there_in_part(hub, repo_id, deferred, inline, tmp_path):
+    """Of a commit of which one file is in the cache, the client may call that all when the Hub does not answer."""
+    assert main(["push", str(deferred), "--hub_model_id", repo_id]) == 0
+    follow(repo_id, f"--output_dir={tmp_path / 'mirror'}")
+    commit = hub.repositories[repo_id].commit("main").oid
+    hf_hub_download(repo_id, "config.yaml", revision=commit)
+    hub.fail("GET .*/tree/", status=429, times=50)
+    assert main(["push", str(deferred), "--hub_model_id", repo_id]) != 0, "nothing is sent that knows less"
+    hub.heal()
+    assert main(["push", str(deferred), "--hub_model_id", repo_id]) == 0
+    assert_same(deferred, inline)
+    assert_all_there_once(hub, repo_id, inline)
+
+
+def test_a_hub_that_does_not_answer_a_follower_is_asked_again(hub, repo_id, deferred, inline, tmp_path, monkeypatch):
+    assert main(["push", str(deferred), "--hub_model_id", repo_id]) == 0
+    monkeypatch.setattr(repository, "TIMEOUT", 0.3)
+    monkeypatch.setattr(followed_hub.FollowedRepository, "check", lambda self: hub.fail("GET .*/refs", hang=True))
+    follow(repo_id, f"--output_dir={tmp_path / 'mirror'}", "--push_to_hub=false")
+    assert recorded(tmp_path / "mirror")[:2] == recorded(inline)[:2]
+
+
+def test_an_inline_run_waits_for_its_follower(deferred):
+    with (
+        run_lock(deferred, FOLLOW_LOCK_FILE),
+        pytest.raises(PlasticityError, match="is in use by another process; wait for it, stop it"),
+    ):
+        train(deferred, "--cycles=3")
 
 
 def test_final_weights_are_there_though_the_last_cycle_is_not_probed_yet(hub, repo_id, deferred):

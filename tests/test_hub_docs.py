@@ -49,7 +49,7 @@ def test_the_commands_about_suites_and_followers_do_what_the_page_says(hub, tmp_
     two = [*(flag for flag in PROBE if "language" not in flag), "--output_dir=runs/two"]
     run_command(processes.replace("--num_processes 8", ""), two, processes=2)
     assert load_run("runs/two").probes_frame()["step"].tolist() == [0, 4, 16]
-    for commands, run in ((here, "runs/mine"), (on_the_hub, "runs/follow-name")):
+    for commands, run in ((here, "runs/mine"), (on_the_hub, "runs/follow-org-name")):
         train, follow = commands.splitlines()
         run_command(train, TINY)
         run_command(follow.replace("--data_dir text", ""), ["--poll_seconds=0.1"])

@@ -1,5 +1,6 @@
 """`recipes/probe.py`: every checkpoint of a published suite under one and the same probe."""
 
+import gc
 import re
 import shutil
 from pathlib import Path
@@ -7,7 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from launch import ROOT, launch
+from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForCausalLM,
     GPT2Config,
@@ -94,8 +97,8 @@ def test_what_is_recorded_is_not_probed_again_and_more_revisions_are_added(
     hub, repo_id, tmp_path, monkeypatch, capsys
 ):
     publish(hub, repo_id, save_suite(tmp_path / "suite", "gpt2"))
-    loaded, load = [], published.load_checkpoint
-    monkeypatch.setattr(published, "load_checkpoint", lambda config, name: loaded.append(name) or load(config, name))
+    loaded, load = [], published.load_model
+    monkeypatch.setattr(published, "load_model", lambda model, name: loaded.append(name) or load(model, name))
     before = probe(repo_id, tmp_path / "run", "--revisions", "step0", "step4")
     after = probe(repo_id, tmp_path / "run", "--revisions", "step*")
     assert after.probes[:2] == before.probes and [record["step"] for record in after.probes] == [0, 4, 16]
@@ -126,12 +129,22 @@ def test_names_patterns_and_every_choose_checkpoints(tmp_path, flags, expected):
     assert find_checkpoints(suite) == {step: f"step{step}" for step in expected}
 
 
-@pytest.mark.parametrize(
-    ("name", "step"),
-    [("step143000", 143000), ("stage1-step1000-tokens4B", 1000), ("cycle-003", 3), ("step_5", 5), ("main", None)],
-)
+PLACES = {
+    "step143000": 143_000, "stage1-step1000-tokens4B": 1000, "cycle-003": 3, "step_5": 5, "step-50K": 50_000,
+    "1000": 1000, "main": None, "v1.0": None, "v2": None, "1.0": None,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "step"), PLACES.items())
 def test_a_checkpoint_is_placed_by_its_name(name, step):
     assert place(name) == step
+
+
+def test_versions_and_main_are_no_checkpoints_by_default(hub, repo_id, tmp_path):
+    publish(hub, repo_id, save_suite(tmp_path / "suite", "gpt2"))
+    for name in ("v1.0", "final"):
+        hub.repositories[repo_id].branches[name] = hub.repositories[repo_id].branches["main"]
+    assert list(find_checkpoints(parse_suite(["--model", repo_id])[0])) == [0, 4, 16]
 
 
 def test_mistakes_are_said_in_a_line(hub, repo_id, tmp_path):
@@ -159,6 +172,76 @@ def test_mistakes_are_said_in_a_line(hub, repo_id, tmp_path):
     assert not (tmp_path / "run" / "probes.jsonl").exists()
     with pytest.raises(PlasticityError, match=r"^model: none given"):
         parse_suite([])
+
+
+def test_what_a_checkpoint_lacks_is_not_made_up(tmp_path):
+    folder = save_suite(tmp_path / "suite", "llama", steps=(1, 2))
+    path = folder / "step2" / "model.safetensors"
+    weights = load_file(path)
+    save_file({name: value for name, value in weights.items() if "lm_head" not in name}, path, {"format": "pt"})
+    with pytest.raises(PlasticityError, match=r"step2' lacks weights that its config.* asks for \(lm_head"):
+        probe(folder, tmp_path / "run")
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(PlasticityError, match=r"step2' cannot be loaded: "):
+        probe(folder, tmp_path / "run")
+    assert [record["step"] for record in load_run(tmp_path / "run").probes] == [1]
+
+
+def test_a_context_that_a_model_does_not_have_and_text_that_has_changed_are_refused(tmp_path, monkeypatch):
+    folder = save_suite(tmp_path / "suite", "gpt2", steps=(1,))
+    with pytest.raises(PlasticityError, match="context_length: 64 is more than the 32 tokens of 'step1'"):
+        probe(folder, tmp_path / "run", "--context_length=64")
+    text = tmp_path / "text"
+    text.mkdir()
+    (text / "vi.txt").write_text("".join(f"dòng chữ thứ {number}\n" for number in range(4000)))
+    flags = ["--source=local", f"--data_dir={text}", "--probe_language=vi"]
+    probe(folder, tmp_path / "run", *flags)
+    with (text / "vi.txt").open("a") as file:
+        file.write("thêm\n")
+    with pytest.raises(PlasticityError, match="was begun on other text: that of 'vi', or the tokenizer, has changed"):
+        probe(folder, tmp_path / "run", *flags)
+
+
+@pytest.mark.parametrize(
+    ("launched", "message"),
+    [
+        ({"ACCELERATE_MIXED_PRECISION": "bf16"}, "mixed_precision: bf16 is what it was launched with, and 'no' what"),
+        ({"ACCELERATE_USE_FSDP": "true"}, "fsdp: a single process has nobody to shard a model with"),
+    ],
+)
+def test_a_launch_that_the_probes_cannot_be_computed_with_is_refused(tmp_path, monkeypatch, launched, message):
+    for name, value in launched.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(PlasticityError, match=message):
+        probe(save_suite(tmp_path / "suite", "gpt2", steps=(1,)), tmp_path / "run")
+
+
+def test_sharding_that_accelerate_cannot_do_is_refused(tmp_path):
+    suite = save_suite(tmp_path / "suite", "gpt2", steps=(1, 2))
+    process = launch_probe(suite, tmp_path / "run", processes=2, ACCELERATE_USE_FSDP="true")
+    assert "fsdp: asked for, and Accelerate cannot on MULTI_CPU; launch with" in process.stderr
+
+
+def test_no_model_is_kept_while_the_next_is_loaded(tmp_path, monkeypatch):
+    alive, load = [], published.load_model
+
+    def watched(path):
+        alive.append(
+            sum(isinstance(thing, torch.nn.Module) and hasattr(thing, "lm_head") for thing in gc.get_objects())
+        )
+        return load(path)
+
+    monkeypatch.setattr(published, "load_model", watched)
+    suite = save_suite(tmp_path / "suite", "gpt2")
+    AcceleratorState._reset_state()  # it knows one precision
+    gc.collect()
+    gc.disable()
+    try:
+        probe(suite, tmp_path / "run", "--bf16")
+    finally:
+        gc.enable()
+        AcceleratorState._reset_state()
+    assert len(alive) == 3 and len(set(alive)) == 1
 
 
 def test_an_earlier_revision_that_is_added_becomes_what_all_changes_refer_to(tmp_path):
@@ -246,7 +329,8 @@ def test_what_one_of_them_cannot_do_ends_them_all_with_one_line(tmp_path):
     process = launch_probe(suite, tmp_path / "two", processes=2)
     assert process.returncode != 0
     [line] = set(re.findall(r"^probe\.py: (.*)$", process.stderr, flags=re.MULTILINE))
-    assert re.match(r"error: revisions: 'step4' of .* cannot be loaded: ", line)
+    assert re.match(r"error: model: '.*step4' cannot be loaded: ", line)
+    assert [record["step"] for record in load_run(tmp_path / "two").probes] == [0], "what the other has found is kept"
 
 
 @pytest.mark.slow

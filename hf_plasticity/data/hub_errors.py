@@ -1,5 +1,6 @@
 """What the Hub client's errors mean to the user, and what to do about them."""
 
+import errno
 from collections.abc import Iterator
 
 from huggingface_hub.errors import (
@@ -53,6 +54,8 @@ def may_pass(error: BaseException) -> bool:
     """Whether an error is the network's or the Hub's own, so that it is worth to try again later."""
     lasting = (GatedRepoError, HFValidationError, RepositoryNotFoundError, RevisionNotFoundError)
     if isinstance(error, lasting):
+        return False
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EPERM):
         return False
     if isinstance(error, HfHubHTTPError):
         return error.response.status_code not in (400, 401, 403, 404)

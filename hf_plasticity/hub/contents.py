@@ -4,6 +4,7 @@ import io
 import json
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -83,10 +84,16 @@ def cycle_files(folder: Path, name: str) -> Files:
     return {path.name: path for path in sorted((folder / name).iterdir()) if path.is_file()}
 
 
-def merge_records(there: Path, folder: Path) -> None:
-    """Add to the records of a run folder the lines of another that it does not have."""
+def merge_records(files: Mapping[str, Path], folder: Path) -> None:
+    """
+    Add to the records of a run folder what it does not have of others.
+
+    Args:
+        files (`Mapping[str, Path]`): Files of records, by the names that they have in a run folder.
+        folder (`Path`): The run folder.
+    """
     for name, key in RECORD_KEYS.items():
-        for record in read_records(there / name):
+        for record in read_records(files[name]) if name in files else []:
             append_record(folder / name, record, key)
 
 

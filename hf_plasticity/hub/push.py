@@ -1,7 +1,6 @@
 """Putting a run on the Hub, beside training and never in its way."""
 
 import json
-import os
 import threading
 import time
 import uuid
@@ -17,10 +16,10 @@ from transformers.utils import logging
 from ..data.hub_errors import one_line
 from ..errors import PlasticityError
 from ..probing.checkpoint import save_probe_record
-from ..records import CONFIG_FILE, HUB_FILE, PROBES_FILE, cycle_name, read_config, read_records
+from ..records import CONFIG_FILE, HUB_FILE, PROBES_FILE, cycle_name, read_config, read_records, write_atomically
 from ..study import IDENTITY
 from ..trainer.config import DEFERRED
-from .contents import cycle_files, main_files, merge_records, public, saved_cycles, without_token
+from .contents import RECORD_KEYS, cycle_files, main_files, merge_records, public, saved_cycles, without_token
 from .repository import MAIN, HubRefusal, RunRepository
 
 
@@ -105,8 +104,7 @@ def push_run(folder: str | Path, repository: RunRepository) -> None:
 
 def take_records(folder: Path, repository: RunRepository, commit: str) -> None:
     """Bring home what a follower has probed and sent to the Hub."""
-    there = repository.api.snapshot_download(repository.repo_id, revision=commit, allow_patterns=["*.jsonl"])
-    merge_records(Path(there), folder)
+    merge_records(repository.download(RECORD_KEYS, commit), folder)
     saved = saved_cycles(folder)
     for record in read_records(folder / PROBES_FILE):
         if saved.get(cycle_name(record["cycle"])) is False:
@@ -122,16 +120,13 @@ def _account(folder: str | Path) -> dict[str, Any]:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError:
         raise PlasticityError(
-            f"'{path}' is damaged; write {{'run_id': '…'}} to it as JSON, with the run_id that config.yaml on the Hub "
-            "has under provenance"
+            f'\'{path}\' is damaged; write {{"run_id": "…"}} to it, with the run_id that config.yaml on the Hub has '
+            "under provenance"
         ) from None
 
 
 def _write_account(folder: str | Path, account: dict[str, Any]) -> None:
-    # Not with `write_atomically`: it changes the process's umask for a moment, and this is not the only thread.
-    unfinished = Path(folder) / f".{HUB_FILE}.unfinished"
-    unfinished.write_text(json.dumps(account, indent=1), encoding="utf-8")
-    os.replace(unfinished, Path(folder) / HUB_FILE)
+    write_atomically(Path(folder) / HUB_FILE, json.dumps(account, indent=1).encode())
 
 
 class RunPusher:

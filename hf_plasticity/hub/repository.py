@@ -3,7 +3,7 @@
 import hashlib
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from huggingface_hub.errors import (
     EntryNotFoundError,
     HfHubHTTPError,
     HFValidationError,
+    LocalEntryNotFoundError,
     LocalTokenNotFoundError,
 )
 from huggingface_hub.hf_api import RepoFile
@@ -33,6 +34,28 @@ UNCLAIMED = {".gitattributes", ".gitignore", "README.md", "LICENSE"}
 
 # The records of a run lie with its model, so that one name is enough for both.
 warnings.filterwarnings("ignore", message="It seems that you are about to commit a data file")
+
+
+def with_timeout(api: HfApi) -> HfApi:
+    """A client that takes a request for lost after a while. Ask for it before each: its sessions are renewed."""
+    get_session().timeout = TIMEOUT
+    return api
+
+
+def download(api: HfApi, repo_id: str, names: Iterable[str], commit: str) -> dict[str, Path]:
+    """
+    The files of these names that a commit has, by name. One by one: of a commit of which some files are there already,
+    `snapshot_download` may call these all where the Hub fails.
+    """
+    found = {}
+    for name in names:
+        try:
+            found[name] = Path(with_timeout(api).hf_hub_download(repo_id, name, revision=commit))
+        except LocalEntryNotFoundError:  # the Hub was not reached
+            raise
+        except EntryNotFoundError:
+            continue
+    return found
 
 
 class HubRefusal(PlasticityError):
@@ -71,8 +94,7 @@ class RunRepository:
 
     @property
     def api(self) -> HfApi:
-        get_session().timeout = TIMEOUT
-        return self._api
+        return with_timeout(self._api)
 
     def open(self) -> None:
         """
@@ -139,6 +161,10 @@ class RunRepository:
                 raise HubRefusal(
                     f"hub_model_id: '{self.repo_id}' holds another run ({'; '.join(different)}); choose another name"
                 )
+
+    def download(self, names: Iterable[str], commit: str) -> dict[str, Path]:
+        """The files of these names that a commit has, by name."""
+        return download(self.api, self.repo_id, names, commit)
 
     def _config(self, commit: str) -> dict[str, Any] | None:
         """The configuration of the run in the repository, or `None` if no run is there."""

@@ -9,6 +9,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
+from ..records import write_atomically
 from .unchanged import reshard
 
 
@@ -57,4 +58,4 @@ def record_bytes(record: dict[str, Any]) -> bytes:
 
 def save_probe_record(folder: str | Path, record: dict[str, Any]) -> None:
     """Put a probe's record beside the weights it was measured on."""
-    (Path(folder) / RECORD_FILE).write_bytes(record_bytes(record))
+    write_atomically(Path(folder) / RECORD_FILE, record_bytes(record))

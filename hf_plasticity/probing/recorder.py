@@ -103,6 +103,10 @@ class ProbeRecorder:
     def _is_mine(self, line: dict[str, Any]) -> bool:
         return line["probe_config_hash"] == self.protocol["probe_config_hash"]
 
+    def has_reference(self, folder: str | Path) -> bool:
+        """Whether a trained model has been probed, so that ΔAUC has something to refer to."""
+        return any(line["step"] > 0 for line in self.records(folder))
+
     def write(self, folder: str | Path, step: int, result: ProbeResult) -> dict[str, Any]:
         """
         Add the line of a probe to a run folder, once, by the main process.

@@ -2,29 +2,36 @@
 
 import fnmatch
 import hashlib
-import os
 import re
 from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-import torch
 from huggingface_hub import HfApi
 from huggingface_hub.hf_api import RepoFile
-from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from ..data.hub_errors import explain_hub_error, one_line
+from ..data.hub_errors import explain_hub_error
 from ..errors import PlasticityError
 from .config import SuiteConfig
 
 
 WEIGHTS = "*.safetensors"
+END_BYTES = 2**20
 
 
 def place(name: str) -> int | None:
-    """The training step in a checkpoint's name: the number after `step`, or else the last one; `None` without any."""
-    numbers = re.findall(r"step[-_]?(\d+)", name) or re.findall(r"\d+", name)
-    return int(numbers[-1]) if numbers else None
+    """
+    The training step in a checkpoint's name: the number after `step`, also as `50K`, or else the last one; `None`
+    without any, and for a version such as `v1.0`.
+    """
+    if re.fullmatch(r"v\d+(\.\d+)*|\d+(\.\d+)+", name):
+        return None
+    numbers = re.findall(r"step[-_]?(\d+)([KkM]?)", name) or re.findall(r"(\d+)([KkM]?)", name)
+    if not numbers:
+        return None
+    digits, unit = numbers[-1]
+    return int(digits) * {"": 1, "K": 1_000, "M": 1_000_000}[unit.upper()]
 
 
 def find_checkpoints(suite: SuiteConfig) -> dict[int, str]:
@@ -42,8 +49,12 @@ def find_checkpoints(suite: SuiteConfig) -> dict[int, str]:
         except Exception as error:
             raise _explained(suite, error) from None
         there = [ref.name for ref in [*refs.branches, *refs.tags]]
-    chosen = []
-    for pattern in suite.revisions or ["*[0-9]*"]:
+    chosen = [] if suite.revisions else [name for name in there if place(name) is not None]
+    if not chosen and not suite.revisions:
+        raise PlasticityError(
+            f"model: '{suite.model}' has no checkpoint with a number in its name; it has {_some(there)}"
+        )
+    for pattern in suite.revisions or []:
         fitting = fnmatch.filter(there, pattern)
         if not fitting:
             raise PlasticityError(
@@ -79,67 +90,71 @@ def check_weights(suite: SuiteConfig, found: Mapping[int, str]) -> None:
     Raises:
         [`PlasticityError`]: A checkpoint without safetensors, or several with the same file of weights.
     """
+    local = Path(suite.model).is_dir()
+    files = {name: _local_files(suite, name) if local else _files_on_the_hub(suite, name) for name in found.values()}
     holders = defaultdict(list)
-    for name in found.values():
-        for digest in _weights(suite, name):
+    for name, digests in files.items():
+        for digest in digests:
             holders[digest].append(name)
+    if local:
+        holders = _alike_to_the_end(suite, holders)
     shared = sorted({tuple(names) for names in holders.values() if len(names) > 1}, key=len)
     if shared and not suite.allow_duplicates:
-        most = shared[-1]
+        most = sorted(shared[-1], key=place)
         raise PlasticityError(
-            f"revisions: {len(most)} checkpoints of '{suite.model}' hold the same weights ({_some(list(most))}), so "
+            f"revisions: {len(most)} checkpoints of '{suite.model}' hold the same weights ({_some(most)}), so "
             "they are not what their names say; choose others, or add --allow_duplicates if it is meant"
         )
 
 
-def _weights(suite: SuiteConfig, name: str) -> list[str]:
-    """The hashes of a checkpoint's files of weights; on the Hub without downloading them."""
-    if Path(suite.model).is_dir():
-        folder = Path(suite.model) / name
-        files = {path.name: path for path in folder.iterdir() if path.is_file()}
-        digests = [_digest(path) for path in files.values() if fnmatch.fnmatch(path.name, WEIGHTS)]
-        names = list(files)
-    else:
-        try:
-            tree = list(HfApi().list_repo_tree(suite.model, revision=name))
-        except Exception as error:
-            raise _explained(suite, error) from None
-        files = [entry for entry in tree if isinstance(entry, RepoFile)]
-        names = [file.path for file in files]
-        digests = [
-            file.lfs.sha256 if file.lfs else file.blob_id for file in files if fnmatch.fnmatch(file.path, WEIGHTS)
-        ]
-    if not digests:
-        others = sorted(path for path in names if path.endswith((".bin", ".pt", ".msgpack", ".h5")))
+def _files_on_the_hub(suite: SuiteConfig, name: str) -> list[str]:
+    """The hashes of a checkpoint's files of weights, without downloading them."""
+    try:
+        tree = list(HfApi().list_repo_tree(suite.model, revision=name))
+    except Exception as error:
+        raise _explained(suite, error) from None
+    files = {entry.path: entry for entry in tree if isinstance(entry, RepoFile)}
+    weights = _weights(suite, name, list(files))
+    return [files[path].lfs.sha256 if files[path].lfs else files[path].blob_id for path in weights]
+
+
+def _local_files(suite: SuiteConfig, name: str) -> list[tuple[int, bytes]]:
+    """The size of a checkpoint's files of weights, and what they begin and end with: soon read, and rarely shared."""
+    folder = Path(suite.model) / name
+    files = [path.name for path in folder.iterdir() if path.is_file()]
+    return [_ends(folder / path) for path in _weights(suite, name, files)]
+
+
+def _weights(suite: SuiteConfig, name: str, files: list[str]) -> list[str]:
+    """Which of a checkpoint's files are weights that are loaded here."""
+    weights = fnmatch.filter(files, WEIGHTS)
+    if not weights:
+        others = sorted(path for path in files if path.endswith((".bin", ".pt", ".msgpack", ".h5")))
         raise PlasticityError(
             f"revisions: '{name}' of '{suite.model}' has no safetensors"
             + (f", only {_some(others)}, which may hold code and is not loaded" if others else "")
         )
-    return digests
+    return weights
 
 
-def _digest(path: Path) -> str:
-    digest = hashlib.sha256()
+def _ends(path: Path) -> tuple[int, bytes]:
+    size = path.stat().st_size
     with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
+        digest = hashlib.sha256(file.read(END_BYTES))
+        file.seek(max(0, size - END_BYTES))
+        digest.update(file.read(END_BYTES))
+    return size, digest.digest()
 
 
-def load_checkpoint(suite: SuiteConfig, name: str) -> PreTrainedModel:
-    """
-    One model of the suite, in float32; from safetensors only, and without code of its own.
-
-    Raises:
-        [`PlasticityError`]: It cannot be loaded.
-    """
-    where = {"pretrained_model_name_or_path": suite.model, "revision": name}
-    if Path(suite.model).is_dir():
-        where = {"pretrained_model_name_or_path": os.path.join(suite.model, name)}
-    try:
-        return AutoModelForCausalLM.from_pretrained(
-            **where, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
-        )
-    except (OSError, ValueError) as error:
-        explanation = explain_hub_error(suite.model, "model", error) or one_line(error)
-        raise PlasticityError(f"revisions: '{name}' of '{suite.model}' cannot be loaded: {explanation}") from None
+def _alike_to_the_end(suite: SuiteConfig, holders: Mapping[Any, list[str]]) -> dict[str, list[str]]:
+    """Of the checkpoints that begin and end alike, those whose files are the same throughout."""
+    suspects = {name for names in holders.values() if len(names) > 1 for name in names}
+    alike = defaultdict(list)
+    for name in suspects:
+        for path in sorted((Path(suite.model) / name).glob(WEIGHTS)):
+            digest = hashlib.sha256()
+            with path.open("rb") as file:
+                while chunk := file.read(END_BYTES):
+                    digest.update(chunk)
+            alike[digest.hexdigest()].append(name)
+    return alike

@@ -18,7 +18,7 @@ CHECKPOINTS, BATCH = "checkpoints", "batch"
 # With --follow, what is not for the followed run to say.
 OF_THE_FOLLOWER = (
     "model", "follow", "poll_seconds", "push_to_hub", "output_dir", "share", "per_device_train_batch_size",
-    "disable_tqdm", "use_cpu", "data_dir", "data_cache_dir",
+    "disable_tqdm", "use_cpu", "data_dir", "data_cache_dir", "dataset",
 )  # fmt: skip
 
 

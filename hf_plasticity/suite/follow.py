@@ -1,16 +1,16 @@
 """Probing a run from elsewhere: its cycles as they appear, with the numbers that it would have found itself."""
 
 import contextlib
+import dataclasses
 import importlib.metadata
+import math
 import time
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-from accelerate import Accelerator
-from transformers import AutoModelForCausalLM, PreTrainedModel, enable_full_determinism
+from transformers import PreTrainedModel, TrainingArguments, enable_full_determinism
 from transformers.utils import logging
 
 from .. import __version__
@@ -22,23 +22,29 @@ from ..errors import PlasticityError
 from ..hub.loading import is_repository
 from ..probing.recorder import ProbeRecorder
 from ..probing.timeline import Timeline
-from ..records import run_lock
+from ..records import FOLLOW_LOCK_FILE, read_config, run_lock
 from ..run import show_results
-from ..study import Study, parse_study
+from ..study import ModelConfig, Study, parse_study
+from ..trainer import ContinualConfig
 from .config import BATCH, SuiteConfig
 from .followed import FollowedFolder, Progress, check_followed
+from .followed_hub import FollowedRepository
+from .loading import load_model
 from .prober import SuiteProber
-from .processes import Processes, check_precision
+from .processes import Processes, make_accelerator
 
 
 logger = logging.get_logger(__name__)
 
-FOLLOW_LOCK = ".follow.lock"
-# What the follower does not take over: on what the run is computed, and where it goes.
-NOT_OF_THE_PROBE = (
-    "fsdp", "deepspeed", "ddp_", "parallelism", "use_cpu", "push_to_hub", "hub_", "report_to", "run_name",
-    "output_dir", "data_cache_dir", "train_tokenizer",
+# Of the settings of Transformers in a run's configuration, those that shape its probes.
+OF_TRANSFORMERS = (
+    "learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "weight_decay", "adam_beta1",
+    "adam_beta2", "adam_epsilon", "max_grad_norm", "bf16", "tf32", "seed", "full_determinism",
+    "gradient_checkpointing", "gradient_checkpointing_kwargs", "torch_compile", "torch_compile_backend",
+    "torch_compile_mode", "per_device_train_batch_size",
 )  # fmt: skip
+# Seconds that a finished run's follower goes on trying to send its records.
+PATIENCE = 600.0
 NUMERIC_PACKAGES = ("torch", "transformers")
 
 
@@ -54,7 +60,8 @@ def follow_run(suite: SuiteConfig, data: DataConfig) -> None:
     processes = Processes(suite.use_cpu)
     run = _followed(suite)
     with contextlib.ExitStack() as stack:
-        processes.from_main(lambda: stack.enter_context(run_lock(run.folder, FOLLOW_LOCK)))
+        processes.from_main(run.check)
+        processes.from_main(lambda: stack.enter_context(run_lock(run.folder, FOLLOW_LOCK_FILE)))
         config = processes.from_main(lambda: _wait_for_config(run, suite.poll_seconds))
         processes.from_main(run.check_rights)
         study = _study_of(config, run.folder, suite, data)
@@ -62,19 +69,17 @@ def follow_run(suite: SuiteConfig, data: DataConfig) -> None:
         follower.follow()
         if processes.is_main:
             show_results(run.folder)
+            if config.get("push_to_hub") and not isinstance(run, FollowedRepository):
+                print(f"on the Hub  hf-plasticity push {run.folder} sends what is not there yet")
 
 
-def _followed(suite: SuiteConfig) -> FollowedFolder:
+def _followed(suite: SuiteConfig) -> "FollowedFolder | FollowedRepository":
     """Where the run is, and where its records go."""
     if is_repository(suite.model):
-        from .followed_hub import FollowedRepository
-
-        folder = suite.output_dir or f"runs/follow-{Path(suite.model).name}"
+        folder = suite.output_dir or f"runs/follow-{suite.model.replace('/', '-')}"
         return FollowedRepository(suite.model, folder, suite.push_to_hub)
     if suite.output_dir is not None:
         raise PlasticityError(f"output_dir: {suite.output_dir} would not be heeded; the records go to '{suite.model}'")
-    if not Path(suite.model).is_dir():
-        raise PlasticityError(f"model: there is no run folder '{suite.model}'")
     return FollowedFolder(suite.model)
 
 
@@ -94,9 +99,12 @@ def _wait_for_config(run: FollowedFolder, poll_seconds: float) -> dict[str, Any]
 
 def _study_of(config: Mapping[str, Any], folder: Path, suite: SuiteConfig, data: DataConfig) -> Study:
     """The study of the followed run, as it is to be probed on this machine."""
-    settings = {name: value for name, value in config.items() if not name.startswith(NOT_OF_THE_PROBE)}
+    own = {one.name for kind in (ModelConfig, DataConfig) for one in dataclasses.fields(kind)}
+    own |= {name for name in ContinualConfig.__annotations__ if not hasattr(TrainingArguments, name)}
+    taken = own.union(OF_TRANSFORMERS) - {"data_cache_dir", "train_tokenizer"}
+    settings = {name: value for name, value in config.items() if name in taken}
     settings["output_dir"] = str(folder)
-    for name in ("data_dir", "data_cache_dir"):
+    for name in ("data_dir", "data_cache_dir", "dataset"):
         if getattr(data, name) is not None:
             settings[name] = getattr(data, name)
     if suite.per_device_train_batch_size is not None:
@@ -129,12 +137,12 @@ class Follower:
         processes: Processes,
     ):
         self.run, self.study, self.processes, self.poll_seconds = run, study, processes, suite.poll_seconds
+        self._undelivered_since: float | None = None
         training, text = study.training, study.data
         if training.full_determinism:
             enable_full_determinism(training.seed)
         # Before the text: the tokenizer comes with every checkpoint, wherever the run had it from.
-        first = processes.from_main(lambda: run.progress().cycles)[0]
-        tokenizer = load_tokenizer(str(run.checkpoint(first)))
+        tokenizer = load_tokenizer(processes.from_main(lambda: str(run.checkpoint(run.progress().cycles[0]))))
         train_blocks, eval_blocks = open_blocks(
             text, open_source(text), text.probe_language, tokenizer, show_progress=not suite.disable_tqdm
         )
@@ -154,10 +162,11 @@ class Follower:
             self.timeline,
             eval_blocks.bytes_per_token(training.probe_eval_sequences),
         )
-        accelerator = Accelerator(mixed_precision=check_precision(config["bf16"]), cpu=processes.use_cpu)
+        accelerator = make_accelerator(config["bf16"], processes.use_cpu)
         self.prober = SuiteProber(
             run.folder,
             self.recorder,
+            self._fetch,
             self._load,
             accelerator,
             processes,
@@ -174,41 +183,59 @@ class Follower:
     def follow(self) -> None:
         """Probe what there is and what comes, until the run is finished and everything is probed and delivered."""
         progress, delivered = Progress([], finished=False), True
-        while not (progress.finished and delivered):
+        while not (progress.finished and (delivered or self._out_of_patience)):
             progress = self.processes.from_main(partial(self._news, progress.cycles, delivered))
             self._check_reference(progress.cycles)
             steps = [cycle * self.timeline.steps_between(1, "cycles") for cycle in progress.cycles]
-            self.prober.probe(steps, recorded=lambda step: self._deliver())
+            self.prober.probe(steps, recorded=self._recorded)
             delivered = self.processes.from_main(self._deliver)
 
     def _news(self, known: list[int], delivered: bool) -> Progress:
-        """Wait until the run has cycles that are not known yet, or is finished, or something is to be sent again."""
+        """Wait until the run has cycles that are not known yet, or is finished, or it is time to send again."""
+        check_followed(self.run.name, read_config(self.run.folder))
         progress = self.run.progress()
-        if progress.cycles == known and not delivered:
-            time.sleep(self.poll_seconds)
-            return progress
-        if progress.cycles == known and not progress.finished:
-            print(f"'{self.run.name}' is probed up to cycle {known[-1]}; waiting for more", flush=True)
-        while progress.cycles == known and not progress.finished:
+        waiting = False
+        while progress.cycles == known and (not progress.finished or not delivered):
+            if delivered and not waiting:
+                print(f"'{self.run.name}' is probed as far as it is; waiting for more", flush=True)
+                waiting = True
             time.sleep(self.poll_seconds)
             progress = self.run.progress()
+            if not delivered:
+                break
         return progress
 
     def _check_reference(self, cycles: list[int]) -> None:
         first = self.study.training.probe_every_cycles
-        if not self.recorder.records(self.run.folder) and max(cycles) > first and first not in cycles:
+        if not self.recorder.has_reference(self.run.folder) and max(cycles) > first and first not in cycles:
             raise PlasticityError(
                 f"model: the checkpoint of cycle {first} of '{self.run.name}' is gone, and ΔAUC refers to its probe"
             )
 
-    def _deliver(self) -> bool:
-        return self.run.deliver(self.recorder.mine(self.run.folder))
+    def _recorded(self, step: int) -> None:
+        self._deliver()
+        self.run.release(self.timeline.position(step)["cycle"])
 
-    def _load(self, step: int) -> PreTrainedModel:
-        path = self.run.checkpoint(self.timeline.position(step)["cycle"])
-        model = AutoModelForCausalLM.from_pretrained(
-            path, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
-        )
+    def _deliver(self) -> bool:
+        delivered = self.run.deliver(self.recorder.mine(self.run.folder))
+        self._undelivered_since = None if delivered else self._undelivered_since or time.monotonic()
+        return delivered
+
+    @property
+    def _out_of_patience(self) -> bool:
+        def give_up() -> bool:
+            late = time.monotonic() - (self._undelivered_since or math.inf) > PATIENCE
+            if late:
+                logger.warning(f"not all records of '{self.run.name}' are sent; the same command sends the rest")
+            return late
+
+        return self.processes.from_main(give_up)
+
+    def _fetch(self, step: int) -> str:
+        return str(self.run.checkpoint(self.timeline.position(step)["cycle"]))
+
+    def _load(self, path: str) -> PreTrainedModel:
+        model = load_model(path)
         if self.study.training.gradient_checkpointing:
             model.gradient_checkpointing_enable(self.study.training.gradient_checkpointing_kwargs)
         return model

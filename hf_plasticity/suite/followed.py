@@ -9,10 +9,12 @@ from typing import Any
 
 from ..arguments import PROVENANCE
 from ..errors import PlasticityError
-from ..probing.checkpoint import RECORD_FILE, save_probe_record
-from ..records import TRAINER_STATE_FILE, cycle_name, read_config
+from ..probing.checkpoint import RECORD_FILE, record_bytes, save_probe_record
+from ..records import FOLLOW_LOCK_FILE, LOCK_FILE, TRAINER_STATE_FILE, cycle_name, read_config
 
 
+# What a run folder may hold before its configuration.
+BEFORE_THE_RUN = {LOCK_FILE, FOLLOW_LOCK_FILE, "tokenizer", ".tokenizer.unfinished"}
 CYCLE = re.compile(r"cycle-(\d{3,})")
 
 
@@ -41,6 +43,19 @@ class FollowedFolder:
     def __init__(self, folder: str | Path):
         self.name, self.folder = str(folder), Path(folder)
 
+    def check(self) -> None:
+        """
+        See to it that there is a run, or may be one soon.
+
+        Raises:
+            [`PlasticityError`]: There is something else.
+        """
+        if not self.folder.is_dir():
+            raise PlasticityError(f"model: there is no run folder '{self.folder}'")
+        others = sorted(path.name for path in self.folder.iterdir() if path.name not in BEFORE_THE_RUN)
+        if others and read_config(self.folder) is None:
+            raise PlasticityError(f"model: '{self.folder}' holds other things ({others[0]}) and no run to follow")
+
     def check_rights(self) -> None:
         """See to it before anything is computed that the records may go where they are to go."""
 
@@ -58,11 +73,15 @@ class FollowedFolder:
         """The folder of a cycle's checkpoint."""
         return self.folder / cycle_name(cycle)
 
+    def release(self, cycle: int) -> None:
+        """A cycle's checkpoint is not needed any more by the follower; the run keeps it."""
+
     def deliver(self, records: list[dict[str, Any]]) -> bool:
         """Put the record of each probe where the run's own probe would have; whether all of them are there."""
         for record in records:
             checkpoint = self.checkpoint(record["cycle"])
-            if checkpoint.is_dir() and not (checkpoint / RECORD_FILE).exists():
+            path = checkpoint / RECORD_FILE
+            if checkpoint.is_dir() and not (path.exists() and path.read_bytes() == record_bytes(record)):
                 save_probe_record(checkpoint, record)
         return True
 

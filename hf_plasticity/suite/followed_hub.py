@@ -1,20 +1,22 @@
 """A run that is followed on the Hub: its cycles are branches there, and the records of its probes go back to it."""
 
 import json
+import shutil
 import time
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import HfApi, hf_hub_download, snapshot_download
+import yaml
+from huggingface_hub import HfApi, hf_hub_download
 from huggingface_hub.hf_api import RepoFile
 from transformers.utils import logging
 
 from ..arguments import PROVENANCE
-from ..data.hub_errors import explain_hub_error, may_pass, one_line
+from ..data.hub_errors import explain_hub_error, may_pass
 from ..errors import PlasticityError
-from ..hub.contents import RUN_ID, main_files, merge_records
+from ..hub.contents import RECORD_KEYS, RUN_ID, main_files, merge_records
 from ..hub.push import describe, run_identity
-from ..hub.repository import MAIN, HubRefusal, RunRepository
+from ..hub.repository import MAIN, UNCLAIMED, HubRefusal, RunRepository, download, with_timeout
 from ..probing.checkpoint import RECORD_FILE, record_bytes
 from ..records import (
     CONFIG_FILE,
@@ -31,7 +33,7 @@ from .followed import CYCLE, FollowedFolder, Progress, cycles_of, is_finished
 
 logger = logging.get_logger(__name__)
 
-RECORDS = ["*.jsonl", CONFIG_FILE, TRAINER_STATE_FILE]
+DOWNLOADS = ".downloads"
 FIRST_WAIT, LONGEST_WAIT = 1.0, 600.0
 
 
@@ -43,23 +45,38 @@ class FollowedRepository(FollowedFolder):
         repo_id (`str`): The repository.
         folder (`str` or `Path`): A run folder of the follower's own: records, and no checkpoints.
         push (`bool`): Whether the records of its probes are sent to the repository.
-
-    Raises:
-        [`PlasticityError`]: The folder holds something else.
     """
 
     def __init__(self, repo_id: str, folder: str | Path, push: bool):
         super().__init__(folder)
-        self.name, self.push, self.api = repo_id, push, HfApi()
+        self.name, self.push, self._api = repo_id, push, HfApi()
         self._repository: RunRepository | None = None
         self._main: str | None = None
-        self._seen: dict[str, tuple[str, bool]] = {}  # by branch: its commit, and whether its probe's record is there
-        self._reached = False
+        self._seen: dict[str, str] = {}  # the newest commit of every branch with a checkpoint
+        self._recorded: set[str] = set()  # those that have their probe's record
+
+    @property
+    def api(self) -> HfApi:
+        return with_timeout(self._api)
+
+    def check(self) -> None:
+        """
+        See to it that the repository is there, and the folder not another run's.
+
+        Raises:
+            [`PlasticityError`]: It is not, or it is.
+        """
+        try:
+            self._heads()
+        except Exception as error:
+            if (explanation := explain_hub_error(self.name, "model", error)) is None:
+                raise
+            raise PlasticityError(f"model: there is no folder of that name here, and {explanation}") from None
         there = read_config(self.folder)
         if there is not None and RUN_ID not in there.get(PROVENANCE, {}):
             raise PlasticityError(
-                f"output_dir: '{folder}' holds a run of its own; choose another folder, or follow the run there with "
-                f"--model {folder}"
+                f"output_dir: '{self.folder}' holds a run of its own; choose another folder, or follow the run there "
+                f"with --model {self.folder}"
             )
 
     def config(self) -> dict[str, Any] | None:
@@ -72,60 +89,87 @@ class FollowedRepository(FollowedFolder):
         try:
             self._look()
         except Exception as error:
-            if not self._reached and (explanation := explain_hub_error(self.name, "model", error)) is not None:
-                raise PlasticityError(f"model: {explanation}") from None
-            if not may_pass(error):
+            if may_pass(error):
+                logger.warning(f"'{self.name}' cannot be looked at: {describe(error)}; it is tried again")
+                return Progress(cycles_of(list(self._seen)), finished=False)
+            if (explanation := explain_hub_error(self.name, "model", error)) is None:
                 raise
-            logger.warning(f"'{self.name}' cannot be looked at: {describe(error)}; it is tried again")
-            return Progress(cycles_of(list(self._seen)), finished=False)
+            raise PlasticityError(f"model: {explanation}") from None
         # The records of `main` were read before the branches: a run that is finished there has them all.
         return Progress(cycles_of(list(self._seen)), is_finished(self.folder))
 
+    def _heads(self) -> dict[str, str]:
+        return {ref.name: ref.target_commit for ref in self.api.list_repo_refs(self.name).branches}
+
     def _look(self) -> None:
-        heads = {ref.name: ref.target_commit for ref in self.api.list_repo_refs(self.name).branches}
-        self._reached = True
+        heads = self._heads()
         if heads[MAIN] != self._main:
             self._take_records(heads[MAIN])
             self._main = heads[MAIN]
-            heads = {ref.name: ref.target_commit for ref in self.api.list_repo_refs(self.name).branches}
+            heads = self._heads()
         for name, commit in heads.items():
-            if CYCLE.fullmatch(name) and self._seen.get(name, ("", False))[0] != commit:
+            if CYCLE.fullmatch(name) and self._seen.get(name) != commit:
                 self._look_at(name, commit)
 
     def _take_records(self, commit: str) -> None:
-        there = Path(snapshot_download(self.name, revision=commit, allow_patterns=RECORDS))
-        if not (there / CONFIG_FILE).exists():
+        files = download(self.api, self.name, [CONFIG_FILE, TRAINER_STATE_FILE, *RECORD_KEYS], commit)
+        if CONFIG_FILE not in files:
+            others = sorted(self._files(commit) - UNCLAIMED)
+            if others:
+                raise PlasticityError(f"model: '{self.name}' holds other things ({others[0]}) and no run to follow")
             return
-        self.folder.mkdir(parents=True, exist_ok=True)
-        merge_records(there, self.folder)
+        self._check_same(yaml.safe_load(files[CONFIG_FILE].read_text(encoding="utf-8")))
+        merge_records(files, self.folder)
         for name in (TRAINER_STATE_FILE, CONFIG_FILE):
-            if (there / name).exists():
-                write_atomically(self.folder / name, (there / name).read_bytes())
+            if name in files:
+                write_atomically(self.folder / name, files[name].read_bytes())
+
+    def _check_same(self, config: Any) -> None:
+        """Two runs of one configuration differ by their id alone, and their probes may not get into one folder."""
+        if not isinstance(config, dict) or RUN_ID not in config.get(PROVENANCE, {}):
+            raise PlasticityError(f"model: {CONFIG_FILE} of '{self.name}' is not that of a run that can be followed")
+        here, there = (read_config(self.folder) or config)[PROVENANCE][RUN_ID], config[PROVENANCE][RUN_ID]
+        if here != there:
+            raise PlasticityError(
+                f"output_dir: '{self.folder}' holds the probes of another run ({RUN_ID} {here}, and {there} is "
+                f"that of '{self.name}'); choose another folder"
+            )
+
+    def _files(self, commit: str) -> set[str]:
+        tree = self.api.list_repo_tree(self.name, revision=commit)
+        return {entry.path for entry in tree if isinstance(entry, RepoFile)}
 
     def _look_at(self, name: str, commit: str) -> None:
         """Note a branch once its checkpoint is there: a branch is made before it gets its files."""
-        tree = self.api.list_repo_tree(self.name, revision=commit)
-        files = {entry.path for entry in tree if isinstance(entry, RepoFile)}
+        files = self._files(commit)
         if not any(path.endswith(".safetensors") for path in files):
             return
         if RECORD_FILE in files:
             path = hf_hub_download(self.name, RECORD_FILE, revision=commit)
             record = json.loads(Path(path).read_text(encoding="utf-8"))
             append_record(self.folder / PROBES_FILE, record, PROBE_KEY)
-        self._seen[name] = commit, RECORD_FILE in files
+            self._recorded.add(name)
+        self._seen[name] = commit
 
     def checkpoint(self, cycle: int) -> Path:
-        """The folder that a cycle's checkpoint has been downloaded to; waits for a Hub in trouble."""
-        wait = FIRST_WAIT
+        """Where a cycle's checkpoint has been downloaded to; waits for a Hub in trouble."""
+        name, wait = cycle_name(cycle), FIRST_WAIT
+        folder = self.folder / DOWNLOADS / name
         while True:
             try:
-                return Path(snapshot_download(self.name, revision=cycle_name(cycle)))
+                for path in sorted(self._files(self._seen[name])):
+                    self.api.hf_hub_download(self.name, path, revision=self._seen[name], local_dir=folder)
+                return folder
             except Exception as error:
                 if not may_pass(error):
                     raise
-                logger.warning(f"'{cycle_name(cycle)}' cannot be had: {one_line(error)}; next attempt in {wait:g} s")
+                logger.warning(f"'{name}' cannot be had: {describe(error)}; next attempt in {wait:g} seconds")
                 time.sleep(wait)
                 wait = min(2 * wait, LONGEST_WAIT)
+
+    def release(self, cycle: int) -> None:
+        """A cycle's checkpoint is not needed any more."""
+        shutil.rmtree(self.folder / DOWNLOADS / cycle_name(cycle), ignore_errors=True)
 
     def check_rights(self) -> None:
         """
@@ -150,9 +194,10 @@ class FollowedRepository(FollowedFolder):
         try:
             for record in records:
                 name = cycle_name(record["cycle"])
-                if name in self._seen and not self._seen[name][1]:
+                if name in self._seen and name not in self._recorded:
                     files = {RECORD_FILE: record_bytes(record)}
-                    self._seen[name] = self._repository.put(name, files, f"Probe of {name}"), True
+                    self._seen[name] = self._repository.put(name, files, f"Probe of {name}")
+                    self._recorded.add(name)
             self._look()
             finished = is_finished(self.folder)
             branches = [cycle_name(cycle) for cycle in cycles_of(list(self._seen))]

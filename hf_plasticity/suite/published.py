@@ -7,7 +7,6 @@ import os
 from pathlib import Path
 from typing import Any
 
-from accelerate import Accelerator
 from transformers import PreTrainedModel
 
 from .. import __version__
@@ -21,10 +20,11 @@ from ..probing.recorder import ProbeRecorder
 from ..probing.timeline import Timeline
 from ..records import read_config, run_lock, write_config
 from ..run import PACKAGES, show_results
-from .checkpoints import check_weights, find_checkpoints, load_checkpoint
+from .checkpoints import check_weights, find_checkpoints
 from .config import BATCH, CHECKPOINTS, SuiteConfig
+from .loading import load_model
 from .prober import SuiteProber
-from .processes import Processes, check_precision
+from .processes import Processes, make_accelerator
 
 
 # What may change between two commands that add to the same records.
@@ -45,7 +45,7 @@ def probe_suite(suite: SuiteConfig, data: DataConfig) -> None:
         [`ProbeDivergedError`]: The loss of a probe is not finite.
     """
     processes = Processes(suite.use_cpu)
-    accelerator = Accelerator(mixed_precision=check_precision(suite.bf16), cpu=processes.use_cpu)
+    accelerator = make_accelerator(suite.bf16, processes.use_cpu)
     with contextlib.ExitStack() as stack:
         found = processes.from_main(lambda: _begin(suite, data, stack))
         if data.tokenizer is None:
@@ -64,20 +64,21 @@ def probe_suite(suite: SuiteConfig, data: DataConfig) -> None:
             eval_blocks.bytes_per_token(suite.probe_eval_sequences),
         )
 
-        def load(step: int) -> PreTrainedModel:
-            model = load_checkpoint(suite, found[step])
-            if len(tokenizer) > model.get_input_embeddings().num_embeddings:
-                raise PlasticityError(
-                    f"tokenizer: '{data.tokenizer}' has {len(tokenizer)} tokens and '{found[step]}' knows only "
-                    f"{model.get_input_embeddings().num_embeddings}; name the one of the suite with --tokenizer"
-                )
+        text = {"train": train_blocks.fingerprint, "validation": eval_blocks.fingerprint}
+        processes.from_main(lambda: _check_text(suite, data, text))
+        local = Path(suite.model).is_dir()
+
+        def load(name: str) -> PreTrainedModel:
+            model = load_model(Path(suite.model) / name) if local else load_model(suite.model, name)
+            _check_fit(model, name, data, len(tokenizer))
             if processes.is_main:
-                _write_config(suite, data, found, num_non_embedding_parameters(model))
+                _write_config(suite, data, found, text, num_non_embedding_parameters(model))
             return model
 
         prober = SuiteProber(
             suite.output_dir,
             recorder,
+            found.__getitem__,
             load,
             accelerator,
             processes,
@@ -123,10 +124,37 @@ def _check_folder(suite: SuiteConfig, data: DataConfig) -> None:
         )
 
 
-def _write_config(suite: SuiteConfig, data: DataConfig, found: dict[int, str], parameters: int) -> None:
+def _check_text(suite: SuiteConfig, data: DataConfig, text: dict[str, str]) -> None:
+    there = (read_config(suite.output_dir) or {}).get(PROVENANCE, {}).get("data", {}).get(data.probe_language, text)
+    if there != text:
+        raise PlasticityError(
+            f"output_dir: '{suite.output_dir}' was begun on other text: that of '{data.probe_language}', or the "
+            "tokenizer, has changed since; choose another folder"
+        )
+
+
+def _check_fit(model: PreTrainedModel, name: str, data: DataConfig, tokens: int) -> None:
+    """See to it that a model can read the blocks."""
+    known = model.get_input_embeddings().num_embeddings
+    if tokens > known:
+        raise PlasticityError(
+            f"tokenizer: '{data.tokenizer}' has {tokens} tokens and '{name}' knows only {known}; name the one of the "
+            "suite with --tokenizer"
+        )
+    longest = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
+    if longest is not None and data.context_length > longest:
+        raise PlasticityError(f"context_length: {data.context_length} is more than the {longest} tokens of '{name}'")
+
+
+def _write_config(
+    suite: SuiteConfig, data: DataConfig, found: dict[int, str], text: dict[str, str], parameters: int
+) -> None:
+    there = (read_config(suite.output_dir) or {}).get(PROVENANCE, {})
+    checkpoints = there.get("checkpoints", {}) | found
     provenance = {
         "num_non_embedding_parameters": parameters,
-        "checkpoints": found,
+        "checkpoints": {step: checkpoints[step] for step in sorted(checkpoints)},
+        "data": {data.probe_language: text},
         "versions": {"hf-plasticity": __version__} | {name: importlib.metadata.version(name) for name in PACKAGES},
     }
     write_config(suite.output_dir, _settings(suite, data) | {PROVENANCE: provenance})
