@@ -100,3 +100,11 @@ def test_seeds_measured_at_different_places_are_named(tmp_path, dormant, words):
 def test_one_diagnosis_before_training_is_enough_for_a_page(tmp_path):
     text = text_of(report(make(tmp_path / "a", dormant=(0.1,)), make(tmp_path / "b", size="400K", dormant=(0.2,))))
     assert "dormant units" in text
+
+
+def test_a_page_says_how_many_curves_rise_by_more_than_they_scatter(tmp_path):
+    noisy = [120.0, 100.0, 101.0, 100.0, 101.0, 100.0]
+    flat = make_run(tmp_path / "flat", dict(enumerate([*noisy, 101.0])))
+    rising = make_run(tmp_path / "rising", dict(enumerate([*noisy, 130.0])), seed=1)
+    text = text_of(report(flat, rising))
+    assert "2 of 2 by the turning point rule; 1 of 2 end above their lowest AUC by more than AUCs scatter" in text

@@ -74,7 +74,11 @@ def tiles(runs: Sequence[RunRecord], found: dict[tuple[str, str], list[ProbeSeri
     onsets = [series.onset for series in every if series.onset is not None]
     if onsets:
         turned = sum(not onset.censored for onset in onsets)
-        shown.append(("Turned", f"{turned} of {len(onsets)}", f"by the {onsets[0].rule.replace('_', ' ')} rule"))
+        note = f"by the {onsets[0].rule.replace('_', ' ')} rule"
+        known = [series.rises for series in every if series.onset is not None and series.rises is not None]
+        if known:
+            note += f"; {sum(known)} of {len(known)} end above their lowest AUC by more than AUCs scatter"
+        shown.append(("Turned", f"{turned} of {len(onsets)}", note))
     return shown
 
 

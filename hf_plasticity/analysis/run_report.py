@@ -35,10 +35,6 @@ STUDY_SETTINGS = (
 SECRETS = ("hub_token", "push_to_hub_token")
 
 
-# A rise counts where it is more than this many times the scatter of an AUC: three standard errors of a difference.
-NOISE = 3 * math.sqrt(2)
-
-
 def run_page(run: RunRecord, gallery: Gallery, rule: str) -> Page:
     """The report of one run, its onset read off by `rule`."""
     series = probe_series(run, rule)
@@ -101,7 +97,7 @@ def outcome(series: ProbeSeries) -> str:
         return text
     scatter = 100 * series.scatter / best["auc"]
     text += f" Its AUCs scatter by {scatter:.1f}% about the trend of their neighbours"
-    return f"{text}, so that this rise is no sign of a turn." if above < NOISE * scatter else f"{text}."
+    return f"{text}." if series.rises else f"{text}, so that this rise is no sign of a turn."
 
 
 def tiles(series: ProbeSeries, which: str) -> list[tuple[str, str, str]]:

@@ -90,6 +90,16 @@ class ProbeSeries:
         return probe_scatter([probe["step"] for probe in self.trained], [probe["auc"] for probe in self.trained])
 
     @property
+    def rises(self) -> bool | None:
+        """
+        Whether the last AUC lies above the lowest by more than AUCs of this run scatter by: three standard errors of
+        a difference. `None` with fewer than five.
+        """
+        if self.scatter is None:
+            return None
+        return self.trained[-1]["auc"] - self.best["auc"] > 3 * math.sqrt(2) * self.scatter
+
+    @property
     def no_onset(self) -> str | None:
         """What stands in the way of reading an onset off these probes, or `None`."""
         places = [(probe.get("task"), probe.get("tokens")) for probe in self.trained]
