@@ -122,6 +122,32 @@ def test_a_cycle_is_pushed_only_once_its_probe_is_recorded(hub, repo_id, run_fol
     assert "The run goes on; `main` will hold its final model." in files["README.md"].decode()
 
 
+def test_main_does_not_call_a_run_finished_that_was_not_when_its_cycles_were_sent(
+    hub, repo_id, run_folder, monkeypatch
+):
+    """A follower ends with a finished run: its last cycle has to be there by then."""
+    late = [(run_folder / name, run_folder.parent / name) for name in ("cycle-002", "trainer_state.json")]
+    for there, aside in late:
+        there.rename(aside)
+    look = push.saved_cycles
+
+    def and_then_the_run_is_finished(folder):
+        seen = look(folder)
+        for there, aside in late:
+            aside.rename(there)
+        return seen
+
+    monkeypatch.setattr(push, "saved_cycles", and_then_the_run_is_finished)
+    repository = open_repository(run_folder, repo_id)
+    push_run(run_folder, repository)
+    assert "cycle-002" not in hub.repositories[repo_id].branches
+    files = hub.files(repo_id)
+    assert "model.safetensors" not in files and "global_step" not in json.loads(files["trainer_state.json"])
+    monkeypatch.setattr(push, "saved_cycles", look)
+    push_run(run_folder, repository)
+    assert_all_there_once(hub, repo_id, run_folder)
+
+
 @pytest.mark.parametrize("fault", [{"status": 503}, {"reset": "before"}, {"reset": "after"}, {"truncate": True}])
 def test_every_request_may_fail_or_lose_its_answer_and_all_is_there_once(hub, repo_id, run_folder, fault):
     for request in (

@@ -97,7 +97,14 @@ def merge_records(files: Mapping[str, Path], folder: Path) -> None:
             append_record(folder / name, record, key)
 
 
-def main_files(folder: Path, repo_id: str, run_id: str, branches: list[str], has_model: bool = False) -> Files:
+def main_files(
+    folder: Path,
+    repo_id: str,
+    run_id: str,
+    branches: list[str],
+    finished_at: int | None,
+    has_model: bool = False,
+) -> Files:
     """
     What goes to `main`: records, configuration, card, and once the run is finished its model.
 
@@ -106,22 +113,19 @@ def main_files(folder: Path, repo_id: str, run_id: str, branches: list[str], has
         repo_id (`str`): The repository.
         run_id (`str`): Goes into the configuration, so that the repository is known for this run's.
         branches (`list[str]`): The branches of probed checkpoints that the repository has.
+        finished_at (`int`, *optional*): The optimizer steps of a finished run, `None` before that.
         has_model (`bool`, *optional*, defaults to `False`): Whether it has the final model already.
     """
     run = load_run(folder)
     run.config, run.name = public(run.config), repo_id.split("/")[-1]
     run.config.setdefault(PROVENANCE, {})[RUN_ID] = run_id
-    model = final_model(folder)
+    model = final_model(folder, finished_at)
     files: Files = {**model, CONFIG_FILE: _yaml(run.config), REVISIONS_FILE: _lines(branches)}
     lines = {PROBES_FILE: run.probes, DIAGNOSTICS_FILE: run.diagnostics, FORGETTING_FILE: run.forgetting}
     files |= {name: _json_lines(records) for name, records in lines.items() if records}
     if run.training_log:
-        step = _last_step(folder)
-        state = (
-            {"log_history": run.training_log}
-            if step is None
-            else {"global_step": step, "log_history": run.training_log}
-        )
+        state = {} if finished_at is None else {"global_step": finished_at}
+        state["log_history"] = run.training_log
         files[TRAINER_STATE_FILE] = json.dumps(state, indent=1).encode()
     files |= _parquet(run)
     figure = delta_auc_png(run)
@@ -132,10 +136,10 @@ def main_files(folder: Path, repo_id: str, run_id: str, branches: list[str], has
     return files
 
 
-def final_model(folder: Path) -> Files:
+def final_model(folder: Path, step: int | None) -> Files:
     """The model at the end of a finished run: its last probed checkpoint, or the Trainer's; nothing before that."""
-    step, config = _last_step(folder), read_config(folder) or {}
-    if step is None:
+    config = read_config(folder)
+    if step is None or config is None:
         return {}
     steps_per_cycle = config[PROVENANCE]["tasks_per_cycle"] * config["task_steps"]
     name = cycle_name(step // steps_per_cycle)
@@ -153,7 +157,7 @@ def final_model(folder: Path) -> Files:
     }
 
 
-def _last_step(folder: Path) -> int | None:
+def last_step(folder: Path) -> int | None:
     """The optimizer steps of a finished run; `None` before that."""
     state = folder / TRAINER_STATE_FILE
     return json.loads(state.read_text(encoding="utf-8")).get("global_step") if state.exists() else None

@@ -19,7 +19,16 @@ from ..probing.checkpoint import save_probe_record
 from ..records import CONFIG_FILE, HUB_FILE, PROBES_FILE, cycle_name, read_config, read_records, write_atomically
 from ..study import IDENTITY
 from ..trainer.config import DEFERRED
-from .contents import RECORD_KEYS, cycle_files, main_files, merge_records, public, saved_cycles, without_token
+from .contents import (
+    RECORD_KEYS,
+    cycle_files,
+    last_step,
+    main_files,
+    merge_records,
+    public,
+    saved_cycles,
+    without_token,
+)
 from .repository import MAIN, HubRefusal, RunRepository
 
 
@@ -89,6 +98,8 @@ def push_run(folder: str | Path, repository: RunRepository) -> None:
     deferred = (read_config(folder) or {}).get("probe") == DEFERRED
     if deferred and pushed.get(MAIN) != there[MAIN]:
         take_records(folder, repository, there[MAIN])
+    # Before the cycles, of which the last is there once the run is finished: `main` says so only after all of them.
+    finished_at = last_step(folder)
     cycles = {name: probed for name, probed in saved_cycles(folder).items() if probed or deferred}
     for name, probed in cycles.items():
         if name not in pushed or (probed and name in unprobed):
@@ -97,7 +108,7 @@ def push_run(folder: str | Path, repository: RunRepository) -> None:
             unprobed[:] = sorted({*unprobed, name} - ({name} if probed else set()))
             _write_account(folder, account)
     if (folder / CONFIG_FILE).exists():
-        files = main_files(folder, repository.repo_id, repository.run_id, list(cycles))
+        files = main_files(folder, repository.repo_id, repository.run_id, list(cycles), finished_at)
         pushed[MAIN] = repository.put(MAIN, files, "Records of the run", onto=there[MAIN])
         _write_account(folder, account)
 

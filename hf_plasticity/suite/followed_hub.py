@@ -14,7 +14,7 @@ from transformers.utils import logging
 from ..arguments import PROVENANCE
 from ..data.hub_errors import explain_hub_error, may_pass
 from ..errors import PlasticityError
-from ..hub.contents import RECORD_KEYS, RUN_ID, main_files, merge_records
+from ..hub.contents import RECORD_KEYS, RUN_ID, last_step, main_files, merge_records
 from ..hub.push import describe, run_identity
 from ..hub.repository import MAIN, UNCLAIMED, HubRefusal, RunRepository, download, with_timeout
 from ..probing.checkpoint import RECORD_FILE, record_bytes
@@ -199,9 +199,10 @@ class FollowedRepository(FollowedFolder):
                     self._seen[name] = self._repository.put(name, files, f"Probe of {name}")
                     self._recorded.add(name)
             self._look()
-            finished = is_finished(self.folder)
+            finished_at = last_step(self.folder)
             branches = [cycle_name(cycle) for cycle in cycles_of(list(self._seen))]
-            files = main_files(self.folder, self.name, self._repository.run_id, branches, has_model=finished)
+            has_model = finished_at is not None
+            files = main_files(self.folder, self.name, self._repository.run_id, branches, finished_at, has_model)
             self._main = self._repository.put(MAIN, files, "Records of the probes", onto=self._main)
         except PlasticityError:
             raise
