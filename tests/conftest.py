@@ -57,3 +57,25 @@ def finished(tmp_path_factory):
     process = launch(*TINY, f"--output_dir={folder}")
     assert process.returncode == 0, process.stderr[-3000:]
     return folder, process
+
+
+@pytest.fixture(scope="session")
+def inline(tmp_path_factory):
+    """A tiny run that probes and diagnoses itself."""
+    from following import train
+
+    return train(tmp_path_factory.mktemp("runs") / "inline")
+
+
+@pytest.fixture(scope="session")
+def finished_deferred(tmp_path_factory):
+    """The same run with its probes left for later, finished."""
+    from following import train
+
+    return train(tmp_path_factory.mktemp("runs") / "deferred", "--probe=deferred")
+
+
+@pytest.fixture
+def deferred(finished_deferred, tmp_path):
+    """A copy of it."""
+    return Path(shutil.copytree(finished_deferred, tmp_path / "deferred"))
