@@ -22,7 +22,7 @@ from hf_plasticity import PlasticityError, ProbeConfig, diagnose, load_run, run_
 from hf_plasticity.cli import main
 from hf_plasticity.data.blocks import Blocks
 from hf_plasticity.data.sources import make_source
-from hf_plasticity.data.tokenizers import byte_tokenizer
+from hf_plasticity.data.tokenizers import byte_tokenizer, train_tokenizer
 from hf_plasticity.records import DamagedRecordWarning
 from hf_plasticity.suite import parse_suite, probe_models, published
 from hf_plasticity.suite.checkpoints import find_checkpoints, place
@@ -185,6 +185,25 @@ def test_what_a_checkpoint_lacks_is_not_made_up(tmp_path):
     with pytest.raises(PlasticityError, match=r"step2' cannot be loaded: "):
         probe(folder, tmp_path / "run")
     assert [record["step"] for record in load_run(tmp_path / "run").probes] == [1]
+
+
+def test_checkpoints_without_a_tokenizer_or_with_different_ones_are_refused(tmp_path):
+    folder = save_suite(tmp_path / "suite", "gpt2", steps=(1, 2))
+    other = train_tokenizer(["another one " * 50], 260)
+    other.save_pretrained(folder / "step2")
+    with pytest.raises(PlasticityError, match=r"have different ones \(step1, step2\); name the one to"):
+        probe(folder, tmp_path / "run")
+    for path in folder.glob("*/tokenizer*"):
+        path.unlink()
+    with pytest.raises(PlasticityError, match=r"^tokenizer: '.*step2' holds no tokenizer"):
+        probe(folder, tmp_path / "run")
+    assert len(probe(folder, tmp_path / "run", "--tokenizer=byte").probes) == 2
+    with pytest.raises(PlasticityError, match=r"output_dir: '.*' is the suite itself; choose another folder"):
+        probe(folder, folder, "--tokenizer=byte")
+    (tmp_path / "training").mkdir()
+    (tmp_path / "training" / "config.yaml").write_text("schedule: rotation\n")
+    with pytest.raises(PlasticityError, match=r"output_dir: '.*' holds a training run, not the probes of a suite"):
+        probe(folder, tmp_path / "training", "--tokenizer=byte")
 
 
 def test_a_context_that_a_model_does_not_have_and_text_that_has_changed_are_refused(tmp_path, monkeypatch):

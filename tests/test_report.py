@@ -438,3 +438,10 @@ def test_a_rise_is_called_none_where_the_areas_scatter_as_much(tmp_path, last, w
     # They lie 1 from the line between their neighbours, but for the last but one: 1 / √1.5 · 1.4826 = 1.21.
     areas = dict(enumerate([120.0, 100.0, 101.0, 100.0, 101.0, 100.0, last]))
     assert words in " ".join(report(make_run(tmp_path / "run", areas)).split())
+
+
+def test_a_model_that_learns_best_untrained_is_said_to(tmp_path):
+    text = " ".join(report(make_run(tmp_path / "run", {0: 50.0, 1: 60.0, 2: 54.0, 3: 57.0})).split())
+    assert (
+        "Once trained, it never learned Vietnamese as fast as untrained (AUC 50.00), and fastest after cycle 2" in text
+    )

@@ -88,6 +88,9 @@ def outcome(series: ProbeSeries) -> str:
     best, last, change = series.best, series.trained[-1], series.changes[-1]
     side, against = "below" if change < 0 else "above", label(series.reference)
     text = f"It learned {language_name(series.run, series.language)} fastest after {label(best)}"
+    if series.untrained is not None and series.untrained["auc"] < best["auc"]:
+        text = f"Once trained, it never learned {language_name(series.run, series.language)} as fast as untrained"
+        text += f" (AUC {number(series.untrained['auc'])}), and fastest after {label(best)}"
     if best is last:
         return f"{text}, the last one probed, with an AUC {abs(change):.1f}% {side} that after {against}."
     above = 100 * (last["auc"] / best["auc"] - 1)

@@ -107,7 +107,9 @@ class Blocks:
         shards = [shard for shard, start in zip(self._index["shards"], self._ends) if start < num_blocks]
         tokens = sum(shard["tokens_encoded"] for shard in shards)
         if tokens == 0:
-            raise PlasticityError(f"'{self.language}' has no {self.split} text")
+            raise PlasticityError(
+                f"'{self.language}' has no {self.split} text; give it more documents, or another validation_fraction"
+            )
         return sum(shard["bytes_encoded"] for shard in shards) / tokens
 
     def first(self, count: int, setting: str) -> np.ndarray:

@@ -79,6 +79,9 @@ def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerBase:
         raise PlasticityError(
             f"tokenizer: '{name_or_path}' has no fast tokenizer (tokenizer.json); convert it or take another"
         )
+    if not tokenizer.backend_tokenizer.encode("a", add_special_tokens=False).ids:
+        # What Transformers makes of a folder with a model in it and no tokenizer.
+        raise PlasticityError(f"tokenizer: '{name_or_path}' holds no tokenizer, or an empty one; name another")
     if tokenizer.eos_token_id is None:
         raise PlasticityError(
             f"tokenizer: '{name_or_path}' has no end-of-text token (eos_token), which separates the documents; set "

@@ -87,9 +87,8 @@ class ProbeRecorder:
                 before_step=before_step,
             )
         except ProbeDivergedError as error:
-            raise ProbeDivergedError(
-                f"probe on '{self.language}' ({where}, task {position['task']}, step {step}): {error}"
-            ) from None
+            place = where if position["task"] is None else f"{where}, task {position['task']}, step {step}"
+            raise ProbeDivergedError(f"probe on '{self.language}' ({place}): {error}") from None
 
     def records(self, folder: str | Path) -> list[dict[str, Any]]:
         """The probes of a run folder under this very protocol by step, on all processes as the main one sees it."""

@@ -78,7 +78,11 @@ def _some(names: list[str]) -> str:
 
 def _explained(suite: SuiteConfig, error: Exception) -> Exception:
     explanation = explain_hub_error(suite.model, "model", error)
-    return error if explanation is None else PlasticityError(f"model: {explanation}")
+    return (
+        error
+        if explanation is None
+        else PlasticityError(f"model: there is no folder of that name here, and {explanation}")
+    )
 
 
 def check_weights(suite: SuiteConfig, found: Mapping[int, str]) -> None:
@@ -104,6 +108,27 @@ def check_weights(suite: SuiteConfig, found: Mapping[int, str]) -> None:
         raise PlasticityError(
             f"revisions: {len(most)} checkpoints of '{suite.model}' hold the same weights ({_some(most)}), so "
             "they are not what their names say; choose others, or add --allow_duplicates if it is meant"
+        )
+
+
+def check_tokenizers(suite: SuiteConfig, found: Mapping[int, str]) -> None:
+    """
+    See to it that the checkpoints of a folder share their tokenizer: they are compared on one and the same text.
+
+    Raises:
+        [`PlasticityError`]: Two have different ones.
+    """
+    if not Path(suite.model).is_dir():
+        return
+    holders: dict[bytes, str] = {}
+    for name in found.values():
+        path = Path(suite.model) / name / "tokenizer.json"
+        if path.exists():
+            holders.setdefault(hashlib.sha256(path.read_bytes()).digest(), name)
+    if len(holders) > 1:
+        raise PlasticityError(
+            f"tokenizer: checkpoints of '{suite.model}' have different ones ({_some(list(holders.values()))}); name "
+            "the one to probe them with by --tokenizer"
         )
 
 

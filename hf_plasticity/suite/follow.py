@@ -103,6 +103,8 @@ def _study_of(config: Mapping[str, Any], folder: Path, suite: SuiteConfig, data:
     own |= {name for name in ContinualConfig.__annotations__ if not hasattr(TrainingArguments, name)}
     taken = own.union(OF_TRANSFORMERS) - {"data_cache_dir", "train_tokenizer"}
     settings = {name: value for name, value in config.items() if name in taken}
+    if not settings.get("gradient_checkpointing"):
+        settings.pop("gradient_checkpointing", None)  # Transformers warns of it whatever its value
     settings["output_dir"] = str(folder)
     for name in ("data_dir", "data_cache_dir", "dataset"):
         if getattr(data, name) is not None:

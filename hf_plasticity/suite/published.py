@@ -20,7 +20,7 @@ from ..probing.recorder import ProbeRecorder
 from ..probing.timeline import Timeline
 from ..records import read_config, run_lock, write_config
 from ..run import PACKAGES, show_results
-from .checkpoints import check_weights, find_checkpoints
+from .checkpoints import check_tokenizers, check_weights, find_checkpoints
 from .config import BATCH, CHECKPOINTS, SuiteConfig
 from .loading import load_model
 from .prober import SuiteProber
@@ -101,6 +101,8 @@ def _begin(suite: SuiteConfig, data: DataConfig, stack: contextlib.ExitStack) ->
     _check_folder(suite, data)
     found = find_checkpoints(suite)
     check_weights(suite, found)
+    if data.tokenizer is None:
+        check_tokenizers(suite, found)
     return found
 
 
@@ -110,9 +112,15 @@ def _settings(suite: SuiteConfig, data: DataConfig) -> dict[str, Any]:
 
 
 def _check_folder(suite: SuiteConfig, data: DataConfig) -> None:
+    if Path(suite.model).is_dir() and Path(suite.model).resolve() == Path(suite.output_dir).resolve():
+        raise PlasticityError(f"output_dir: '{suite.output_dir}' is the suite itself; choose another folder")
     here, there = _settings(suite, data), read_config(suite.output_dir)
     if there is None:
         return
+    if "schedule" in there:
+        raise PlasticityError(
+            f"output_dir: '{suite.output_dir}' holds a training run, not the probes of a suite; choose another folder"
+        )
     different = [
         f"{name} is {there.get(name)} there and {here.get(name)} here"
         for name in sorted(({*here} | {*there}) - {*FREE, PROVENANCE})
