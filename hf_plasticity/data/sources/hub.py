@@ -12,7 +12,7 @@ import datasets
 from huggingface_hub import HfApi
 
 from ...errors import PlasticityError
-from ..hub_errors import explain_hub_error, one_line
+from ...hub_errors import explain_hub_error, one_line
 from .base import Source
 from .order import BATCH_CHARACTERS, hash_files, shuffled_range
 
