@@ -16,9 +16,7 @@ from .configs import find_config
 from .errors import PlasticityError, TrainingInterrupted
 
 
-SETTINGS = (
-    "Takes every setting of `hf-plasticity train` too, such as --config; `hf-plasticity train --help` lists them."
-)
+SETTINGS = "Takes every setting of `hf-plasticity train` too; `hf-plasticity train --help` lists them."
 TRAIN = """
 Run the study: a GPT-2-style model rotates through languages and is probed on a held-out one after every cycle.
 
@@ -221,9 +219,7 @@ def _report(options: argparse.Namespace) -> None:
 def _add_push(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser("push", help="upload a run to the Hub, or what is missing there")
     parser.add_argument("run", type=Path, metavar="RUN", help="run folder")
-    parser.add_argument(
-        "--hub_model_id", metavar="NAME", help="repository; by default the run's, or the folder's name"
-    )
+    parser.add_argument("--hub_model_id", metavar="NAME", help="repository; by default the run's or the folder's name")
     parser.add_argument("--private", action="store_true", default=None, help="make a new repository private")
     parser.set_defaults(command=_push, takes_settings=False)
 
@@ -241,8 +237,8 @@ def _push(options: argparse.Namespace) -> None:
         raise
     except Exception as error:
         raise PlasticityError(
-            f"'{options.run}' could not be uploaded to '{repository.repo_id}': {describe(error)}; run the same command "
-            "again to upload the rest"
+            f"'{options.run}' could not be uploaded to '{repository.repo_id}': {describe(error)}; the same command "
+            "uploads the rest"
         ) from None
     print(f"{repository.api.endpoint}/{repository.repo_id}")
 

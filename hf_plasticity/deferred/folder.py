@@ -83,7 +83,7 @@ class DeferredFolder:
         """Called when a checkpoint is probed. The run keeps its own checkpoints."""
 
     def deliver(self, records: list[dict[str, Any]]) -> bool:
-        """Write the record of each probe into its checkpoint, as an inline probe does. Returns whether all are there."""
+        """Write the record of each probe into its checkpoint, as an inline probe does. Returns whether that is done."""
         for record in records:
             checkpoint = self.checkpoint(self.name_of(record))
             path = checkpoint / RECORD_FILE
@@ -115,5 +115,5 @@ def check_deferred(name: str, config: Mapping[str, Any]) -> None:
     """
     if config.get("probe") != "deferred":
         raise PlasticityError(
-            f"follow: '{name}' probes its checkpoints itself; --follow is for runs that were started with --probe deferred"
+            f"follow: '{name}' probes its checkpoints itself; --follow requires a run with --probe deferred"
         )

@@ -142,8 +142,8 @@ class DeferredProber:
         fingerprints = {"train": train_blocks.fingerprint, "validation": eval_blocks.fingerprint}
         if provenance["data"][text.probe_language] != fingerprints:
             raise PlasticityError(
-                f"data_dir: the text of '{text.probe_language}' on this machine is not that of '{run.name}'; the probes "
-                "would not be comparable"
+                f"data_dir: the text of '{text.probe_language}' on this machine is not that of '{run.name}', so the "
+                "probes would not be comparable"
             )
         self.tasks_per_cycle = provenance["tasks_per_cycle"]
         self.timeline = Timeline(training.task_steps, self.tasks_per_cycle, training.global_batch_tokens)
@@ -173,7 +173,7 @@ class DeferredProber:
             _compare_versions(provenance.get("versions", {}))
 
     def probe(self) -> None:
-        """Probe the checkpoints that exist and that appear, until the run is complete and all records are delivered."""
+        """Probe all checkpoints, until the run is complete and all records are delivered."""
         progress, delivered = Progress([], complete=False), True
         while not (progress.complete and (delivered or self._out_of_patience)):
             progress = from_main_process(partial(self._wait_for_progress, progress.checkpoints, delivered))
@@ -247,5 +247,6 @@ def _compare_versions(theirs: Mapping[str, str]) -> None:
     ]
     if different:
         logger.warning(
-            f"the versions differ from those of the run ({', '.join(different)}); the last digits of the probes may differ"
+            f"the versions differ from those of the run ({', '.join(different)}); the last digits of the probes may "
+            "differ"
         )

@@ -188,7 +188,7 @@ class DeferredRepository(DeferredFolder):
             raise PlasticityError(f"{refusal}; or keep the records here with --push_to_hub false") from None
 
     def deliver(self, records: list[dict[str, Any]]) -> bool:
-        """Upload each record to the branch of its checkpoint, and all of them to `main`. Returns whether that is done."""
+        """Upload each record to the branch of its checkpoint, and all to `main`. Returns whether that is done."""
         if self._repository is None:
             return True
         try:

@@ -79,8 +79,8 @@ def _take_folder(config: ExperimentConfig, stack: contextlib.ExitStack) -> None:
         unprobed = [path.name for path in probed_checkpoints(folder) if not (path / RECORD_FILE).exists()]
         if unprobed:
             raise PlasticityError(
-                f"probe: {', '.join(unprobed)} of '{folder}' are not probed yet, and ΔAUC refers to the first probe of "
-                "a run; probe them with `hf-plasticity probe --follow` (`hf-plasticity push` downloads the records of "
+                f"probe: {', '.join(unprobed)} of '{folder}' are not probed yet, and ΔAUC refers to the first probe of a "
+                "run; probe them with `hf-plasticity probe --follow` (`hf-plasticity push` downloads the records of "
                 "a deferred prober that pushed to the Hub), or resume with --probe deferred"
             )
 

@@ -113,8 +113,8 @@ class PlasticityProbeCallback(PeriodicCallback):
         )
         if save_checkpoints and (timeline.cycle_steps is None or unit not in ("tasks", "cycles")):
             raise PlasticityError(
-                f"save_checkpoints: checkpoints are named after task instances and cycles, and every {every} {unit} is "
-                "neither; use the unit tasks or cycles"
+                f"save_checkpoints: checkpoints are named after task instances and cycles, not after "
+                f"{unit}; use the unit tasks or cycles"
             )
         if on_error not in (RAISE, WARN):
             raise PlasticityError(f"on_error: '{on_error}' is unknown; choose {RAISE} or {WARN}")

@@ -126,13 +126,13 @@ def check_probe(
     Check before a training starts that its probes will be able to run.
 
     Raises:
-        [`PlasticityError`]: The model is not a causal language model, adapters cannot be added to it, there are too few
-            blocks, or the batch does not divide.
+        [`PlasticityError`]: The model is not a causal language model or has adapters already, there are too few blocks,
+            or the batch does not divide.
     """
     _check_causal(unwrapped(model))
     if config.adaptation == "lora" and isinstance(unwrapped(model), PeftModel):
         raise PlasticityError(
-            "probe_adaptation: 'lora' adds adapters, and the model has adapters already; use 'full', which trains what "
+            "probe_adaptation: 'lora' adds adapters, and the model has some already; use 'full', which trains what "
             "training trains"
         )
     _Share(train_blocks, eval_blocks, config, micro_batch_size, None, next(model.parameters()).device)

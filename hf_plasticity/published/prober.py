@@ -112,9 +112,7 @@ class CheckpointProber:
         show_progress: bool = True,
     ):
         if share == CHECKPOINTS and accelerator.is_fsdp2:
-            raise PlasticityError(
-                f"share: '{share}' is not supported with FSDP, which shards one model; choose '{BATCH}'"
-            )
+            raise PlasticityError(f"share: '{share}' is not supported with FSDP; choose '{BATCH}'")
         self.folder, self.recorder, self.accelerator = Path(folder), recorder, accelerator
         self.fetch, self.load = fetch, load
         self.rank, self.world_size = rank_and_world_size()

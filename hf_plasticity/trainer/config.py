@@ -205,8 +205,8 @@ class ContinualConfig(ProbeSettings, TrainingArguments):  # type: ignore[misc, v
                 raise PlasticityError(f"{name}: {value} is not a positive number")
         if self.probe_every_cycles is not None and self.probe_every_tasks is not None:
             raise PlasticityError(
-                f"probe_every_tasks: {self.probe_every_tasks} and probe_every_cycles {self.probe_every_cycles} are both "
-                "given; use one"
+                f"probe_every_tasks: {self.probe_every_tasks} is given, and probe_every_cycles "
+                f"{self.probe_every_cycles} too; use one"
             )
         if self.probe not in (INLINE, DEFERRED):
             raise PlasticityError(f"probe: '{self.probe}' is unknown; choose {INLINE} or {DEFERRED}")
@@ -267,8 +267,8 @@ class ContinualConfig(ProbeSettings, TrainingArguments):  # type: ignore[misc, v
         accumulation_steps = share // micro_batch_size
         if self.requested_accumulation_steps not in (1, accumulation_steps):
             raise PlasticityError(
-                f"gradient_accumulation_steps: {self.requested_accumulation_steps} is not the {accumulation_steps} that "
-                "follow from global_batch_tokens, per_device_train_batch_size and the number of processes; leave it out"
+                f"gradient_accumulation_steps: {self.requested_accumulation_steps} is not the {accumulation_steps} "
+                "that follow from global_batch_tokens, per_device_train_batch_size and the processes; leave it out"
             )
         self.per_device_train_batch_size = micro_batch_size
         self.gradient_accumulation_steps = accumulation_steps

@@ -1,6 +1,6 @@
 """
-What each field of `TrainingArguments` does in a continual run: it has a role, or it is refused with the reason. A field
-that is in neither table counts as numerics, so that a setting that Transformers adds can't go unnoticed.
+What each field of `TrainingArguments` does in a continual run: it has a role, or it is refused with the reason. A
+field that is in neither table counts as numerics, so that a setting that Transformers adds can't go unnoticed.
 """
 
 from typing import Any
@@ -18,7 +18,8 @@ _MACHINE = (
     "gradient_checkpointing_kwargs", "torch_empty_cache_steps", "accelerator_config", "dataloader_drop_last",
     "dataloader_num_workers", "dataloader_pin_memory", "dataloader_persistent_workers", "dataloader_prefetch_factor",
     "dataloader_multiprocessing_context", "dataloader_in_order", "ddp_find_unused_parameters", "ddp_bucket_cap_mb",
-    "ddp_broadcast_buffers", "ddp_static_graph", "ddp_backend", "ddp_timeout", "fsdp", "fsdp_config", "save_on_each_node",
+    "ddp_broadcast_buffers", "ddp_static_graph", "ddp_backend", "ddp_timeout", "fsdp", "fsdp_config",
+    "save_on_each_node",
 )  # fmt: skip
 # Logging, saving and the Hub; and what only Trainer.evaluate, predict or the scripts of Transformers read.
 _OUTPUT = (
@@ -100,5 +101,6 @@ def check_accelerator_config(args: TrainingArguments) -> None:
         value = getattr(args.accelerator_config, name)
         if value != supported:
             raise PlasticityError(
-                f"accelerator_config: {name} {value} is not supported, leave it out; global_batch_tokens decides the batch"
+                f"accelerator_config: {name} {value} is not supported, leave it out; global_batch_tokens decides the "
+                "batch"
             )
