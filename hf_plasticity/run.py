@@ -27,7 +27,8 @@ from .data.sources.base import split_of
 from .data.stream import TrainingStream
 from .data.tokenizers import load_tokenizer, train_tokenizer
 from .errors import PlasticityError
-from .models import gpt2_config, num_non_embedding_parameters
+from .models import gpt2_config
+from .network import num_non_embedding_parameters
 from .probing.checkpoint import RECORD_FILE
 from .probing.evaluation import from_main_process
 from .records import (

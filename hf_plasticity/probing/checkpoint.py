@@ -9,8 +9,8 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
+from ..network import reshard
 from ..records import write_atomically
-from .unchanged import reshard
 
 
 if TYPE_CHECKING:

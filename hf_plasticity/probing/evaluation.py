@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from .unchanged import reshard
+from ..network import reshard
 
 
 if TYPE_CHECKING:

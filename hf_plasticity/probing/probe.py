@@ -21,10 +21,10 @@ from transformers.pytorch_utils import Conv1D
 
 from ..errors import PlasticityError
 from ..learning_rate import learning_rate_shape
+from ..network import preserve_model, reshard
 from .config import ProbeConfig
 from .evaluation import process_rank_and_count, to_device, validation_loss
 from .result import ProbeResult
-from .unchanged import reshard, unchanged
 
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ def run_probe(
     curves = []
     for repeat in range(config.repeats):
         label = description if config.repeats == 1 else f"{description}, {repeat + 1} of {config.repeats}"
-        with unchanged(model, keep_parameters=config.adaptation == "full"):
+        with preserve_model(model, parameters=config.adaptation == "full"):
             torch.manual_seed(config.seed + repeat)
             with (
                 _adapters(model, config) as adapting,

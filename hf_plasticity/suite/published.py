@@ -15,7 +15,7 @@ from ..data.config import DataConfig
 from ..data.opening import open_blocks, open_source
 from ..data.tokenizers import load_tokenizer
 from ..errors import PlasticityError
-from ..models import num_non_embedding_parameters
+from ..network import num_non_embedding_parameters
 from ..probing.recorder import ProbeRecorder
 from ..probing.timeline import Timeline
 from ..records import read_config, run_lock, write_config

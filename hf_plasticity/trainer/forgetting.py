@@ -7,8 +7,8 @@ from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from ..errors import PlasticityError
+from ..network import preserve_model
 from ..probing.evaluation import validation_loss
-from ..probing.unchanged import unchanged
 from ..records import FORGETTING_FILE, FORGETTING_KEY, append_record
 from .config import ContinualConfig
 
@@ -55,7 +55,7 @@ class ForgettingCallback(TrainerCallback):
         task, rest = divmod(state.global_step, args.task_steps)
         if task == 0 or rest or task % tasks_per_cycle:
             return
-        with unchanged(model, keep_parameters=False):
+        with preserve_model(model, parameters=False):
             losses = {
                 language: validation_loss(model, blocks, args.probe_eval_sequences, args.per_device_train_batch_size)
                 for language, blocks in self.eval_blocks.items()

@@ -27,11 +27,11 @@ from ..data.stream import TrainingStream, collate_batch
 from ..diagnostics import DiagnosticsCallback
 from ..errors import PlasticityError
 from ..learning_rate import learning_rate_shape
+from ..network import local, preserve_model
 from ..probing import PlasticityProbeCallback
 from ..probing.callback import ProbeCheckpointCallback
 from ..probing.evaluation import from_main_process
 from ..probing.timeline import Timeline
-from ..probing.unchanged import local, unchanged
 from ..records import COMPLETE_FILE, TRAINER_STATE_FILE
 from .checkpoint import is_full_disk, last_complete_checkpoint, mark_complete, rotate
 from .config import DEFERRED, ContinualConfig
@@ -255,7 +255,7 @@ class ContinualTrainer(Trainer):
             return
         batch = self.train_dataset.__getitems__(range(self.args.per_device_train_batch_size))
         self.accelerator.gradient_state._set_sync_gradients(True)
-        with unchanged(self.model, keep_parameters=False):
+        with preserve_model(self.model, parameters=False):
             super().training_step(self.model_wrapped, batch, self._get_num_items_in_batch([], self.args.device))
 
     def restart_clock(self) -> None:

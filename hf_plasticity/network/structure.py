@@ -2,9 +2,7 @@
 
 from dataclasses import dataclass
 
-import torch
 from torch import nn
-from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
@@ -86,34 +84,6 @@ def find_structure(model: PreTrainedModel) -> Structure:
     for layer in layers:
         _find_down_projection(layer, config.hidden_size)
     return Structure(layers, model.get_decoder())
-
-
-def non_embedding_parameters(model: PreTrainedModel) -> dict[str, nn.Parameter]:
-    """
-    Parameters other than token embeddings, learned position embeddings and an untied output head, by name; each
-    shared parameter once. The same ones that `num_non_embedding_parameters` counts.
-    """
-    embeddings = {
-        id(parameter)
-        for module in model.modules()
-        if isinstance(module, nn.Embedding)
-        for parameter in module.parameters(recurse=False)
-    }
-    if (head := model.get_output_embeddings()) is not None:
-        embeddings |= {id(parameter) for parameter in head.parameters()}
-    return {name: parameter for name, parameter in model.named_parameters() if id(parameter) not in embeddings}
-
-
-def whole(tensor: torch.Tensor) -> torch.Tensor:
-    """The tensor without its graph; one that FSDP2 holds in pieces is put together, which every rank must ask for."""
-    tensor = tensor.detach()
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-
-
-def double(tensor: torch.Tensor) -> torch.Tensor:
-    """The whole tensor in float64: on its device, or on the CPU where the device has no float64."""
-    tensor = whole(tensor)
-    return tensor.cpu().double() if tensor.device.type == "mps" else tensor.double()
 
 
 def _find_down_projection(layer: Layer, hidden_size: int) -> None:
