@@ -1,12 +1,14 @@
-"""Where the parts of a causal language model are: its decoder layers, their MLP hidden units, their parameters."""
+"""The parts of a causal language model: its decoder layers, and the hidden units and attention heads in them."""
 
 from dataclasses import dataclass
 
 from torch import nn
 from transformers import PreTrainedModel
-from transformers.pytorch_utils import Conv1D
 
 from ..errors import PlasticityError
+from .heads import AttentionHeads, find_attention_heads
+from .slices import DoesNotFit
+from .units import HiddenUnits, find_hidden_units, find_mlp
 
 
 @dataclass
@@ -15,12 +17,16 @@ class Layer:
     A decoder layer.
 
     Args:
-        index (`int`): Its place, from 0.
+        index (`int`): Its number, from 0.
         name (`str`): Its name in `model.named_modules()`.
         module (`nn.Module`): The layer; its output is the residual stream.
         down_projection (`nn.Module`, *optional*): The last matrix of its MLP. Its input is the hidden units after the
             activation: act(x) in a plain MLP, act(gate)·up in a gated one.
         gap (`str`, *optional*): Why there is no `down_projection`.
+        units ([`HiddenUnits`], *optional*): The hidden units with the matrices around them.
+        units_gap (`str`, *optional*): Why there are no `units`.
+        heads ([`AttentionHeads`], *optional*): The attention heads with their matrices.
+        heads_gap (`str`, *optional*): Why there are no `heads`.
     """
 
     index: int
@@ -28,12 +34,16 @@ class Layer:
     module: nn.Module
     down_projection: nn.Module | None = None
     gap: str | None = None
+    units: HiddenUnits | None = None
+    units_gap: str | None = None
+    heads: AttentionHeads | None = None
+    heads_gap: str | None = None
 
 
 @dataclass
 class Structure:
     """
-    The parts of a model that are measured.
+    The parts of a model that are measured and edited.
 
     Args:
         layers (`list[Layer]`): The decoder layers, in order.
@@ -58,11 +68,12 @@ class Structure:
 
 def find_structure(model: PreTrainedModel) -> Structure:
     """
-    Find the decoder layers of a causal language model and the hidden units of their MLPs.
+    Find the decoder layers of a causal language model, and in each its hidden units and attention heads.
 
     One rule for every family: in a layer exactly one module owns an activation module, that module has two or more
-    linear children, and the last of these whose output is as wide as the residual stream is the down projection.
-    Mixtures of experts and activations that are mere functions do not fit it, and the layer says so.
+    linear children, and the last of these whose output is as wide as the residual stream is the down projection. For
+    the other matrices see [`find_hidden_units`] and [`find_attention_heads`]. Where a layer does not fit a rule
+    (mixtures of experts, activations that are plain functions, unknown fused matrices), it states why.
 
     Raises:
         [`PlasticityError`]: The model is no Transformers model, or its decoder layers were not found.
@@ -81,34 +92,18 @@ def find_structure(model: PreTrainedModel) -> Structure:
             f"model: the {config.num_hidden_layers} decoder layers of '{type(model).__name__}' were not found; "
             "a causal language model with one list of layers would be right"
         )
+    # State-space models have none; some hybrids have a list, one number a layer.
+    num_heads = getattr(config, "num_attention_heads", None)
     for layer in layers:
-        _find_down_projection(layer, config.hidden_size)
+        try:
+            name, mlp, down = find_mlp(layer.module, layer.name, config.hidden_size)
+            layer.down_projection = mlp.get_submodule(down)
+            layer.units = find_hidden_units(name, mlp, down, config.hidden_size)
+        except DoesNotFit as reason:
+            layer.units_gap = str(reason)
+            layer.gap = layer.units_gap if layer.down_projection is None else None
+        try:
+            layer.heads = find_attention_heads(layer.module, layer.name, config.hidden_size, num_heads)
+        except DoesNotFit as reason:
+            layer.heads_gap = str(reason)
     return Structure(layers, model.get_decoder())
-
-
-def _find_down_projection(layer: Layer, hidden_size: int) -> None:
-    owners = [module for module in layer.module.modules() if any(_is_activation(child) for child in module.children())]
-    if len(owners) != 1:
-        found = "no module owns an activation module" if not owners else f"{len(owners)} modules own an activation"
-        layer.gap = f"{found} (a functional activation or a mixture of experts), so its hidden units are not known"
-        return
-    linear = [child for child in owners[0].children() if isinstance(child, nn.Linear | Conv1D)]
-    down = [child for child in linear if _output_width(child) == hidden_size]
-    if len(linear) < 2 or not down:
-        layer.gap = (
-            f"'{type(owners[0]).__name__}' has an activation but not the linear modules of an MLP (a mixture of "
-            "experts or an adapter), so its hidden units are not known"
-        )
-        return
-    layer.down_projection = down[-1]
-
-
-def _is_activation(module: nn.Module) -> bool:
-    home = type(module).__module__
-    return home == "transformers.activations" or (
-        home == "torch.nn.modules.activation" and not isinstance(module, nn.MultiheadAttention)
-    )
-
-
-def _output_width(module: nn.Module) -> int:
-    return module.nf if isinstance(module, Conv1D) else module.out_features
