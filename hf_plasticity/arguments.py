@@ -69,7 +69,7 @@ class SettingsParser(HfArgumentParser):
             if action.type is string_to_bool:
                 # `--disable_tqdm` without a value means true, for every flag.
                 action.nargs, action.const = "?", True
-            if action.dest in refused or action.option_strings[0].startswith("--no_") and action.nargs == 0:
+            if action.dest in refused or (action.option_strings[0].startswith("--no_") and action.nargs == 0):
                 action.help = argparse.SUPPRESS
         self.add_argument("--help_all", action="store_true", help="Also show the settings of Transformers.")
 

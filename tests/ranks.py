@@ -25,8 +25,8 @@ from torch.utils.data import TensorDataset
 from transformers import Trainer, TrainingArguments
 
 from hf_plasticity import PlasticityError
+from hf_plasticity.network import local, reshard
 from hf_plasticity.probing import PlasticityProbeCallback, ProbeConfig
-from hf_plasticity.probing.unchanged import local, reshard
 
 
 BATCH = 12

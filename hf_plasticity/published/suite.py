@@ -17,7 +17,7 @@ from ..distributed import from_main_process, is_main_process, start_processes
 from ..errors import PlasticityError
 from ..experiment.folder import versions
 from ..experiment.run import show_results
-from ..models import num_non_embedding_parameters
+from ..network import num_non_embedding_parameters
 from ..periodic import Timeline
 from ..probing.recorder import ProbeRecorder
 from ..records import PROVENANCE, differences, read_config, run_lock, write_config

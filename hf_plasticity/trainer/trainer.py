@@ -29,10 +29,10 @@ from ..diagnostics import DiagnosticsCallback, DiagnosticsConfig
 from ..distributed import from_main_process
 from ..errors import PlasticityError, TrainingInterrupted
 from ..learning_rate import learning_rate_shape
+from ..network import local, preserve_model
 from ..periodic import PeriodicCallback, Timeline
 from ..probing import PlasticityProbeCallback
 from ..probing.callback import ProbeCheckpointCallback
-from ..probing.unchanged import local, unchanged
 from ..records import COMPLETE_FILE, TRAINER_STATE_FILE
 from .checkpoint import is_full_disk, last_complete_checkpoint, mark_complete, rotate
 from .config import DEFERRED, ContinualConfig
@@ -260,7 +260,7 @@ class ContinualTrainer(Trainer):
             return
         batch = self.train_dataset.__getitems__(range(self.args.per_device_train_batch_size))
         self.accelerator.gradient_state._set_sync_gradients(True)
-        with unchanged(self.model, keep_parameters=False):
+        with preserve_model(self.model, parameters=False):
             super().training_step(self.model_wrapped, batch, self._get_num_items_in_batch([], self.args.device))
 
     def restart_clock(self) -> None:
