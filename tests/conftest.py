@@ -5,10 +5,12 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from hub_server import OWNER_TOKEN, HubServer
-from launch import TINY, launch
+
+from support.hub_server import OWNER_TOKEN, HubServer
+from support.launch import TINY, launch
 
 
+pytest.register_assert_rewrite("support.following", "support.runs", "support.trainers")
 HUB = pytest.StashKey[HubServer]()
 
 
@@ -62,7 +64,7 @@ def finished(tmp_path_factory):
 @pytest.fixture(scope="session")
 def inline(tmp_path_factory):
     """A tiny run that probes and diagnoses itself."""
-    from following import train
+    from support.following import train
 
     return train(tmp_path_factory.mktemp("runs") / "inline")
 
@@ -70,7 +72,7 @@ def inline(tmp_path_factory):
 @pytest.fixture(scope="session")
 def finished_deferred(tmp_path_factory):
     """The same run with its probes left for later, finished."""
-    from following import train
+    from support.following import train
 
     return train(tmp_path_factory.mktemp("runs") / "deferred", "--probe=deferred")
 
