@@ -100,7 +100,8 @@ def test_a_corpus_too_small_for_the_run_is_an_error_with_both_numbers(tmp_path, 
     with pytest.raises(SystemExit), errors_on_one_line("continual.py"):
         run_study(
             parse_study(
-                [*FLAGS, "--source=local", f"--data_dir={tmp_path}", "--languages", "en", "--task_steps=99",
+                [*FLAGS, "--source=local", f"--data_dir={tmp_path}", "--languages", "en", "--cycles=1",
+                 "--task_steps=99", "--global_batch_tokens=64",
                  f"--output_dir={tmp_path / 'run'}", f"--data_cache_dir={tmp_path}"]
             )
         )  # fmt: skip
