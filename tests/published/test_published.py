@@ -18,9 +18,9 @@ from hf_plasticity.cli import main
 from hf_plasticity.data.blocks import Blocks
 from hf_plasticity.data.sources import make_source
 from hf_plasticity.data.tokenizers import byte_tokenizer, train_tokenizer
+from hf_plasticity.published.checkpoints import find_checkpoints
 from hf_plasticity.records import DamagedRecordWarning
 from hf_plasticity.suite import parse_suite, probe_models, published
-from hf_plasticity.suite.checkpoints import find_checkpoints, place
 from support.launch import FSDP2_ON_CPU, PROBE, launch
 from support.suites import FAMILIES, PROBE_FLAGS, publish, save_suite
 

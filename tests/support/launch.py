@@ -11,7 +11,7 @@ SUPPORT = Path(__file__).parent
 ROOT = SUPPORT.parents[1]
 CONTINUAL = ROOT / "recipes" / "continual.py"
 PROBE = ROOT / "recipes" / "probe.py"
-ACCELERATE = ROOT / "recipes" / "accelerate"
+ACCELERATE = ROOT / "hf_plasticity" / "configs" / "accelerate"
 KILLED = SUPPORT / "killed.py"
 FSDP2_ON_CPU = SUPPORT / "fsdp2_on_cpu.py"
 # The settings of the tiny run that the tests train: two cycles of two tasks of four steps, a fraction of a second.
