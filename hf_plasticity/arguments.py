@@ -1,7 +1,10 @@
 """Configuration from the command line and YAML: `--config file.yaml`, and flags that override it."""
 
+import copy
+import dataclasses
 import difflib
 import json
+from argparse import ArgumentParser
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -25,6 +28,13 @@ class StudyArgumentParser(HfArgumentParser):
     def __init__(self, dataclass_types: Sequence[type], **kwargs: Any):
         super().__init__(dataclass_types, allow_abbrev=False, **kwargs)
         self.add_argument("--config", metavar="FILE", help="YAML file of these settings; flags override it.")
+
+    @staticmethod
+    def _parse_dataclass_field(parser: ArgumentParser, field: dataclasses.Field) -> None:
+        # The parser passes the metadata of a field to argparse, which knows nothing of roles.
+        field = copy.copy(field)
+        field.metadata = {name: value for name, value in field.metadata.items() if name != "role"}
+        HfArgumentParser._parse_dataclass_field(parser, field)
 
     def error(self, message: str) -> NoReturn:
         raise PlasticityError(message)
