@@ -12,7 +12,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from ..errors import PlasticityError
-from .hub_errors import explain_hub_error, one_line
+from ..hub_errors import explain_hub_error, one_line
 
 
 END_OF_TEXT = "<|endoftext|>"

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from huggingface_hub import HfApi
 
 from ...errors import PlasticityError
-from ..hub_errors import explain_hub_error, one_line
+from ...hub_errors import explain_hub_error, one_line
 from ..schedule import LANGUAGES, PROBE_LANGUAGE
 from .base import BATCH_CHARACTERS, Source, hash_files, shuffled_range
 

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ...errors import PlasticityError
-from ..hub_errors import one_line
+from ...hub_errors import one_line
 from .base import BATCH_CHARACTERS, Source, hash_files, shuffled_range
 
 

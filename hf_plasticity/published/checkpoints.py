@@ -1,18 +1,22 @@
-"""The checkpoints of a suite: which there are, where in the training each lies, and whether they differ."""
+"""The checkpoints of a suite: find them, order them by training step, check and load them."""
 
 import fnmatch
 import hashlib
+import os
 import re
 from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from huggingface_hub import HfApi
 from huggingface_hub.hf_api import RepoFile
+from safetensors import SafetensorError
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from ..data.hub_errors import explain_hub_error
 from ..errors import PlasticityError
+from ..hub_errors import explain_hub_error, one_line
 from .config import SuiteConfig
 
 
@@ -20,7 +24,7 @@ WEIGHTS = "*.safetensors"
 END_BYTES = 2**20
 
 
-def place(name: str) -> int | None:
+def training_step(name: str) -> int | None:
     """
     The training step in a checkpoint's name: the number after `step`, also as `50K`, or else the last one; `None`
     without any, and for a version such as `v1.0`.
@@ -49,7 +53,7 @@ def find_checkpoints(suite: SuiteConfig) -> dict[int, str]:
         except Exception as error:
             raise _explained(suite, error) from None
         there = [ref.name for ref in [*refs.branches, *refs.tags]]
-    chosen = [] if suite.revisions else [name for name in there if place(name) is not None]
+    chosen = [] if suite.revisions else [name for name in there if training_step(name) is not None]
     if not chosen and not suite.revisions:
         raise PlasticityError(
             f"model: '{suite.model}' has no checkpoint with a number in its name; it has {_some(there)}"
@@ -63,7 +67,7 @@ def find_checkpoints(suite: SuiteConfig) -> dict[int, str]:
         chosen += fitting
     found: dict[int, str] = {}
     for name in dict.fromkeys(chosen):
-        step = place(name)
+        step = training_step(name)
         if step is None:
             raise PlasticityError(f"revisions: '{name}' has no number in its name to place it by")
         if step in found:
@@ -104,7 +108,7 @@ def check_weights(suite: SuiteConfig, found: Mapping[int, str]) -> None:
         holders = _alike_to_the_end(suite, holders)
     shared = sorted({tuple(names) for names in holders.values() if len(names) > 1}, key=len)
     if shared and not suite.allow_duplicates:
-        most = sorted(shared[-1], key=place)
+        most = sorted(shared[-1], key=training_step)
         raise PlasticityError(
             f"revisions: {len(most)} checkpoints of '{suite.model}' hold the same weights ({_some(most)}), so "
             "they are not what their names say; choose others, or add --allow_duplicates if it is meant"
@@ -183,3 +187,35 @@ def _alike_to_the_end(suite: SuiteConfig, holders: Mapping[Any, list[str]]) -> d
                     digest.update(chunk)
             alike[digest.hexdigest()].append(name)
     return alike
+
+
+def load_model(name_or_path: str | os.PathLike, revision: str | None = None) -> PreTrainedModel:
+    """
+    A causal language model in float32.
+
+    Args:
+        name_or_path (`str` or `os.PathLike`): A repository on the Hub, or a folder.
+        revision (`str`, *optional*): A branch, tag or commit of the repository.
+
+    Raises:
+        [`PlasticityError`]: It cannot be loaded, or weights are missing: Transformers would initialize them at random.
+    """
+    shown = f"'{name_or_path}'" if revision is None else f"'{revision}' of '{name_or_path}'"
+    options = {} if revision is None else {"revision": revision}
+    try:
+        model, found = AutoModelForCausalLM.from_pretrained(
+            name_or_path,
+            dtype=torch.float32,
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+            **options,
+        )
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        explanation = explain_hub_error(str(name_or_path), "model", error) or one_line(error)
+        raise PlasticityError(f"model: {shown} cannot be loaded: {explanation}") from None
+    missing = sorted(found["missing_keys"]) + sorted(str(key) for key in found["mismatched_keys"])
+    if missing:
+        names = ", ".join(missing[:3]) + (", …" if len(missing) > 3 else "")
+        raise PlasticityError(f"model: {shown} lacks weights that its configuration asks for ({names})")
+    return model

@@ -50,8 +50,8 @@ def explain_hub_error(repo_id: str, repo_type: str, error: BaseException) -> str
     return None
 
 
-def may_pass(error: BaseException) -> bool:
-    """Whether an error is the network's or the Hub's own, so that it is worth to try again later."""
+def is_temporary(error: BaseException) -> bool:
+    """Whether an error comes from the network or the Hub and may be gone at the next attempt."""
     lasting = (GatedRepoError, HFValidationError, RepositoryNotFoundError, RevisionNotFoundError)
     if isinstance(error, lasting):
         return False
