@@ -2,14 +2,14 @@
 
 import copy
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from transformers import GPT2LMHeadModel, set_seed
 from transformers.utils import logging
 
 from ..distributed import from_main_process, is_main_process
 from ..models import gpt2_config
-from ..records import PROBES_FILE, REPORT_FILE, TRAINER_STATE_FILE, read_run
+from ..records import PROBES_FILE, PROVENANCE, REPORT_FILE, TRAINER_STATE_FILE, read_run
 from ..trainer import ContinualTrainer
 from ..trainer.config import DEFERRED
 from .config import ExperimentConfig
@@ -92,7 +92,7 @@ def show_results(folder: str | Path) -> None:
     with DRAWING:
         write_report([run], report)
     if run.probes:
-        place = "cycle" if all(probe["cycle"] is not None for probe in run.probes) else "step"
+        place = _unit(run.probes, run.config.get(PROVENANCE, {}).get("tasks_per_cycle"))
         print(f"\n{place:>5} {'tokens':>16} {'start loss':>10} {'final loss':>10} {'AUC':>12} {'ΔAUC':>8}")
     for probe in run.probes:
         tokens = "" if probe["tokens"] is None else f"{probe['tokens']:,}"
@@ -102,6 +102,15 @@ def show_results(folder: str | Path) -> None:
             f"{probe['auc']:>12.2f} {delta:>8}"
         )
     print(f"\nrun folder  {folder}\nreport      {report}")
+
+
+def _unit(probes: list[dict[str, Any]], tasks_per_cycle: int | None) -> str:
+    """The largest unit of which every probe comes after a whole number."""
+    if any(probe["task"] is None for probe in probes):
+        return "step"
+    if tasks_per_cycle and all(probe["task"] % tasks_per_cycle == 0 for probe in probes):
+        return "cycle"
+    return "task"
 
 
 def report_is_current(folder: str | Path) -> bool:

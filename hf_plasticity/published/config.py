@@ -7,8 +7,7 @@ from pathlib import Path
 
 from ..arguments import SettingsParser
 from ..data.config import DataConfig
-from ..data.schedule import PROBE_LANGUAGE
-from ..data.sources import SYNTHETIC_PROBE_LANGUAGE
+from ..data.sources import source_class
 from ..errors import PlasticityError
 from ..probing.config import ProbeConfig, probe_settings
 from ..settings import LENGTH, MACHINE, OUTPUT, setting
@@ -125,8 +124,6 @@ def parse_suite(
             raise PlasticityError(f"{name}: {getattr(suite, name)} is not a positive number")
     if suite.share not in (None, CHECKPOINTS, BATCH):
         raise PlasticityError(f"share: '{suite.share}' is unknown; choose {CHECKPOINTS} or {BATCH}")
-    data.probe_language = data.probe_language or (
-        SYNTHETIC_PROBE_LANGUAGE if data.source == "synthetic" else PROBE_LANGUAGE
-    )
+    data.probe_language = data.probe_language or source_class(data.source).default_probe_language
     suite.output_dir = suite.output_dir or f"runs/probe-{Path(suite.model).name}"
     return suite, data
