@@ -61,6 +61,8 @@ class SuiteConfig(SuiteProbeSettings):  # type: ignore[misc, valid-type]
             Training tokens of a step of the suite, for the records.
         per_device_train_batch_size (`int`, *optional*):
             Sequences in one forward pass; the whole share of the process by default.
+        cpu_threads (`int`, *optional*):
+            CPU threads of each process; by default all available cores, divided among the processes.
         bf16 (`bool`, *optional*, defaults to `False`):
             Mixed precision.
         diagnose (`bool`, *optional*, defaults to `False`):
@@ -88,6 +90,7 @@ class SuiteConfig(SuiteProbeSettings):  # type: ignore[misc, valid-type]
     output_dir: str | None = setting(None, help="Run folder.", role=OUTPUT)
     tokens_per_step: int | None = setting(None, help="Training tokens of a step of the suite.")
     per_device_train_batch_size: int | None = setting(None, help="Sequences in one forward pass.", role=MACHINE)
+    cpu_threads: int | None = setting(None, help="CPU threads of each process; all cores by default.", role=MACHINE)
     bf16: bool = setting(False, help="Mixed precision.")
     diagnose: bool = setting(False, help="Diagnose every checkpoint too.", role=OUTPUT)
     diagnostics_measures: list[str] | None = setting(
