@@ -1,6 +1,7 @@
 """The settings of a continual run: `TrainingArguments`, and what the study adds to them."""
 
 import json
+import sys
 from dataclasses import dataclass
 
 import torch
@@ -192,6 +193,8 @@ class ContinualConfig(ProbeSettings, TrainingArguments):  # type: ignore[misc, v
         # Without this, several CPU processes of one launch do not join a group (seen in accelerate 1.15.0).
         self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
         self.requested_accumulation_steps = self.gradient_accumulation_steps
+        if self.disable_tqdm is None:
+            self.disable_tqdm = not sys.stderr.isatty()
         super().__post_init__()
         check_accelerator_config(self)
         # `accelerate launch` may set the precision too; the configuration records the one that is used.

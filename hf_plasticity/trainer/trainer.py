@@ -15,6 +15,7 @@ from torch import nn
 from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
+    PrinterCallback,
     ProgressCallback,
     Trainer,
     TrainerCallback,
@@ -37,7 +38,7 @@ from ..records import COMPLETE_FILE, TRAINER_STATE_FILE
 from .checkpoint import is_full_disk, last_complete_checkpoint, mark_complete, rotate
 from .config import DEFERRED, ContinualConfig
 from .forgetting import ForgettingCallback
-from .progress import TaskProgressCallback
+from .progress import LogLinesCallback, TaskProgressCallback
 from .signals import StopOnSignal
 
 
@@ -113,6 +114,8 @@ class ContinualTrainer(Trainer):
             )
         if self.pop_callback(ProgressCallback) is not None:
             self.add_callback(TaskProgressCallback(self.position))
+        elif self.pop_callback(PrinterCallback) is not None:
+            self.add_callback(LogLinesCallback())
         self.add_callback(_TaskCallback(self))
         self.signals = StopOnSignal()
         self.add_callback(self.signals)
@@ -250,6 +253,12 @@ class ContinualTrainer(Trainer):
                 f"weights are not finite {self._where()}; lower learning_rate or max_grad_norm; the last checkpoint "
                 "is kept"
             )
+
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        """As in the Trainer, except that a tied output head is not missing: a checkpoint has it as the embedding."""
+        tied = set(self.model.all_tied_weights_keys)
+        load_result.missing_keys[:] = [key for key in load_result.missing_keys if key not in tied]
+        super()._issue_warnings_after_load(load_result)
 
     def settle_buckets(self) -> None:
         """
