@@ -11,8 +11,8 @@ from ..data.schedule import Schedule
 from ..data.sources import LocalSource, Source, split_of
 from ..data.tokenizers import encode_documents
 from ..errors import PlasticityError
-from ..run import RunData, open_run_data
-from ..study import Study
+from ..experiment.config import ExperimentConfig
+from ..experiment.data import RunData, open_run_data
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,9 @@ class Text:
         return self.tokens / self.available if self.available else float("inf")
 
 
-def sequences_needed(study: Study, schedule: Schedule, batch_size: int) -> Iterator[tuple[str, str, str, int]]:
+def sequences_needed(
+    study: ExperimentConfig, schedule: Schedule, batch_size: int
+) -> Iterator[tuple[str, str, str, int]]:
     """Language, split, use and number of sequences of all that a run reads."""
     training, probe_language = study.training, study.data.probe_language
     for language, count in schedule.sequences_needed(training.cycles * schedule.tasks_per_cycle).items():
@@ -66,7 +68,7 @@ def sequences_needed(study: Study, schedule: Schedule, batch_size: int) -> Itera
 
 
 def text_of_study(
-    study: Study,
+    study: ExperimentConfig,
     schedule: Schedule,
     batch_size: int,
     vocab_size: int,
@@ -76,7 +78,7 @@ def text_of_study(
     What a study needs of every language, against what its source has. Nothing is prepared or written.
 
     Args:
-        study ([`Study`]): The run to be.
+        study ([`ExperimentConfig`]): The run to be.
         schedule ([`Schedule`]): Of that study.
         batch_size (`int`): Sequences in a global batch.
         vocab_size (`int`): Decides over the size of a token on disk.
@@ -110,7 +112,9 @@ def text_of_study(
     return found
 
 
-def _opened(study: Study, source: Source, tokenizer: PreTrainedTokenizerBase | None) -> tuple[RunData | None, str]:
+def _opened(
+    study: ExperimentConfig, source: Source, tokenizer: PreTrainedTokenizerBase | None
+) -> tuple[RunData | None, str]:
     """The blocks as far as they are prepared, or why they cannot be looked at."""
     if tokenizer is None:
         return None, "no tokenizer at hand"

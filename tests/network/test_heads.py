@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from conftest import CONFIGS, HEADS, make_model
 from transformers import AttentionInterface, AutoModelForCausalLM, BloomConfig, FalconConfig, MambaConfig
 
 from hf_plasticity.network import find_structure
+from support.families import CONFIGS, HEADS, make_model
 
 
 GROUPED = {"llama", "llama_with_biases", "mistral", "qwen2", "qwen3", "olmo2", "gemma2", "phi3", "phi"}

@@ -5,12 +5,12 @@ import math
 
 import pytest
 import torch
-from conftest import CONFIGS, make_model
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from hf_plasticity import PlasticityError
 from hf_plasticity.network import InitialLaw
 from hf_plasticity.network.initialization import _key
+from support.families import CONFIGS, make_model
 
 
 def wide_gpt2(**settings):

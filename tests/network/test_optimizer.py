@@ -3,11 +3,11 @@
 import pytest
 import torch
 from accelerate import Accelerator
-from conftest import make_model
 from transformers.optimization import Adafactor
 
 from hf_plasticity import PlasticityError
 from hf_plasticity.network import find_structure, optimizer_moments
+from support.families import make_model
 
 
 def stepped(model, tokens, optimizer):

@@ -1,7 +1,6 @@
 """Which parameters are embeddings, and which the output head."""
 
 import torch
-from conftest import CONFIGS, make_model
 from transformers import AutoModelForCausalLM
 
 from hf_plasticity.network import (
@@ -10,6 +9,7 @@ from hf_plasticity.network import (
     num_non_embedding_parameters,
     output_head_parameters,
 )
+from support.families import CONFIGS, make_model
 
 
 EMBEDDINGS = {

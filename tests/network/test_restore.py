@@ -4,9 +4,9 @@ import contextlib
 
 import pytest
 import torch
-from conftest import make_model
 
 from hf_plasticity.network import evaluation_mode, preserve_model, preserve_with
+from support.families import make_model
 
 
 def test_state_beside_the_model_is_preserved_with_it():

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from conftest import UNITS, make_model
 from transformers import AutoModelForCausalLM, BloomConfig, MixtralConfig
 
 from hf_plasticity.network import find_structure
+from support.families import UNITS, make_model
 
 
 GATED = {"llama", "llama_with_biases", "mistral", "qwen2", "qwen3", "olmo2", "gemma2", "phi3"}
