@@ -50,7 +50,7 @@ def test_sharded_models_are_edited_as_a_whole_one_is(processes):
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{TESTS.parent}:{TESTS}"}
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
     finished = subprocess.run(
-        [*command, str(SUPPORT / "edited_fsdp.py")],
+        [*command, str(TESTS / "support" / "edited_fsdp.py")],
         env=environment, capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert finished.returncode == 0, finished.stderr[-3000:]
