@@ -8,8 +8,9 @@ import torch
 from transformers import GPT2LMHeadModel
 
 from ..errors import PlasticityError
+from ..experiment.config import ExperimentConfig
 from ..models import gpt2_config
-from ..study import Study
+from ..threads import choose_threads, set_threads
 from .arithmetic import ADAM, FLOAT32
 from .plan import Plan
 
@@ -17,13 +18,13 @@ from .plan import Plan
 REPEATS = 3
 
 
-def measure_throughput(study: Study, vocab_size: int, plan: Plan) -> tuple[float, str]:
+def measure_throughput(study: ExperimentConfig, vocab_size: int, plan: Plan) -> tuple[float, str]:
     """
     Train on random tokens: micro-batches of the plan's size and optimizer steps are timed apart, and an optimizer step
     of the run is as many micro-batches as it accumulates, and one step. What processes tell each other is not in it.
 
     Args:
-        study ([`Study`]): Decides over the model and its precision.
+        study ([`ExperimentConfig`]): Decides over the model and its precision.
         vocab_size (`int`): Rows of the embedding.
         plan ([`Plan`]): Decides over the micro-batches.
 
@@ -35,6 +36,8 @@ def measure_throughput(study: Study, vocab_size: int, plan: Plan) -> tuple[float
     """
     training, length = study.training, study.data.context_length
     device = torch.device("cuda" if torch.cuda.is_available() and not training.use_cpu else "cpu")
+    if device.type == "cpu":
+        set_threads(choose_threads(training.cpu_threads, recorded=None))
     _check_memory(plan, device)
     model = GPT2LMHeadModel(gpt2_config(study.model.size, vocab_size, length)).to(device)
     model.loss_type = "ForCausalLM"

@@ -9,7 +9,7 @@ from hf_plasticity.analysis.association import associations, chance, spearman
 from hf_plasticity.analysis.heatmaps import heads_figure, layers_figure
 from hf_plasticity.analysis.series import probe_series
 from hf_plasticity.analysis.theme import shade
-from hf_plasticity.records import load_run
+from hf_plasticity.records import read_run
 from support.reports import diagnosis, make_run, report, text_of, write_lines
 
 
@@ -29,7 +29,7 @@ def diagnosed(folder, values, **config):
 
 
 def found(folder):
-    run = load_run(folder)
+    run = read_run(folder)
     return associations(probe_series(run, "turning_point")[0], run.diagnostics)
 
 

@@ -5,7 +5,7 @@ import pytest
 from hf_plasticity.analysis.ladder import Bundle, run_groups
 from hf_plasticity.analysis.ladder_inside import forgetting_curve
 from hf_plasticity.analysis.ladder_plots import small_bundles
-from hf_plasticity.records import load_run
+from hf_plasticity.records import read_run
 from support.reports import diagnosis, make_run, report, text_of, write_lines
 
 
@@ -26,7 +26,7 @@ def make(folder, forgetting=((1, 2.0, 3.0), (2, 2.5, 3.5)), dormant=(0.0, 0.1, 0
 
 def test_forgetting_is_averaged_over_the_languages_that_are_named(tmp_path):
     folder = make(tmp_path / "a")
-    assert forgetting_curve(load_run(folder), ("en", "fr"), "tokens") == {1e6: 2.5, 2e6: 3.0}
+    assert forgetting_curve(read_run(folder), ("en", "fr"), "tokens") == {1e6: 2.5, 2e6: 3.0}
     other = make(tmp_path / "b", seed=1)
     text = text_of(report(folder, other))
     assert "Validation loss, averaged over English and French in equal parts: mean over seeds, with a band" in text
@@ -36,7 +36,7 @@ def test_forgetting_is_averaged_over_the_languages_that_are_named(tmp_path):
 def test_a_record_without_one_of_the_languages_is_no_mean(tmp_path):
     folder = make(tmp_path / "a")
     write_lines(folder / "forgetting.jsonl", losses(1, en=2.0, fr=3.0), losses(2, en=2.5))
-    assert forgetting_curve(load_run(folder), ("en", "fr"), "tokens") == {1e6: 2.5}
+    assert forgetting_curve(read_run(folder), ("en", "fr"), "tokens") == {1e6: 2.5}
     assert "a: some of its losses on en, fr are missing; so is their mean." in text_of(
         report(folder, make(tmp_path / "b"))
     )
@@ -59,7 +59,7 @@ def test_schedules_are_drawn_apart_for_forgetting_and_by_line_style_inside(tmp_p
 
 def test_seeds_make_one_line_with_a_band_and_other_settings_another(tmp_path):
     folders = [make(tmp_path / "a"), make(tmp_path / "b", seed=1), make(tmp_path / "c", weight_decay=0.5)]
-    groups = run_groups([load_run(folder) for folder in folders])
+    groups = run_groups([read_run(folder) for folder in folders])
     assert [(group.name, len(group.runs)) for group in groups] == [
         ("100K · weight_decay 0.1", 2),
         ("100K · weight_decay 0.5", 1),

@@ -16,7 +16,7 @@ from hf_plasticity.analysis.series import probe_series
 from hf_plasticity.analysis.theme import compact, plain
 from hf_plasticity.cli import main
 from hf_plasticity.errors import PlasticityError
-from hf_plasticity.records import load_run
+from hf_plasticity.records import read_run
 from support.reports import AREAS, HASH, make_run, probe, report, text_of, write_lines
 
 
@@ -111,7 +111,7 @@ def test_delta_auc_of_repeats_is_paired(tmp_path):
         probe(cycle, sum(areas) / 2, repeats=[probe(cycle, area)["losses"] for area in areas], auc_stderr=15.0)
         for cycle, areas in repeats.items()
     ]
-    series = probe_series(load_run(make_run(tmp_path / "run", probes=probes)), "turning_point")[0]
+    series = probe_series(read_run(make_run(tmp_path / "run", probes=probes)), "turning_point")[0]
     assert series.change_errors == pytest.approx([0.0, 2.5])
     assert "one standard error over repeated probes" in report(tmp_path / "run")
 
@@ -119,7 +119,7 @@ def test_delta_auc_of_repeats_is_paired(tmp_path):
 def test_probes_of_different_configurations_are_never_one_series(tmp_path):
     other = [probe(cycle, 10 * area, "ffffffffffff", step=80 * cycle) for cycle, area in AREAS.items()]
     folder = make_run(tmp_path / "run", probes=[*(probe(c, a) for c, a in AREAS.items()), *other])
-    found = probe_series(load_run(folder), "turning_point")
+    found = probe_series(read_run(folder), "turning_point")
     assert [one.probe_config_hash for one in found] == [HASH, "ffffffffffff"]
     # Each on its own reference: with a mixed one, changes of +900% would appear.
     assert [one.changes for one in found] == [pytest.approx([0.0, -10.0, -5.0])] * 2
@@ -134,7 +134,7 @@ def test_same_size_under_two_probe_configurations_gets_two_lines_and_no_law(tmp_
     one = make_run(tmp_path / "one")
     two = make_run(tmp_path / "two", probes=[probe(c, 2 * a, "ffffffffffff") for c, a in AREAS.items()])
     three = make_run(tmp_path / "three", size="400K")
-    [members] = comparable([load_run(folder) for folder in (one, two, three)], "turning_point").values()
+    [members] = comparable([read_run(folder) for folder in (one, two, three)], "turning_point").values()
     assert [group.name for group in grouped(members)] == [f"100K · probe {HASH}", "100K · probe ffffffffffff", "400K"]
     text = text_of(report(one, two, three))
     assert "No law was fitted to the onsets, since a size occurs in several configurations" in text
@@ -154,7 +154,7 @@ def test_seeds_are_pooled_and_other_settings_are_not(tmp_path):
         make_run(tmp_path / "b", {0: 90.0, 1: 60.0, 2: 48.0, 3: 57.0}, seed=1),
         make_run(tmp_path / "c", weight_decay=0.5),
     ]
-    [members] = comparable([load_run(folder) for folder in folders], "turning_point").values()
+    [members] = comparable([read_run(folder) for folder in folders], "turning_point").values()
     first, second = grouped(members)
     assert (first.name, len(first.seeds)) == ("100K · weight_decay 0.1", 2)
     assert (second.name, len(second.seeds)) == ("100K · weight_decay 0.5", 1)
@@ -281,7 +281,7 @@ def test_steep_start_gets_a_second_panel(tmp_path):
         return [probe(c, 100.0, probe_steps=steps, losses=losses, final_loss=losses[-1]) for c in (1, 2)]
 
     for name, steepness, panels in (("steep", 5, 2), ("flat", 0, 1)):
-        run = load_run(make_run(tmp_path / name, probes=curves(steepness)))
+        run = read_run(make_run(tmp_path / name, probes=curves(steepness)))
         assert len(learning_curves(probe_series(run, "turning_point")[0], 984).axes) == panels
 
 

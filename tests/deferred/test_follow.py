@@ -7,8 +7,8 @@ import yaml
 from torch.testing import assert_close
 
 from hf_plasticity import PlasticityError, load_run
-from hf_plasticity.records import FOLLOW_LOCK_FILE, run_lock
-from hf_plasticity.study import parse_study
+from hf_plasticity.experiment import parse_experiment
+from hf_plasticity.records import DEFERRED_LOCK_FILE, run_lock
 from support.following import FLAGS, FOLLOW, assert_same, follow, train, wait_until
 from support.launch import CONTINUAL, FSDP2_ON_CPU, KILLED, PROBE, launch, launch_killed, start
 from support.runs import recorded, weights
@@ -134,12 +134,12 @@ def test_what_cannot_be_followed_is_said_in_a_line(deferred, finished_deferred, 
         (["--probe=deferred", "--save_probe_checkpoints=false"], "save_probe_checkpoints: False leaves nothing"),
     ):
         with pytest.raises(PlasticityError, match=message):
-            parse_study([*FLAGS, *flags])
+            parse_experiment([*FLAGS, *flags])
 
 
 def test_an_inline_run_waits_for_its_follower(deferred):
     with (
-        run_lock(deferred, FOLLOW_LOCK_FILE),
+        run_lock(deferred, DEFERRED_LOCK_FILE),
         pytest.raises(PlasticityError, match="is in use by another process; wait for it, stop it"),
     ):
         train(deferred, "--cycles=3")

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, BloomConfig, MixtralConfig, Qwen2
 
 from hf_plasticity import PlasticityError, num_non_embedding_parameters
 from hf_plasticity.diagnostics import DEFAULT_MEASURES, DiagnosticsConfig, diagnose
-from hf_plasticity.diagnostics.structure import find_structure, non_embedding_parameters
+from hf_plasticity.network import find_structure, non_embedding_parameters
 from support.diagnosed_families import CONFIGS
 
 

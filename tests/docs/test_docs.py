@@ -9,7 +9,7 @@ from torch.utils.data import TensorDataset
 from transformers import Trainer, TrainingArguments
 
 from hf_plasticity import cli
-from hf_plasticity.study import parse_study
+from hf_plasticity.experiment import parse_experiment
 from hf_plasticity.suite import parse_suite
 from support.launch import ROOT
 from support.tiny import random_blocks, tiny_model
@@ -36,7 +36,7 @@ def test_a_command_of_the_documentation_is_one_that_exists(command, monkeypatch)
     monkeypatch.chdir(ROOT)
     words = shlex.split(command, comments=True)
     if "recipes/continual.py" in words:
-        parse_study([*words[words.index("recipes/continual.py") + 1 :], "--use_cpu"])
+        parse_experiment([*words[words.index("recipes/continual.py") + 1 :], "--use_cpu"])
     elif "recipes/probe.py" in words:
         parse_suite(words[words.index("recipes/probe.py") + 1 :])
     elif words[0] == "hf-plasticity":
@@ -94,14 +94,14 @@ def test_the_table_of_sizes_is_the_code():
 
 
 def test_every_value_of_the_papers_configuration_says_where_it_comes_from():
-    study = parse_study(["--config", str(ROOT / "recipes" / "configs" / "paper.yaml"), "--use_cpu"])
+    study = parse_experiment(["--config", str(ROOT / "hf_plasticity" / "configs" / "paper.yaml"), "--use_cpu"])
     assert (study.training.task_steps, study.training.global_batch_tokens) == (9537, 256 * 2048)
     assert (study.training.probe_steps, study.training.probe_eval_every) == (9537, 95)
     assert study.training.probe_config(256).eval_sequences == 1280
     assert (study.data.context_length, study.model.vocab_size) == (2048, 151_680)
     assert (study.data.dataset, study.training.cycles, study.training.learning_rate) == ("culturax", 48, 3e-3)
     assert (study.training.adam_beta1, study.training.adam_beta2, study.training.weight_decay) == (0.9, 0.95, 0.1)
-    text = (ROOT / "recipes" / "configs" / "paper.yaml").read_text(encoding="utf-8")
+    text = (ROOT / "hf_plasticity" / "configs" / "paper.yaml").read_text(encoding="utf-8")
     run, machine = text.split("# Machine\n")
     own = ("source:", "streaming:")
     for line in run.splitlines():

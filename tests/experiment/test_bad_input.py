@@ -5,8 +5,8 @@ import errno
 import pytest
 
 from hf_plasticity import PlasticityError
-from hf_plasticity.run import errors_on_one_line, run_study
-from hf_plasticity.study import parse_study
+from hf_plasticity.cli import errors_on_one_line
+from hf_plasticity.experiment import parse_experiment, run_experiment
 from support.launch import TINY
 
 
@@ -33,7 +33,7 @@ FLAGS = [*TINY, "--disable_tqdm=true", "--use_cpu"]
 )
 def test_a_command_line_that_cannot_be_is_refused_at_once(flags, message):
     with pytest.raises(PlasticityError) as caught:
-        parse_study(flags.split())
+        parse_experiment(flags.split())
     assert str(caught.value).startswith(message) and "\n" not in str(caught.value)
 
 
@@ -51,7 +51,7 @@ def test_a_configuration_file_that_cannot_be_is_refused_at_once(tmp_path, text, 
     path = tmp_path / "wrong.yaml"
     path.write_text(text)
     with pytest.raises(PlasticityError, match=r".") as caught:
-        run_study(parse_study(["--config", str(path), f"--output_dir={tmp_path / 'run'}", *FLAGS]))
+        run_experiment(parse_experiment(["--config", str(path), f"--output_dir={tmp_path / 'run'}", *FLAGS]))
     assert message in str(caught.value) and "\n" not in str(caught.value)
 
 
@@ -61,7 +61,7 @@ def test_yaml_spells_numbers_lists_and_mappings_as_it_does(tmp_path):
         "learning_rate: 1e-3\nlanguages: [en, 'no']\nlr_scheduler_type: warmup_stable_decay\nno_probe: true\n"
         "lr_scheduler_kwargs: {num_decay_steps: 5}\nsource: local\ndata_dir: text\nbf16: false\nrun_name:\n"
     )
-    study = parse_study(["--config", str(path), "--languages", "de"])
+    study = parse_experiment(["--config", str(path), "--languages", "de"])
     assert study.training.learning_rate == 1e-3 and study.training.no_probe and not study.training.bf16
     assert study.data.languages == ["de"], "a flag overrides the file"
     assert study.training.lr_scheduler_kwargs == {"num_decay_steps": 5}
@@ -87,7 +87,9 @@ def test_yaml_spells_numbers_lists_and_mappings_as_it_does(tmp_path):
 def test_a_study_that_cannot_be_is_refused_before_anything_is_trained(tmp_path, flags, message, capsys):
     folder = tmp_path / "run"
     with pytest.raises(SystemExit) as caught, errors_on_one_line("continual.py"):
-        run_study(parse_study([*FLAGS, f"--output_dir={folder}", f"--data_cache_dir={tmp_path}", *flags.split()]))
+        run_experiment(
+            parse_experiment([*FLAGS, f"--output_dir={folder}", f"--data_cache_dir={tmp_path}", *flags.split()])
+        )
     error = capsys.readouterr().err.strip()
     assert caught.value.code == 2 and message in error
     assert error.startswith("continual.py: error: ") and "\n" not in error
@@ -98,8 +100,8 @@ def test_a_corpus_too_small_for_the_run_is_an_error_with_both_numbers(tmp_path, 
     for language in ("en", "vi"):
         (tmp_path / f"{language}.txt").write_text("".join(f"{language} line {n}\n" for n in range(200)))
     with pytest.raises(SystemExit), errors_on_one_line("continual.py"):
-        run_study(
-            parse_study(
+        run_experiment(
+            parse_experiment(
                 [*FLAGS, "--source=local", f"--data_dir={tmp_path}", "--languages", "en", "--cycles=1",
                  "--task_steps=99", "--global_batch_tokens=64",
                  f"--output_dir={tmp_path / 'run'}", f"--data_cache_dir={tmp_path}"]

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from hf_plasticity.records import load_run
+from hf_plasticity.records import read_run
 from support.launch import ACCELERATE, CONTINUAL, FSDP2_ON_CPU, KILLED, TINY, launch, start
 from support.runs import recorded, weights
 
@@ -115,7 +115,7 @@ def canonical(tmp_path_factory):
 
 
 def losses(folder):
-    return [entry["loss"] for entry in load_run(folder).training_log if "loss" in entry]
+    return [entry["loss"] for entry in read_run(folder).training_log if "loss" in entry]
 
 
 @pytest.mark.parametrize("row", [pytest.param(row, id=row.name, marks=row.marks) for row in ROWS])
@@ -136,7 +136,7 @@ def test_one_trajectory(canonical, tmp_path, row):
         return
     rounding = 1e-6 if row.precision == "fp32" else 2e-2
     assert losses(folder) == pytest.approx(losses(reference), rel=rounding)
-    ones, others = load_run(folder), load_run(reference)
+    ones, others = read_run(folder), read_run(reference)
     for one, other in zip(ones.forgetting, others.forgetting, strict=True):
         assert one["losses"] == pytest.approx(other["losses"], rel=rounding)
     assert len(ones.probes) == len(others.probes) == 3

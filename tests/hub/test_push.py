@@ -23,10 +23,9 @@ from safetensors.torch import load_file
 
 from hf_plasticity import PlasticityError, load_run
 from hf_plasticity.cli import main
+from hf_plasticity.experiment import parse_experiment, run_experiment
 from hf_plasticity.hub import push, repository
 from hf_plasticity.hub.push import RunPusher, push_run, repository_of
-from hf_plasticity.run import run_study
-from hf_plasticity.study import parse_study
 from support.hub_server import OWNER_TOKEN, READER_TOKEN
 from support.launch import ROOT, TINY, error_line, launch, launch_killed
 
@@ -45,7 +44,7 @@ FLAGS = [*TINY, "--use_cpu", "--disable_tqdm=true", "--evaluate_forgetting"]
 def finished(tmp_path_factory):
     """A tiny run to its end, not pushed."""
     folder = tmp_path_factory.mktemp("runs") / "finished"
-    run_study(parse_study([*FLAGS, f"--output_dir={folder}"]))
+    run_experiment(parse_experiment([*FLAGS, f"--output_dir={folder}"]))
     return folder
 
 
@@ -203,7 +202,7 @@ def test_what_the_hub_will_not_have_is_said_before_anything_is_trained(hub, repo
     hub.create(repo_id, files)
     flags = ["--push_to_hub", f"--hub_model_id={repo_id}", f"--output_dir={tmp_path / 'run'}"]
     with pytest.raises(PlasticityError, match="^hub_model_id: " + message.format(repo_id)) as caught:
-        run_study(parse_study([*FLAGS, *flags]))
+        run_experiment(parse_experiment([*FLAGS, *flags]))
     assert "\n" not in str(caught.value)
     assert not list((tmp_path / "run").glob("c*"))
     assert len(hub.titles(repo_id)) == 1 + bool(files)
@@ -252,7 +251,7 @@ def test_training_with_a_hub_that_answers_pushes_as_it_goes(hub, repo_id, finish
 
     monkeypatch.setattr(torch.optim.AdamW, "step", step)
     flags = ["--push_to_hub", f"--hub_model_id={repo_id}", f"--output_dir={tmp_path / 'run'}"]
-    run_study(parse_study([*FLAGS, *flags]))
+    run_experiment(parse_experiment([*FLAGS, *flags]))
     assert_all_there_once(hub, repo_id, tmp_path / "run")
     assert set(hub.titles(repo_id)) == {"initial commit", "Records of the run"}, "the Trainer does not push as well"
     assert_same_weights(finished, tmp_path / "run")
@@ -277,7 +276,7 @@ def test_a_hub_in_trouble_costs_no_step_and_gets_the_rest_later(
         hub.fail(".*", times=10**6, **({"hang": True} if how == "hanging" else {"status": 503}))
     flags = ["--push_to_hub", f"--hub_model_id={repo_id}", f"--output_dir={folder}", "--hub_patience=0.5"]
     started = time.monotonic()
-    run_study(parse_study([*FLAGS, *flags]))
+    run_experiment(parse_experiment([*FLAGS, *flags]))
     assert time.monotonic() - started < 15
     assert_same_weights(finished, folder)
     assert (folder / "report.html").exists()
@@ -288,7 +287,7 @@ def test_a_hub_in_trouble_costs_no_step_and_gets_the_rest_later(
     if how == "failing":
         assert main(["push", str(folder)]) == 0
     else:
-        run_study(parse_study([*FLAGS, *flags, "--hub_patience=30"]))
+        run_experiment(parse_experiment([*FLAGS, *flags, "--hub_patience=30"]))
     assert_all_there_once(hub, repo_id, folder)
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from hf_plasticity.records import load_run
+from hf_plasticity.records import read_run
 from support.documented import documented_commands
 from support.launch import ROOT, TINY
 
@@ -78,7 +78,7 @@ def test_the_documented_ladder_runs_and_its_runs_are_not_run_again(tmp_path):
     assert process.stdout.rstrip().endswith("report of 2 runs  runs/ladder/report.html")
     folders = [tmp_path / "runs" / "ladder" / f"{size}-rotation-seed1" for size in ("25K", "100K")]
     for folder, size in zip(folders, ("25K", "100K")):
-        run = load_run(folder)
+        run = read_run(folder)
         assert (run.config["size"], run.config["seed"], run.config["schedule"]) == (size, 1, "rotation")
         assert [probe["cycle"] for probe in run.probes] == [0, 1, 2]
     page = (tmp_path / "runs" / "ladder" / "report.html").read_text()
@@ -108,12 +108,12 @@ def test_a_run_that_is_killed_is_named_while_the_others_go_on_and_the_same_comma
     assert process.returncode == 1
     assert re.search(rf"^ladder\.py: failed: {re.escape(str(folders[0]))} \(exit code 1\)$", errors, re.MULTILINE)
     assert str(folders[1]) not in "".join(line for line in errors.splitlines() if line.startswith("ladder.py"))
-    assert len(load_run(folders[1]).probes) == 3 and len(load_run(folders[0]).probes) < 3
+    assert len(read_run(folders[1]).probes) == 3 and len(read_run(folders[0]).probes) < 3
     assert (tmp_path / "report.html").exists()
 
     again = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
     assert again.returncode == 0, again.stderr[-3000:]
-    assert [probe["cycle"] for probe in load_run(folders[0]).probes] == [0, 1, 2]
+    assert [probe["cycle"] for probe in read_run(folders[0]).probes] == [0, 1, 2]
     assert again.stdout.count("is finished; there is nothing to do") == 1
 
 

@@ -13,10 +13,9 @@ from transformers import GPT2LMHeadModel
 
 from hf_plasticity import PlasticityError
 from hf_plasticity.cli import main
+from hf_plasticity.experiment import parse_experiment, run_experiment
 from hf_plasticity.models import MODEL_SIZES, gpt2_config
 from hf_plasticity.planning.arithmetic import plan_run
-from hf_plasticity.run import run_study
-from hf_plasticity.study import parse_study
 from support.documented import documented_commands
 from support.launch import ROOT
 
@@ -243,8 +242,8 @@ def test_a_run_takes_what_was_planned(tmp_path, capsys):
     arguments = [*SMALL, f"--output_dir={tmp_path / 'run'}", f"--data_cache_dir={tmp_path / 'blocks'}"]
     plan = planned(capsys, *arguments)["plan"]
     assert not list(tmp_path.iterdir())
-    study = parse_study([*arguments, "--disable_tqdm=true", "--use_cpu"])
-    run_study(study)
+    study = parse_experiment([*arguments, "--disable_tqdm=true", "--use_cpu"])
+    run_experiment(study)
     state = json.loads((tmp_path / "run" / "trainer_state.json").read_text())
     assert state["global_step"] == plan["steps"] == 12
     weights = [path.stat().st_size for path in (tmp_path / "run").glob("cycle-*/model.safetensors")]

@@ -6,9 +6,8 @@ import pytest
 
 from hf_plasticity import PlasticityError
 from hf_plasticity.cli import main
+from hf_plasticity.experiment import parse_experiment, run_experiment
 from hf_plasticity.planning.prepare import prepare_study
-from hf_plasticity.run import run_study
-from hf_plasticity.study import parse_study
 
 
 @pytest.fixture
@@ -61,7 +60,7 @@ def test_a_run_finds_all_of_its_text_prepared(tmp_path, corpus, capsys):
     assert "tokenizing aa (train)" in shown.err and not (tmp_path / "run").exists()
 
     before = written(tmp_path / "blocks")
-    run_study(parse_study([*arguments, "--disable_tqdm=true"]))
+    run_experiment(parse_experiment([*arguments, "--disable_tqdm=true"]))
     assert written(tmp_path / "blocks") == before and (tmp_path / "run" / "report.html").exists()
 
 
@@ -86,16 +85,16 @@ def test_a_plan_says_what_is_prepared_of_a_source_that_has_more(tmp_path, corpus
 
 
 def test_what_the_run_does_not_read_is_not_prepared(tmp_path, corpus):
-    study = parse_study(settings(tmp_path, corpus, "--no_probe=true", "--disable_tqdm=true"))
+    study = parse_experiment(settings(tmp_path, corpus, "--no_probe=true", "--disable_tqdm=true"))
     prepared = [(one.blocks.language, one.blocks.split) for one in prepare_study(study)]
     assert prepared == [("aa", "train"), ("bb", "train")]
 
 
 def test_a_tokenizer_that_is_to_be_trained_is_the_one_of_the_run(tmp_path, corpus):
     arguments = settings(tmp_path, corpus, "--train_tokenizer=270", "--cycles=1", "--disable_tqdm=true")
-    prepare_study(parse_study(arguments))
+    prepare_study(parse_experiment(arguments))
     before = written(tmp_path / "run" / "tokenizer") | written(tmp_path / "blocks")
-    run_study(parse_study(arguments))
+    run_experiment(parse_experiment(arguments))
     assert written(tmp_path / "run" / "tokenizer") | written(tmp_path / "blocks") == before
 
 
@@ -117,9 +116,9 @@ def test_it_says_what_the_run_would_say(tmp_path, corpus, wrong, begins):
         (corpus / "bb.txt").write_text((corpus / "bb.txt").read_text()[:4300])
         wrong += " --cycles=1"
     said = []
-    for start in (prepare_study, run_study):
+    for start in (prepare_study, run_experiment):
         with pytest.raises(PlasticityError) as caught:
-            start(parse_study(settings(tmp_path, corpus, *wrong.split(), "--disable_tqdm=true")))
+            start(parse_experiment(settings(tmp_path, corpus, *wrong.split(), "--disable_tqdm=true")))
         said.append(str(caught.value))
     assert said[0] == said[1] and said[0].startswith(begins)
 

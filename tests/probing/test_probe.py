@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from hf_plasticity import PlasticityError
+from hf_plasticity.network import preserve_model
 from hf_plasticity.probing import ProbeConfig, ProbeDivergedError, run_probe
-from hf_plasticity.probing.unchanged import unchanged
 from support.tiny import CONTEXT, VOCABULARY, random_blocks, tiny_model
 
 
@@ -74,7 +74,7 @@ def test_a_probe_leaves_no_trace(model, adaptation):
 
 def test_every_random_state_goes_on_as_if_nothing_had_been_drawn():
     draw = {"python": random.random, "numpy": np.random.rand, "torch": lambda: torch.rand(1).item()}
-    with unchanged(tiny_model()):
+    with preserve_model(tiny_model()):
         inside = {name: function() for name, function in draw.items()}
     assert {name: function() for name, function in draw.items()} == inside
 
@@ -82,7 +82,7 @@ def test_every_random_state_goes_on_as_if_nothing_had_been_drawn():
 def test_buffers_are_restored_in_place():
     model = torch.nn.BatchNorm1d(3)
     buffer = model.running_mean
-    with unchanged(model):
+    with preserve_model(model):
         model(torch.rand(5, 3))
     assert model.running_mean is buffer and not buffer.any() and model.num_batches_tracked == 0
 

@@ -13,7 +13,7 @@ from torch.distributed.tensor import DTensor
 from transformers import AutoModelForCausalLM, GPT2Config, Trainer, TrainerCallback, TrainingArguments
 
 from hf_plasticity.diagnostics import CURVATURE_MEASURES, MEASURES, DiagnosticsCallback, DiagnosticsConfig
-from hf_plasticity.diagnostics.structure import whole
+from hf_plasticity.network import whole
 
 
 BLOCKS = torch.randint(32, (4, 16), generator=torch.Generator().manual_seed(1))

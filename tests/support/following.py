@@ -6,8 +6,7 @@ import time
 from torch.testing import assert_close
 
 from hf_plasticity import load_run
-from hf_plasticity.run import run_study
-from hf_plasticity.study import parse_study
+from hf_plasticity.experiment import parse_experiment, run_experiment
 from hf_plasticity.suite import parse_suite, probe_models
 from support.launch import TINY
 from support.runs import UNREPEATABLE, recorded, weights
@@ -20,7 +19,7 @@ FOLLOW = ["--follow", "--disable_tqdm=true", "--use_cpu", "--poll_seconds=0.05"]
 
 
 def train(folder, *flags):
-    run_study(parse_study([*FLAGS, f"--output_dir={folder}", *flags]))
+    run_experiment(parse_experiment([*FLAGS, f"--output_dir={folder}", *flags]))
     return folder
 
 

@@ -11,7 +11,7 @@ SUPPORT = Path(__file__).parent
 ROOT = SUPPORT.parents[1]
 CONTINUAL = ROOT / "recipes" / "continual.py"
 PROBE = ROOT / "recipes" / "probe.py"
-ACCELERATE = ROOT / "recipes" / "accelerate"
+ACCELERATE = ROOT / "hf_plasticity" / "configs" / "accelerate"
 KILLED = SUPPORT / "killed.py"
 FSDP2_ON_CPU = SUPPORT / "fsdp2_on_cpu.py"
 # The settings of the tiny run that the tests train: two cycles of two tasks of four steps, a fraction of a second.
@@ -19,7 +19,7 @@ FSDP2_ON_CPU = SUPPORT / "fsdp2_on_cpu.py"
 TINY = [
     "--size=25K", "--cycles=2", "--task_steps=4", "--warmup_steps=1", "--context_length=32",
     "--global_batch_tokens=128", "--languages", "syn1", "syn2", "--probe_steps=4", "--probe_eval_sequences=4",
-    "--logging_steps=3",
+    "--logging_steps=3", "--cpu_threads=1",
 ]
 # fmt: on
 

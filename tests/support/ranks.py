@@ -22,8 +22,8 @@ from torch.utils.data import TensorDataset
 from transformers import Trainer, TrainingArguments
 
 from hf_plasticity import PlasticityError
+from hf_plasticity.network import local, reshard
 from hf_plasticity.probing import PlasticityProbeCallback, ProbeConfig
-from hf_plasticity.probing.unchanged import local, reshard
 from support import fsdp2_on_cpu
 from support.runs import UNREPEATABLE
 from support.tiny import random_blocks, tiny_model

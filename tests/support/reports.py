@@ -6,7 +6,7 @@ import re
 import yaml
 
 from hf_plasticity.analysis.report import write_report
-from hf_plasticity.records import load_run
+from hf_plasticity.records import read_run
 
 
 HASH = "0123456789ab"
@@ -67,7 +67,7 @@ def make_run(folder, areas=AREAS, size="100K", probes=None, parameters=None, log
 
 def report(*folders, to=None, **options):
     path = to or folders[0].parent / "page.html"
-    write_report([load_run(folder) for folder in folders], path, **options)
+    write_report([read_run(folder) for folder in folders], path, **options)
     return path.read_text(encoding="utf-8")
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from hf_plasticity.records import load_run
+from hf_plasticity.records import read_run
 
 
 UNREPEATABLE = ("seconds", "tokens_per_second", "train_runtime", "train_samples_per_second", "train_steps_per_second")
@@ -13,7 +13,7 @@ UNREPEATABLE = ("seconds", "tokens_per_second", "train_runtime", "train_samples_
 
 def recorded(folder):
     """Every record of a run but for what is read off a clock."""
-    run = load_run(folder)
+    run = read_run(folder)
     kinds = (run.probes, run.forgetting, [entry for entry in run.training_log if "train_loss" not in entry])
     return [
         [{name: value for name, value in record.items() if name not in UNREPEATABLE} for record in records]

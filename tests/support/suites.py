@@ -4,7 +4,6 @@ import torch
 from transformers import AutoModelForCausalLM, GPT2Config, GPTNeoXConfig, LlamaConfig
 
 from hf_plasticity.data.tokenizers import byte_tokenizer
-from hf_plasticity.suite.checkpoints import place
 
 
 WIDTH = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 24}

@@ -11,7 +11,7 @@ from transformers import GPT2LMHeadModel, Trainer, TrainingArguments
 
 from hf_plasticity import PlasticityError
 from hf_plasticity.probing import PlasticityProbeCallback, ProbeConfig
-from hf_plasticity.records import DIAGNOSTICS_FILE, FORGETTING_FILE, PROBE_FIELDS, PROBES_FILE, load_run, read_records
+from hf_plasticity.records import DIAGNOSTICS_FILE, FORGETTING_FILE, PROBE_FIELDS, PROBES_FILE, read_records, read_run
 from hf_plasticity.trainer import ContinualConfig, TrainingDivergedError
 from support.tiny import CONTEXT, random_blocks, tiny_model
 from support.trainers import BATCH, TASK_STEPS, StopAt, assert_same, final_state, make_trainer, stop_at
@@ -89,7 +89,7 @@ def test_a_run_is_what_a_bare_loop_with_a_new_optimizer_for_each_task_gives(tmp_
 )
 def test_every_schedule_is_probed_after_its_cycles(tmp_path, cache, schedule, logged, cycle_steps):
     trainer = run(tmp_path, cache, schedule=schedule)
-    assert [probe["step"] for probe in load_run(tmp_path).probes] == [0, cycle_steps, 2 * cycle_steps]
+    assert [probe["step"] for probe in read_run(tmp_path).probes] == [0, cycle_steps, 2 * cycle_steps]
     log = [entry for entry in trainer.state.log_history if "loss" in entry]
     assert list(dict.fromkeys(entry["language"] for entry in log)) == logged
 
@@ -174,7 +174,7 @@ def test_forgetting_is_measured_on_every_language_after_each_cycle(probed):
 
 def test_a_run_that_nothing_would_push_is_refused(tmp_path, cache):
     trainer = make_trainer(tmp_path, cache, push_to_hub=True, no_probe=True)
-    with pytest.raises(PlasticityError, match="push_to_hub: nothing pushes this run; start it with `run_study`"):
+    with pytest.raises(PlasticityError, match="push_to_hub: nothing pushes this run; start it with `run_experiment`"):
         trainer.train()
 
 
@@ -316,7 +316,7 @@ def test_the_callback_is_invisible_in_a_plain_trainer_script(tmp_path, family):
         every=3,
     )
     assert_same(final_state(plain(tmp_path / "with", callback)), final_state(plain(tmp_path / "without")))
-    records = load_run(tmp_path / "with").probes
+    records = read_run(tmp_path / "with").probes
     assert [record["step"] for record in records] == [0, 3, 6, 9]
     assert [record["cycle"] for record in records] == [None] * 4
     assert records[1]["delta_auc"] == 0 and CONTEXT == 12
