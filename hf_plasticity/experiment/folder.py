@@ -140,6 +140,7 @@ def write_run_config(config: ExperimentConfig, data: RunData, trainer: Continual
         "num_parameters": trainer.model.num_parameters(),
         "num_non_embedding_parameters": num_non_embedding_parameters(trainer.model),
         "tasks_per_cycle": trainer.schedule.tasks_per_cycle,
+        "head_loss": trainer.head_loss,
         # The settings that decide the results, so that analysis knows which runs differ by their seed only.
         "numerics": sorted(config.numerics()),
         "data": fingerprints,

@@ -98,6 +98,11 @@ def use_head_loss(model: PreTrainedModel, mode: str = AUTO, device: torch.device
     return FUSED_TRITON if triton else FUSED
 
 
+def head_loss_of(model: PreTrainedModel) -> str:
+    """The loss that a model computes: `"logits"` or `"fused"`."""
+    return LOGITS if _installed(model) is None else FUSED
+
+
 def head_loss_bytes(head_loss: str, tokens: int, vocab_size: int, width: int, bf16: bool = False) -> int:
     """
     The most memory that the output head, the loss and their backward pass take at a time, beside the weights, the

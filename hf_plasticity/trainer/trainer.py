@@ -31,6 +31,7 @@ from ..distributed import from_main_process
 from ..errors import PlasticityError, TrainingInterrupted
 from ..learning_rate import learning_rate_shape
 from ..network import local, preserve_model
+from ..network.head_loss import use_head_loss
 from ..periodic import PeriodicCallback, Timeline
 from ..probing import PlasticityProbeCallback
 from ..probing.callback import ProbeCheckpointCallback
@@ -97,6 +98,7 @@ class ContinualTrainer(Trainer):
         # Otherwise the Trainer counts the T labels of a GPT-2 sequence instead of its T - 1 predictions, and scales
         # loss and gradients by (T - 1) / T (seen in transformers 5.23.0).
         model.loss_type = "ForCausalLM"
+        self.head_loss = use_head_loss(model, args.head_loss, args.device)
         self.timeline = Timeline(args.task_steps, self.schedule.tasks_per_cycle, args.global_batch_tokens)
         super().__init__(
             model=model,
