@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import shutil
 import signal
 import time
 from collections.abc import Iterator
@@ -324,8 +325,11 @@ class ContinualTrainer(Trainer):
         self._check_finite(self._tr_loss.item())
         self._check_weights()
         checkpoint = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
-        if self.args.should_save:
+        if self.args.should_save and checkpoint.exists():
+            # Left by a start that was killed while it saved, perhaps on another number of processes.
             (checkpoint / COMPLETE_FILE).unlink(missing_ok=True)
+            shutil.rmtree(checkpoint)
+        self.accelerator.wait_for_everyone()
         # The Trainer would delete the last complete checkpoint before this one is complete.
         limit, self.args.save_total_limit = self.args.save_total_limit, None
         try:
@@ -339,6 +343,14 @@ class ContinualTrainer(Trainer):
         if self.args.should_save:
             mark_complete(checkpoint)
             rotate(checkpoint.parent, limit)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        """As in the Trainer, which pickles its arguments, but without the token among them."""
+        token, self.args.hub_token = self.args.hub_token, None
+        try:
+            super()._save(output_dir, state_dict)
+        finally:
+            self.args.hub_token = token
 
     def save_state(self) -> None:
         """As in the Trainer, but atomically: the file marks a run as complete."""
