@@ -23,11 +23,11 @@ class _Metadata(dict):
     (transformers 5.23.0), so the role can be looked up but is not listed.
     """
 
-    def keys(self) -> list[str]:
-        return [name for name in super().keys() if name != "role"]
-
     def __iter__(self) -> Iterator[str]:
-        return iter(self.keys())
+        return (name for name in super().__iter__() if name != "role")
+
+    def keys(self) -> list[str]:
+        return list(self)
 
 
 def setting(default: Any = None, *, help: str, role: str = NUMERICS, **metadata: Any) -> Any:

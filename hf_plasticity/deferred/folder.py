@@ -83,7 +83,7 @@ class DeferredFolder:
         """Called when a checkpoint is probed. The run keeps its own checkpoints."""
 
     def deliver(self, records: list[dict[str, Any]]) -> bool:
-        """Write the record of each probe into its checkpoint, as an inline probe does. Returns whether that is done."""
+        """Write the record of each probe into its checkpoint, as an inline probe does. Returns whether it is done."""
         for record in records:
             checkpoint = self.checkpoint(self.name_of(record))
             path = checkpoint / RECORD_FILE

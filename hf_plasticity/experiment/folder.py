@@ -15,7 +15,7 @@ from .. import __version__
 from ..data.schedule import make_schedule
 from ..distributed import from_main_process, is_main_process
 from ..errors import PlasticityError
-from ..models import num_non_embedding_parameters
+from ..network import num_non_embedding_parameters
 from ..probing.checkpoint import RECORD_FILE
 from ..records import (
     CONFIG_FILE,
@@ -79,9 +79,9 @@ def _take_folder(config: ExperimentConfig, stack: contextlib.ExitStack) -> None:
         unprobed = [path.name for path in probed_checkpoints(folder) if not (path / RECORD_FILE).exists()]
         if unprobed:
             raise PlasticityError(
-                f"probe: {', '.join(unprobed)} of '{folder}' are not probed yet, and ΔAUC refers to the first probe of a "
-                "run; probe them with `hf-plasticity probe --follow` (`hf-plasticity push` downloads the records of "
-                "a deferred prober that pushed to the Hub), or resume with --probe deferred"
+                f"probe: {', '.join(unprobed)} of '{folder}' are not probed yet, and ΔAUC refers to the first probe; "
+                "probe them with `hf-plasticity probe --follow` (`hf-plasticity push` downloads the records of a "
+                "deferred prober that pushed to the Hub), or resume with --probe deferred"
             )
 
 
@@ -99,6 +99,11 @@ def _clear(folder: Path) -> None:
     for name in (PROBES_FILE, PROTOCOLS_FILE, DIAGNOSTICS_FILE, INITIAL_WEIGHTS_FILE, CONFIG_FILE):
         (folder / name).unlink(missing_ok=True)
     shutil.rmtree(folder / cycle_name(0), ignore_errors=True)
+
+
+def recorded_threads(folder: str | Path) -> int | None:
+    """The CPU threads that a started run computes with, or `None`."""
+    return (read_config(folder) or {}).get("cpu_threads") if has_started(folder) else None
 
 
 def is_complete(config: ExperimentConfig) -> bool:

@@ -10,8 +10,8 @@ from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
 from ..distributed import is_main_process
+from ..network import reshard
 from ..records import write_atomically
-from .unchanged import reshard
 
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from torch import nn
 
 from ..distributed import rank_and_world_size
 from ..errors import PlasticityError
-from .unchanged import reshard
+from ..network import reshard
 
 
 if TYPE_CHECKING:

@@ -23,10 +23,10 @@ from transformers.pytorch_utils import Conv1D
 from ..distributed import rank_and_world_size
 from ..errors import PlasticityError
 from ..learning_rate import learning_rate_shape
+from ..network import preserve_model, reshard
 from .config import ProbeConfig
 from .evaluation import as_blocks, to_device, validation_loss
 from .result import ProbeResult
-from .unchanged import reshard, unchanged
 
 
 if TYPE_CHECKING:
@@ -100,7 +100,7 @@ def run_probe(
     curves = []
     for repeat in range(config.repeats):
         label = description if config.repeats == 1 else f"{description}, {repeat + 1} of {config.repeats}"
-        with unchanged(model, keep_parameters=config.adaptation == "full"):
+        with preserve_model(model, parameters=config.adaptation == "full"):
             torch.manual_seed(config.seed + repeat)
             with (
                 _adapters(model, config) as adapting,
@@ -126,7 +126,7 @@ def check_probe(
     Check before a training starts that its probes will be able to run.
 
     Raises:
-        [`PlasticityError`]: The model is not a causal language model or has adapters already, there are too few blocks,
+        [`PlasticityError`]: The model is not a causal language model or has adapters already, too few blocks,
             or the batch does not divide.
     """
     _check_causal(unwrapped(model))

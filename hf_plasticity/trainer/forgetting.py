@@ -8,9 +8,9 @@ from transformers import TrainingArguments
 
 from ..distributed import is_main_process
 from ..errors import PlasticityError
+from ..network import preserve_model
 from ..periodic import PeriodicCallback, Timeline
 from ..probing.evaluation import validation_loss
-from ..probing.unchanged import unchanged
 from ..records import FORGETTING_FILE, FORGETTING_KEY, append_record
 
 
@@ -46,7 +46,7 @@ class ForgettingCallback(PeriodicCallback):
 
     def act(self, step: int, model: nn.Module, tokenizer: Any, folder: Path, args: TrainingArguments) -> None:
         """Measure the losses."""
-        with unchanged(model, keep_parameters=False):
+        with preserve_model(model, parameters=False):
             losses = {
                 language: validation_loss(model, blocks, self.eval_sequences, args.per_device_train_batch_size)
                 for language, blocks in self.eval_blocks.items()

@@ -15,6 +15,7 @@ from torch import nn
 from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
+    PrinterCallback,
     ProgressCallback,
     Trainer,
     TrainerCallback,
@@ -29,15 +30,15 @@ from ..diagnostics import DiagnosticsCallback, DiagnosticsConfig
 from ..distributed import from_main_process
 from ..errors import PlasticityError, TrainingInterrupted
 from ..learning_rate import learning_rate_shape
+from ..network import local, preserve_model
 from ..periodic import PeriodicCallback, Timeline
 from ..probing import PlasticityProbeCallback
 from ..probing.callback import ProbeCheckpointCallback
-from ..probing.unchanged import local, unchanged
 from ..records import COMPLETE_FILE, TRAINER_STATE_FILE
 from .checkpoint import is_full_disk, last_complete_checkpoint, mark_complete, rotate
 from .config import DEFERRED, ContinualConfig
 from .forgetting import ForgettingCallback
-from .progress import TaskProgressCallback
+from .progress import LogLinesCallback, TaskProgressCallback
 from .signals import StopOnSignal
 
 
@@ -113,6 +114,8 @@ class ContinualTrainer(Trainer):
             )
         if self.pop_callback(ProgressCallback) is not None:
             self.add_callback(TaskProgressCallback(self.position))
+        elif self.pop_callback(PrinterCallback) is not None:
+            self.add_callback(LogLinesCallback())
         self.add_callback(_TaskCallback(self))
         self.signals = StopOnSignal()
         self.add_callback(self.signals)
@@ -251,6 +254,12 @@ class ContinualTrainer(Trainer):
                 "is kept"
             )
 
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        """As in the Trainer, except that a tied output head is not missing: a checkpoint has it as the embedding."""
+        tied = set(self.model.all_tied_weights_keys)
+        load_result.missing_keys[:] = [key for key in load_result.missing_keys if key not in tied]
+        super()._issue_warnings_after_load(load_result)
+
     def settle_buckets(self) -> None:
         """
         Make DDP build its gradient buckets before the first step. It builds them after the first backward pass, and on
@@ -260,7 +269,7 @@ class ContinualTrainer(Trainer):
             return
         batch = self.train_dataset.__getitems__(range(self.args.per_device_train_batch_size))
         self.accelerator.gradient_state._set_sync_gradients(True)
-        with unchanged(self.model, keep_parameters=False):
+        with preserve_model(self.model, parameters=False):
             super().training_step(self.model_wrapped, batch, self._get_num_items_in_batch([], self.args.device))
 
     def restart_clock(self) -> None:

@@ -2,20 +2,19 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 from unittest import mock
 
 import pytest
 import torch
-from diagnosed_training import BLOCKS, outcome, same, train
 from transformers import TrainerCallback
 
 from hf_plasticity import PlasticityError
 from hf_plasticity.diagnostics import MEASURES, DiagnosticsCallback, DiagnosticsConfig
 from hf_plasticity.records import read_records
+from support.diagnosed_training import BLOCKS, outcome, same, train
+from support.launch import ROOT, SUPPORT
 
 
-HERE = Path(__file__).parent
 UNITS = DiagnosticsConfig(measures=["dormant_units", "distance_from_initialization"])
 
 
@@ -81,7 +80,7 @@ def test_without_a_trainer_or_positions_records_are_written_and_nothing_logged(t
             super().__init__(*args, **kwargs)
             self.trainer = None
 
-    with mock.patch("diagnosed_training.DiagnosticsCallback", Callback):
+    with mock.patch("support.diagnosed_training.DiagnosticsCallback", Callback):
         trainer = train(tmp_path, diagnosed=True, config=UNITS)
     assert not any(key.startswith("diagnostics/") for entry in trainer.state.log_history for key in entry)
     assert {(r["cycle"], r["task"], r["tokens"]) for r in records(tmp_path)} == {(None, None, None)}
@@ -96,7 +95,7 @@ def test_a_resumed_run_ends_with_the_same_records_and_doubles_none(tmp_path):
 
     whole = outcome(train(tmp_path / "whole", diagnosed=True, save_strategy="steps", save_steps=2))
     with (
-        mock.patch("diagnosed_training.Randomness.on_step_begin", Crash.on_step_begin),
+        mock.patch("support.diagnosed_training.Randomness.on_step_begin", Crash.on_step_begin),
         pytest.raises(KeyboardInterrupt),
     ):
         train(tmp_path / "resumed", diagnosed=True, save_strategy="steps", save_steps=2)
@@ -134,6 +133,7 @@ def test_mistakes_are_named(settings, message):
 
 
 @pytest.mark.slow
+@pytest.mark.distributed
 @pytest.mark.parametrize("script", ["diagnosed_training.py", "diagnosed_training.py fsdp", "diagnosed_fsdp.py"])
 def test_two_processes(script, tmp_path):
     """The Trainer under DDP and FSDP2: identical training, agreeing ranks. FSDP2: the numbers of the whole model."""
@@ -146,12 +146,12 @@ def test_two_processes(script, tmp_path):
         "--rdzv_endpoint=localhost:0",
     ]
     done = subprocess.run(
-        [sys.executable, *launch, str(HERE / name), str(tmp_path), *arguments],
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE.parents[1])},
+        [sys.executable, *launch, str(SUPPORT / name), str(tmp_path), *arguments],
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
         timeout=400,
     )
     assert done.returncode == 0, done.stderr[-4000:]
-    if name == "diagnosed_training.py":
+    if name == "support.diagnosed_training.py":
         assert [record["step"] for record in records(tmp_path / "diagnosed")] == [0, 2, 4, 6]
