@@ -5,13 +5,15 @@ import shlex
 import sys
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import PlasticityError
 from ..models import model_size
 from ..records import PROBES_FILE, REPORT_FILE, read_run
-from .jobs import COMPLETE, FAILED, Job, run_jobs
 
+
+if TYPE_CHECKING:
+    from .jobs import Job
 
 EXECUTORS = ("local", "slurm")
 
@@ -51,6 +53,8 @@ def run_ladder(options: argparse.Namespace) -> int:
 
 def run_commands(commands: dict[Path, list[str]], options: argparse.Namespace) -> int:
     """Run the commands of run folders, side by side or on a cluster, and write one report of all runs."""
+    from .jobs import COMPLETE, FAILED, Job, run_jobs
+
     if options.executor not in EXECUTORS:
         raise PlasticityError(f"executor: '{options.executor}' is unknown; choose {' or '.join(EXECUTORS)}")
     if options.jobs is not None and not 1 <= options.jobs <= len(commands):
@@ -125,7 +129,7 @@ def _share_of_machine(jobs: int | None, runs: int) -> tuple[int, _Share]:
     return at_once, _Share(max(1, cores // at_once), 0)
 
 
-def _submit(jobs: list[Job], options: argparse.Namespace) -> int:
+def _submit(jobs: "list[Job]", options: argparse.Namespace) -> int:
     from .cluster import submit_jobs
 
     parameters: dict[str, Any] = {"timeout_min": options.timeout_min}

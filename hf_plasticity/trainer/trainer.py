@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import shutil
 import signal
 import time
 from collections.abc import Iterator
@@ -31,6 +32,7 @@ from ..distributed import from_main_process
 from ..errors import PlasticityError, TrainingInterrupted
 from ..learning_rate import learning_rate_shape
 from ..network import local, preserve_model
+from ..network.head_loss import use_head_loss
 from ..periodic import PeriodicCallback, Timeline
 from ..probing import PlasticityProbeCallback
 from ..probing.callback import ProbeCheckpointCallback
@@ -97,6 +99,7 @@ class ContinualTrainer(Trainer):
         # Otherwise the Trainer counts the T labels of a GPT-2 sequence instead of its T - 1 predictions, and scales
         # loss and gradients by (T - 1) / T (seen in transformers 5.23.0).
         model.loss_type = "ForCausalLM"
+        self.head_loss = use_head_loss(model, args.head_loss, args.device)
         self.timeline = Timeline(args.task_steps, self.schedule.tasks_per_cycle, args.global_batch_tokens)
         super().__init__(
             model=model,
@@ -322,8 +325,11 @@ class ContinualTrainer(Trainer):
         self._check_finite(self._tr_loss.item())
         self._check_weights()
         checkpoint = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
-        if self.args.should_save:
+        if self.args.should_save and checkpoint.exists():
+            # Left by a start that was killed while it saved, perhaps on another number of processes.
             (checkpoint / COMPLETE_FILE).unlink(missing_ok=True)
+            shutil.rmtree(checkpoint)
+        self.accelerator.wait_for_everyone()
         # The Trainer would delete the last complete checkpoint before this one is complete.
         limit, self.args.save_total_limit = self.args.save_total_limit, None
         try:
@@ -337,6 +343,14 @@ class ContinualTrainer(Trainer):
         if self.args.should_save:
             mark_complete(checkpoint)
             rotate(checkpoint.parent, limit)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        """As in the Trainer, which pickles its arguments, but without the token among them."""
+        token, self.args.hub_token = self.args.hub_token, None
+        try:
+            super()._save(output_dir, state_dict)
+        finally:
+            self.args.hub_token = token
 
     def save_state(self) -> None:
         """As in the Trainer, but atomically: the file marks a run as complete."""

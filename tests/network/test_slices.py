@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from hf_plasticity.network import Slices, shard_of
-from support.launch import SUPPORT
 
 
 TESTS = Path(__file__).parents[1]
