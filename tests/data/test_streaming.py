@@ -2,13 +2,13 @@
 
 import numpy as np
 import pytest
-from support.listed_source import ListedSource, byte_blocks, numbered
 
 from hf_plasticity import PlasticityError
 from hf_plasticity.data import blocks as blocks_module
 from hf_plasticity.data.blocks import Blocks
 from hf_plasticity.data.schedule import make_schedule
 from hf_plasticity.data.stream import TrainingStream
+from support.listed_source import ListedSource, byte_blocks, numbered
 
 
 BATCH = 4
