@@ -1,15 +1,49 @@
 """The command line: `hf-plasticity <command>`."""
 
 import argparse
+import contextlib
+import errno
 import json
+import os
+import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import NoReturn
 
-from .errors import PlasticityError
+from . import __version__
+from .configs import find_config
+from .errors import PlasticityError, TrainingInterrupted
 
 
-SETTINGS = "All settings of recipes/continual.py are taken too, --config among them; its --help has them."
+SETTINGS = "Takes every setting of `hf-plasticity train` too; `hf-plasticity train --help` lists them."
+TRAIN = """
+Run the study: a GPT-2-style model rotates through languages and is probed on a held-out one after every cycle.
+
+    hf-plasticity train
+    hf-plasticity train --config micro --source local --data_dir corpus
+    hf-plasticity train --config paper --size 12M --num_processes 8 --accelerate_config ddp
+
+Without arguments: a micro model on generated languages, three minutes on a laptop, without downloads. The same command
+in the same folder resumes the run. --num_processes and --accelerate_config (single, ddp, fsdp2, multi_node, or a file)
+start it with `accelerate launch`.
+"""
+PROBE = """
+Probe a suite of published checkpoints: how fast does each of them learn a language?
+
+    hf-plasticity probe --model EleutherAI/pythia-70m --revisions "step*000" --every 10 \\
+        --source hub --dataset wikipedia --probe_language vi
+
+The checkpoints are branches of a repository or folders in a folder; all get the same probe. The same command resumes,
+and with more revisions adds them to the records.
+
+    hf-plasticity probe --model runs/mine --follow
+
+probes the checkpoints of a run that was started with `--probe deferred`, as they appear in its folder or on the Hub.
+--num_processes and --accelerate_config start it with `accelerate launch`.
+"""
+# What the system refuses because of the path, the disk or the rights, not because of a mistake in this program.
+USER_ERRORS = (errno.ENOSPC, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -17,35 +51,100 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Run a command.
 
     Args:
-        arguments (`Sequence[str]`, *optional*): The words after `hf-plasticity`; those of this process without it.
+        arguments (`Sequence[str]`, *optional*): The words after `hf-plasticity`; those of this process by default.
 
     Returns:
-        `int`: The exit status: 0, or 2 for a mistake of the user's, told in one line on stderr.
+        `int`: The exit status: 0, or 2 for an error of the user, which is one line on stderr.
     """
-    parser = argparse.ArgumentParser(
-        prog="hf-plasticity", description="Measure loss of plasticity in language models."
-    )
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    with errors_on_one_line(_program()):
+        command, rest = (arguments[0], arguments[1:]) if arguments else ("", [])
+        if command in LAUNCHED:
+            return _launch_or_run(command, rest)
+        parser = _parser()
+        options, options.settings = parser.parse_known_args(arguments)
+        if options.settings and not options.takes_settings:
+            raise PlasticityError(f"unknown argument '{options.settings[0]}'; see --help")
+        return options.command(options) or 0
+
+
+def _program() -> str:
+    name = Path(sys.argv[0]).name
+    return "hf-plasticity" if name in ("__main__.py", "") else name
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise PlasticityError(message)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="hf-plasticity", description="Measure loss of plasticity in language models.")
+    parser.add_argument("--version", action="version", version=f"hf-plasticity {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    add_plan(commands)
-    add_prepare(commands)
-    add_report(commands)
-    add_push(commands)
-    options, options.settings = parser.parse_known_args(arguments)
-    if options.settings and not options.takes_settings:
-        parser.error(f"unrecognized arguments: {' '.join(options.settings)}")
-    try:
-        options.command(options)
-    except PlasticityError as error:
-        print(f"hf-plasticity: error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    return 0
+    commands.add_parser("train", help="run the study, or resume it", add_help=False)
+    commands.add_parser("probe", help="probe published checkpoints, or those of a run", add_help=False)
+    for add in (_add_ladder, _add_plan, _add_prepare, _add_report, _add_push):
+        add(commands)
+    return parser
 
 
-def add_plan(commands: argparse._SubParsersAction) -> None:
-    """`hf-plasticity plan`."""
+def _launch_or_run(command: str, arguments: list[str]) -> int:
+    """Run a command in this process, or in several processes of `accelerate launch`."""
+    launcher = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    launcher.add_argument("--num_processes")
+    launcher.add_argument("--accelerate_config")
+    options, rest = launcher.parse_known_args(arguments)
+    if options.num_processes is None and options.accelerate_config is None:
+        LAUNCHED[command](rest)
+        return 0
+    config = find_config(options.accelerate_config or "ddp", "accelerate")
+    words = [sys.executable, "-m", "accelerate.commands.launch", "-q", "--config_file", str(config)]
+    if options.num_processes is not None:
+        words += ["--num_processes", options.num_processes]
+    return subprocess.run([*words, "-m", "hf_plasticity", command, *rest]).returncode
+
+
+def _train(arguments: list[str]) -> None:
+    from .experiment import parse_experiment, run_experiment
+
+    run_experiment(parse_experiment(arguments, TRAIN))
+
+
+def _probe(arguments: list[str]) -> None:
+    if any(argument == "--follow" or argument.startswith("--follow=") for argument in arguments):
+        from .deferred import parse_deferred, probe_deferred
+
+        probe_deferred(parse_deferred(arguments, PROBE))
+    else:
+        from .published import parse_suite, probe_suite
+
+        probe_suite(*parse_suite(arguments, PROBE))
+
+
+LAUNCHED: dict[str, Callable[[list[str]], None]] = {"train": _train, "probe": _probe}
+
+
+def _add_ladder(commands: argparse._SubParsersAction) -> None:
+    from .ladder.command import add_arguments
+
+    parser = commands.add_parser(
+        "ladder", help="run several sizes, seeds and schedules", epilog=SETTINGS, allow_abbrev=False
+    )
+    add_arguments(parser)
+    parser.set_defaults(command=_ladder, takes_settings=True)
+
+
+def _ladder(options: argparse.Namespace) -> int:
+    from .ladder.command import run_ladder
+
+    return run_ladder(options)
+
+
+def _add_plan(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser(
         "plan",
-        help="what a study takes: tokens, FLOPs, time, memory, disk",
+        help="estimate tokens, FLOPs, time, memory and disk of a run",
         epilog=SETTINGS,
         allow_abbrev=False,
     )
@@ -60,10 +159,10 @@ def add_plan(commands: argparse._SubParsersAction) -> None:
         "--measure", action="store_true", help="measure the throughput in a few steps on this machine instead"
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.set_defaults(command=plan, takes_settings=True)
+    parser.set_defaults(command=_plan, takes_settings=True)
 
 
-def plan(options: argparse.Namespace) -> None:
+def _plan(options: argparse.Namespace) -> None:
     from .planning.study import parse_planned_study, plan_study
     from .planning.table import plan_table
 
@@ -77,64 +176,55 @@ def plan(options: argparse.Namespace) -> None:
     print(json.dumps(planned.to_dict(), indent=1, ensure_ascii=False) if options.json else plan_table(planned))
 
 
-def add_prepare(commands: argparse._SubParsersAction) -> None:
-    """`hf-plasticity prepare`."""
-    parser = commands.add_parser(
-        "prepare", help="prepare all text of a study before it runs", epilog=SETTINGS, allow_abbrev=False
-    )
-    parser.set_defaults(command=prepare, takes_settings=True)
+def _add_prepare(commands: argparse._SubParsersAction) -> None:
+    parser = commands.add_parser("prepare", help="prepare the text of a run", epilog=SETTINGS, allow_abbrev=False)
+    parser.set_defaults(command=_prepare, takes_settings=True)
 
 
-def prepare(options: argparse.Namespace) -> None:
+def _prepare(options: argparse.Namespace) -> None:
     from .planning.prepare import prepare_study, prepared_table
     from .planning.study import parse_planned_study
-    from .run import errors_on_one_line
 
-    with errors_on_one_line("hf-plasticity"):
-        print(prepared_table(prepare_study(parse_planned_study(options.settings))))
+    print(prepared_table(prepare_study(parse_planned_study(options.settings))))
 
 
-def add_report(commands: argparse._SubParsersAction) -> None:
-    """`hf-plasticity report`."""
-    parser = commands.add_parser("report", help="one HTML page about one run, or several")
+def _add_report(commands: argparse._SubParsersAction) -> None:
+    parser = commands.add_parser("report", help="write one HTML page about one run or several")
     parser.add_argument("runs", nargs="+", metavar="RUN", help="run folder, or org/name on the Hub")
-    parser.add_argument(
-        "-o", "--output", type=Path, help="the page to write (default for one run: report.html in its folder)"
-    )
-    parser.add_argument("--figures", type=Path, metavar="DIR", help="write every figure here too, as SVG and PNG")
+    parser.add_argument("-o", "--output", type=Path, help="the page (default for one run: report.html in its folder)")
+    parser.add_argument("--figures", type=Path, metavar="DIR", help="also write every figure here, as SVG and PNG")
     parser.add_argument(
         "--onset-rule",
         default="turning_point",
         metavar="RULE",
-        help="how an onset is read off: turning_point (default), zero_crossing, statistical (needs repeated probes)",
+        help="rule for the onset: turning_point (default), zero_crossing, statistical (requires repeated probes)",
     )
-    parser.set_defaults(command=report, takes_settings=False)
+    parser.set_defaults(command=_report, takes_settings=False)
 
 
-def report(options: argparse.Namespace) -> None:
+def _report(options: argparse.Namespace) -> None:
     from .analysis.report import write_report
     from .hub import load_run
     from .records import REPORT_FILE
 
     if options.output is None and len(options.runs) > 1:
-        raise PlasticityError("output: a report of several runs has no run folder to go to; say where with -o FILE")
+        raise PlasticityError("output: missing; name the page of several runs with -o FILE")
     runs = [load_run(run) for run in options.runs]
     output = options.output or Path(options.runs[0]) / REPORT_FILE
     if not output.parent.is_dir() and options.output is None:
-        raise PlasticityError(f"output: '{options.runs[0]}' is on the Hub; say where its report goes with -o FILE")
+        raise PlasticityError(f"output: missing; '{options.runs[0]}' is on the Hub, name the page with -o FILE")
     print(write_report(runs, output, options.figures, options.onset_rule))
 
 
-def add_push(commands: argparse._SubParsersAction) -> None:
-    """`hf-plasticity push`."""
-    parser = commands.add_parser("push", help="put a run on the Hub, or what of it is not there yet")
+def _add_push(commands: argparse._SubParsersAction) -> None:
+    parser = commands.add_parser("push", help="upload a run to the Hub, or what is missing there")
     parser.add_argument("run", type=Path, metavar="RUN", help="run folder")
-    parser.add_argument("--hub_model_id", metavar="NAME", help="repository; the run's own, or the folder's name")
-    parser.add_argument("--private", action="store_true", default=None, help="make it private if it is made")
-    parser.set_defaults(command=push, takes_settings=False)
+    parser.add_argument("--hub_model_id", metavar="NAME", help="repository; by default the run's or the folder's name")
+    parser.add_argument("--private", action="store_true", default=None, help="make a new repository private")
+    parser.set_defaults(command=_push, takes_settings=False)
 
 
-def push(options: argparse.Namespace) -> None:
+def _push(options: argparse.Namespace) -> None:
     from .hub.push import describe, push_run, repository_of
     from .records import run_lock
 
@@ -147,10 +237,51 @@ def push(options: argparse.Namespace) -> None:
         raise
     except Exception as error:
         raise PlasticityError(
-            f"'{options.run}' could not be pushed to '{repository.repo_id}': {describe(error)}; what is missing there "
-            "is sent when this is run again"
+            f"'{options.run}' could not be uploaded to '{repository.repo_id}': {describe(error)}; the same command "
+            "uploads the rest"
         ) from None
     print(f"{repository.api.endpoint}/{repository.repo_id}")
+
+
+@contextlib.contextmanager
+def errors_on_one_line(program: str) -> Iterator[None]:
+    """
+    Turn an error of the user, the data or the disk into one line on stderr and exit status 2, and an interruption into
+    one line and 130 (Ctrl-C) or 143 (SIGTERM).
+    """
+    try:
+        yield
+        _leave_group()
+    except TrainingInterrupted as interrupted:
+        _leave_group()
+        _end(program, str(interrupted), interrupted.exit_status)
+    except KeyboardInterrupt:
+        _end(program, "stopped by SIGINT; the same command resumes", 130)
+    except (PlasticityError, FloatingPointError) as error:
+        _end(program, f"error: {' '.join(str(error).split())}", 2)
+    except OSError as error:
+        if error.errno not in USER_ERRORS:
+            raise
+        _end(program, f"error: {error.filename or 'a file'}: {os.strerror(error.errno)}", 2)
+
+
+def _leave_group() -> None:
+    """Wait for the other processes of the launch, and leave their group."""
+    if "torch.distributed" not in sys.modules:
+        return
+    import torch.distributed as dist
+
+    # A process that ends while the others work may abort in a gloo thread, and the launcher then ends the others (seen
+    # in torch 2.13.0).
+    if dist.is_available() and dist.is_initialized():
+        dist.barrier()
+        dist.destroy_process_group()
+
+
+def _end(program: str, message: str, status: int) -> NoReturn:
+    # On a new line, below the progress bars of an interrupted run.
+    print(f"\n{program}: {message}", file=sys.stderr)
+    sys.exit(status)
 
 
 if __name__ == "__main__":

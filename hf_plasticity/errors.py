@@ -1,8 +1,27 @@
-"""The error for the user's own mistakes: one line that names the field, the value and what would be right."""
+"""Errors that commands report on one line, without a traceback."""
 
 
 class PlasticityError(ValueError):
     """
-    Something the user can put right. Commands print its message on one line, without a traceback, and exit with
-    status 2.
+    An error that the user can correct. The message is one line: the setting, its value, and what would be right.
+    Commands exit with status 2.
     """
+
+
+class TrainingInterrupted(Exception):
+    """
+    A run was stopped by a signal.
+
+    Args:
+        message (`str`): Where it stopped, and how to resume.
+        signum (`int`): The signal, `signal.SIGINT` or `signal.SIGTERM`.
+    """
+
+    def __init__(self, message: str, signum: int):
+        super().__init__(message)
+        self.signum = signum
+
+    @property
+    def exit_status(self) -> int:
+        """130 after Ctrl-C and 143 after SIGTERM, as in a shell."""
+        return 128 + self.signum

@@ -1,4 +1,4 @@
-"""The models of the study: a size by name, its `GPT2Config`, its learning rate, and what counts as its parameters."""
+"""The models of the study: a size by name, its `GPT2Config` and its learning rate."""
 
 import math
 from dataclasses import dataclass
@@ -8,8 +8,7 @@ from .errors import PlasticityError
 
 
 if TYPE_CHECKING:
-    from torch import nn
-    from transformers import GPT2Config, PreTrainedConfig
+    from transformers import GPT2Config
 
 
 @dataclass(frozen=True)
@@ -35,8 +34,13 @@ class ModelSize:
 
 # The paper's eight (huggingface.co/papers/2606.24752) have head dimension 64 and d_model / layers near 80; the paper
 # names only the counts, the shapes are our reconstruction from them. Below them, a micro ladder for CPUs and single
-# GPUs by the same rule as nearly as integers and two layers at least allow, with head dimension 32.
+# GPUs by the same rule as nearly as integers and two layers at least allow, with head dimension 32, or one head in
+# narrower models.
 MODEL_SIZES: dict[str, ModelSize] = {
+    "1.8K": ModelSize(8, 2, 1),
+    "3.8K": ModelSize(12, 2, 1),
+    "6.6K": ModelSize(16, 2, 1),
+    "14K": ModelSize(24, 2, 1),
     "25K": ModelSize(32, 2, 1),
     "100K": ModelSize(64, 2, 2),
     "220K": ModelSize(96, 2, 3),
@@ -117,36 +121,6 @@ def gpt2_config(size: str, vocab_size: int, context_length: int, **overrides: An
         "use_cache": False,
     }
     return GPT2Config(**(settings | overrides))
-
-
-def num_non_embedding_parameters(model: "nn.Module | PreTrainedConfig") -> int:
-    """
-    Parameters other than token embeddings, learned position embeddings and an untied output head: the P of the
-    study's law.
-
-    Args:
-        model (`PreTrainedModel` or `PreTrainedConfig`): A causal language model, or the configuration of one (a model
-            without storage is then built to count).
-
-    Returns:
-        `int`: The count; each tied or shared parameter counts once.
-    """
-    import torch
-    from torch import nn
-    from transformers import AutoModelForCausalLM, PreTrainedConfig
-
-    if isinstance(model, PreTrainedConfig):
-        with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(model)
-    embeddings = {
-        id(parameter)
-        for module in model.modules()
-        if isinstance(module, nn.Embedding)
-        for parameter in module.parameters(recurse=False)
-    }
-    if (head := model.get_output_embeddings()) is not None:
-        embeddings |= {id(parameter) for parameter in head.parameters()}
-    return sum(parameter.numel() for parameter in model.parameters() if id(parameter) not in embeddings)
 
 
 def peak_learning_rate(size: str) -> float:

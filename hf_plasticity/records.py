@@ -5,12 +5,13 @@ The run folder and its records: the one format that trainer, probe, diagnostics,
 runs/<name>/
   config.yaml          the resolved configuration, every default written out, versions and git commit
   probes.jsonl         one line a probe
+  probe_protocols.json the settings behind each probe_config_hash
   diagnostics.jsonl    one line a diagnosis
   forgetting.jsonl     one line a cycle: validation loss on each training language
   initial_weights.safetensors  where the model started, for distances from it (with --diagnose)
   trainer_state.json   the Trainer's own log of the finished run (checkpoints hold it before that)
   checkpoint-<step>/   the Trainer's own, for resuming
-  cycle-003/           a probed checkpoint, loadable with from_pretrained
+  cycle-003/           a probed checkpoint, loadable with from_pretrained (task-012/ within a cycle)
   report.html
   hub.json             what of this is on the Hub, where the run is pushed
 ```
@@ -26,7 +27,7 @@ import os
 import re
 import uuid
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -40,15 +41,21 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
+# The section of config.yaml that describes the run: parameter counts, text, versions. It holds no settings.
+PROVENANCE = "provenance"
+
 CONFIG_FILE = "config.yaml"
 PROBES_FILE = "probes.jsonl"
+PROTOCOLS_FILE = "probe_protocols.json"
 DIAGNOSTICS_FILE = "diagnostics.jsonl"
 FORGETTING_FILE = "forgetting.jsonl"
 TRAINER_STATE_FILE = "trainer_state.json"
+INITIAL_WEIGHTS_FILE = "initial_weights.safetensors"
 REPORT_FILE = "report.html"
 COMPLETE_FILE = "complete.json"
 HUB_FILE = "hub.json"
-LOCK_FILE, FOLLOW_LOCK_FILE = ".lock", ".follow.lock"
+CHECKPOINT_NAME = re.compile(r"(cycle|task)-(\d{3,})")
+LOCK_FILE, DEFERRED_LOCK_FILE = ".lock", ".follow.lock"
 
 PROBE_KEY = ("task", "step", "probe_config_hash")
 DIAGNOSIS_KEY = ("task", "step", "diagnostics_config_hash")
@@ -230,9 +237,66 @@ def read_config(folder: str | os.PathLike) -> dict[str, Any] | None:
     return config
 
 
+def numerics_of(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a run that decide its results, from its `config.yaml`: what tells it from other runs."""
+    return {name: config.get(name) for name in config[PROVENANCE]["numerics"]}
+
+
+def differences(recorded: Mapping[str, Any], current: Mapping[str, Any]) -> list[str]:
+    """
+    The settings in which a recorded configuration differs from a current one, in words.
+
+    Args:
+        recorded (`Mapping[str, Any]`): A `config.yaml`.
+        current (`Mapping[str, Any]`): The settings that have to agree.
+    """
+    names = dict.fromkeys([*current, *recorded.get(PROVENANCE, {}).get("numerics", [])])
+    return [
+        f"{name} is {recorded.get(name)} there and {current.get(name)} here"
+        for name in names
+        if recorded.get(name) != current.get(name)
+    ]
+
+
+def write_protocol(folder: str | os.PathLike, protocol_hash: str, protocol: dict[str, Any]) -> None:
+    """Add the settings behind a `probe_config_hash` to `probe_protocols.json` of a run folder."""
+    path = Path(folder) / PROTOCOLS_FILE
+    known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    if protocol_hash not in known:
+        known[protocol_hash] = protocol
+        write_atomically(path, json.dumps(known, indent=1, ensure_ascii=False).encode())
+
+
 def cycle_name(cycle: int) -> str:
-    """Folder and branch of a probed checkpoint: `cycle-003`."""
+    """Folder and branch of the checkpoint probed after a cycle: `cycle-003`."""
     return f"cycle-{cycle:03d}"
+
+
+def checkpoint_name(position: Mapping[str, Any], tasks_per_cycle: int) -> str:
+    """
+    Folder and branch of a probed checkpoint.
+
+    Args:
+        position (`Mapping[str, Any]`): With the number of completed `task` instances, such as a probe's record.
+        tasks_per_cycle (`int`): Task instances of a cycle.
+
+    Returns:
+        `str`: `cycle-003` after a whole number of cycles, `task-012` within a cycle.
+    """
+    cycle, within = divmod(position["task"], tasks_per_cycle)
+    return f"task-{position['task']:03d}" if within else cycle_name(cycle)
+
+
+def checkpoint_task(name: str, tasks_per_cycle: int) -> int:
+    """The number of completed task instances of a probed checkpoint, from its name."""
+    kind, number = CHECKPOINT_NAME.fullmatch(name).groups()
+    return int(number) * (tasks_per_cycle if kind == "cycle" else 1)
+
+
+def probed_checkpoints(folder: str | os.PathLike) -> list[Path]:
+    """The folders of probed checkpoints (`cycle-003`, `task-012`) in a run folder, by name."""
+    folders = (path for path in Path(folder).iterdir() if CHECKPOINT_NAME.fullmatch(path.name) and path.is_dir())
+    return sorted(folders, key=lambda path: (len(path.name), path.name))
 
 
 def checkpoints(folder: str | os.PathLike) -> list[Path]:
@@ -296,7 +360,7 @@ def _frame(records: list[dict[str, Any]]) -> "pd.DataFrame":
     return pd.json_normalize(records)
 
 
-def load_run(folder: str | os.PathLike) -> RunRecord:
+def read_run(folder: str | os.PathLike) -> RunRecord:
     """
     Read the records of a run folder.
 

@@ -4,7 +4,7 @@ settings in the package is derived from the roles.
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 
@@ -13,7 +13,21 @@ LENGTH = "length"  # how long a run is: a finished run can be extended
 MACHINE = "machine"  # what computes it and how it is distributed: the results agree up to rounding
 OUTPUT = "output"  # what is logged, kept, shown and uploaded
 PRIVATE = "private"  # secrets: never written to a file
-ROLES = (NUMERICS, LENGTH, MACHINE, OUTPUT, PRIVATE)
+DERIVED = "derived"  # computed from the other settings for the machine at hand: not written to config.yaml
+ROLES = (NUMERICS, LENGTH, MACHINE, OUTPUT, PRIVATE, DERIVED)
+
+
+class _Metadata(dict):
+    """
+    Metadata of a field. `HfArgumentParser` passes every key that it lists to `add_argument`, which does not know roles
+    (transformers 5.23.0), so the role can be looked up but is not listed.
+    """
+
+    def __iter__(self) -> Iterator[str]:
+        return (name for name in super().__iter__() if name != "role")
+
+    def keys(self) -> list[str]:
+        return list(self)
 
 
 def setting(default: Any = None, *, help: str, role: str = NUMERICS, **metadata: Any) -> Any:
@@ -29,7 +43,7 @@ def setting(default: Any = None, *, help: str, role: str = NUMERICS, **metadata:
     assert role in ROLES, role
     factory = metadata.pop("default_factory", None)
     default = {"default_factory": factory} if factory is not None else {"default": default}
-    return dataclasses.field(**default, metadata={"help": help, "role": role, **metadata})
+    return dataclasses.field(**default, metadata=_Metadata(help=help, role=role, **metadata))
 
 
 def roles_of(config: Any, known: Mapping[str, str] | None = None) -> dict[str, str]:
@@ -45,6 +59,4 @@ def roles_of(config: Any, known: Mapping[str, str] | None = None) -> dict[str, s
         `dict[str, str]`: From the field's name to its role.
     """
     known = known or {}
-    return {
-        one.name: one.metadata.get("role") or known.get(one.name, NUMERICS) for one in dataclasses.fields(config)
-    }
+    return {one.name: one.metadata.get("role") or known.get(one.name, NUMERICS) for one in dataclasses.fields(config)}

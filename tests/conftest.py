@@ -5,11 +5,27 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from hub_server import OWNER_TOKEN, HubServer
-from launch import TINY, launch
+
+from support.hub_server import OWNER_TOKEN, HubServer
+from support.launch import TINY, launch
 
 
-HUB = pytest.StashKey[HubServer]()
+pytest.register_assert_rewrite("support.following", "support.runs", "support.trainers")
+
+# When this file is imported, before any test imports a Hugging Face library: the Hub is one on loopback, and no cache
+# outlives the session.
+HOME = tempfile.mkdtemp(prefix="hf-plasticity-tests-")
+HUB = HubServer()
+os.environ |= {"HF_HOME": HOME, "HF_ENDPOINT": HUB.url, "HF_TOKEN": OWNER_TOKEN, "HF_HUB_DISABLE_XET": "1"}
+os.environ |= {"HF_UPDATE_DOWNLOAD_COUNTS": "0", "HF_HUB_DISABLE_TELEMETRY": "1", "TOKENIZERS_PARALLELISM": "true"}
+os.environ.pop("HF_HUB_OFFLINE", None)
+# For models this small a second thread costs more than it brings, and the more so on a busy machine.
+os.environ["OMP_NUM_THREADS"] = "1"
+
+
+def pytest_unconfigure() -> None:
+    HUB.stop()
+    shutil.rmtree(HOME, ignore_errors=True)
 
 
 @pytest.fixture(scope="session")
@@ -23,31 +39,17 @@ def corpus_dir() -> Path:
 
 
 @pytest.fixture
-def hub(request: pytest.FixtureRequest):
+def hub():
     """The Hub on loopback that everything in this session talks to, free of faults."""
-    server = request.config.stash[HUB]
-    server.heal()
-    yield server
-    server.heal()
+    HUB.heal()
+    yield HUB
+    HUB.heal()
 
 
 @pytest.fixture
 def repo_id(request: pytest.FixtureRequest) -> str:
     """The name of a repository that no other test has used: the client's caches live as long as the session."""
     return "org/" + re.sub(r"\W+", "-", request.node.name)[:80].strip("-")
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    # Before anything imports a Hugging Face library: the Hub is one on loopback, and no cache outlives the session.
-    home = tempfile.mkdtemp(prefix="hf-plasticity-tests-")
-    config.stash[HUB] = server = HubServer()
-    os.environ |= {"HF_HOME": home, "HF_ENDPOINT": server.url, "HF_TOKEN": OWNER_TOKEN, "HF_HUB_DISABLE_XET": "1"}
-    os.environ |= {"HF_UPDATE_DOWNLOAD_COUNTS": "0", "HF_HUB_DISABLE_TELEMETRY": "1", "TOKENIZERS_PARALLELISM": "true"}
-    os.environ.pop("HF_HUB_OFFLINE", None)
-    # For models this small a second thread costs more than it brings, and the more so on a busy machine.
-    os.environ["OMP_NUM_THREADS"] = "1"
-    config.add_cleanup(server.stop)
-    config.add_cleanup(lambda: shutil.rmtree(home, ignore_errors=True))
 
 
 @pytest.fixture(scope="session")
@@ -62,7 +64,7 @@ def finished(tmp_path_factory):
 @pytest.fixture(scope="session")
 def inline(tmp_path_factory):
     """A tiny run that probes and diagnoses itself."""
-    from following import train
+    from support.following import train
 
     return train(tmp_path_factory.mktemp("runs") / "inline")
 
@@ -70,7 +72,7 @@ def inline(tmp_path_factory):
 @pytest.fixture(scope="session")
 def finished_deferred(tmp_path_factory):
     """The same run with its probes left for later, finished."""
-    from following import train
+    from support.following import train
 
     return train(tmp_path_factory.mktemp("runs") / "deferred", "--probe=deferred")
 

@@ -4,11 +4,11 @@ import math
 
 import pytest
 import torch
-from tiny import tiny_model
 from transformers import GPT2LMHeadModel
 
 from hf_plasticity import MODEL_SIZES, PlasticityError, gpt2_config, num_non_embedding_parameters, peak_learning_rate
 from hf_plasticity.models import PAPER_SIZES
+from support.tiny import tiny_model
 
 
 PAPER_COUNTS = {

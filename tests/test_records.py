@@ -14,7 +14,6 @@ from hf_plasticity.records import (
     DamagedRecordWarning,
     append_record,
     config_hash,
-    load_run,
     read_config,
     read_records,
     run_lock,
@@ -112,7 +111,7 @@ def test_a_run_is_read_with_the_log_of_its_newest_whole_checkpoint(tmp_path):
         (folder / "trainer_state.json").write_text(json.dumps({"log_history": [{"step": step, "loss": 1.0}]}))
         if complete:
             (folder / "complete.json").write_text("{}")
-    run = load_run(tmp_path)
+    run = read_run(tmp_path)
     assert [record["step"] for record in run.probes] == [10, 20]
     assert run.training_log == [{"step": 20, "loss": 1.0}]
 
@@ -123,13 +122,13 @@ def test_what_is_no_run_folder_is_an_error(tmp_path, make):
     if make:
         folder.mkdir()
     with pytest.raises(PlasticityError, match="is not a run folder" if make else "does not exist"):
-        load_run(folder)
+        read_run(folder)
 
 
 def test_records_are_read_without_torch_or_transformers():
     code = (
         "import sys\nfor name in ('torch', 'transformers', 'datasets'): sys.modules[name] = None\n"
-        "import hf_plasticity\nfrom hf_plasticity.records import load_run"
+        "import hf_plasticity\nfrom hf_plasticity.records import read_run"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
     with warnings.catch_warnings():

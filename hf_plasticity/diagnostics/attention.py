@@ -11,10 +11,10 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.masking_utils import sdpa_mask
 
 from ..errors import PlasticityError
+from ..network import Structure
 from .config import DiagnosticsConfig
 from .measure import Measure, mean_of, name_gaps
 from .observer import Observer
-from .structure import Structure
 
 
 IMPLEMENTATION = "hf_plasticity_entropy"

@@ -1,104 +1,98 @@
 """Diagnoses while a Trainer trains."""
 
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from accelerate import PartialState
-from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from torch import nn
+from transformers import Trainer, TrainerState, TrainingArguments
 
+from ..distributed import is_main_process
 from ..errors import PlasticityError
-from ..records import DIAGNOSIS_KEY, DIAGNOSTICS_FILE, append_record
+from ..periodic import PeriodicCallback, Timeline
+from ..records import DIAGNOSIS_KEY, DIAGNOSTICS_FILE, INITIAL_WEIGHTS_FILE, append_record
 from .config import DiagnosticsConfig
 from .diagnose import REFERENCE_MEASURES, diagnose
 from .drift import save_weights
 
 
-INITIAL_WEIGHTS_FILE = "initial_weights.safetensors"
-
-
-class DiagnosticsCallback(TrainerCallback):
+class DiagnosticsCallback(PeriodicCallback):
     """
-    Diagnose the model of any Trainer before its first step, every `every_steps` steps, and at the end.
+    Diagnoses the model while it trains and writes one line to `diagnostics.jsonl` for each diagnosis. Training itself
+    is bit-identical to training without the callback.
 
-    Training with it is bit for bit the training without it. The scalars go through `Trainer.log` under
-    `diagnostics/`, the whole diagnosis is one line of `diagnostics.jsonl` in the run folder, written by the main
-    process; the same diagnosis of a resumed run is not written twice. A diagnosis takes place when a step begins, so
-    that the checkpoint of the step before is already on disk. The last one comes when training has ended, after
-    trackers that close at `on_train_end` have closed: it is in the record and in the Trainer's log.
+    The overall value of each measure also goes through `Trainer.log` as `diagnostics/<measure>`. A diagnosis that is
+    already recorded for this training is not recorded twice.
 
     Args:
         blocks (`torch.Tensor` or `np.ndarray` of shape `(N, T)`): Token ids to diagnose on, the same on every rank.
-        trainer (`Trainer`, *optional*): Whose `log` the scalars go through. Without it only records are written.
         config ([`DiagnosticsConfig`], *optional*): What to measure, and the thresholds.
-        every_steps (`int` or `Callable[[int], bool]`, *optional*, defaults to `1000`): Optimizer steps between
-            diagnoses (a trainer whose cycle is N steps passes N), or a function that says of a number of steps taken
-            whether to diagnose there.
+        every (`int` or `float`, *optional*, defaults to 0.1): Units of training between two diagnoses. With the unit
+            `"steps"`, a number below 1 is a share of the training.
+        unit (`str`, *optional*, defaults to `"steps"`): `"steps"`, `"epochs"`, `"tasks"` or `"cycles"`.
+        task_steps (`int`, *optional*): Optimizer steps of a task instance, if the training has task instances.
+        tasks_per_cycle (`int`, *optional*): Task instances of a cycle, if the training has cycles.
+        tokens_per_step (`int`, *optional*): Training tokens of an optimizer step over all processes.
         attention_mask (`torch.Tensor` or `np.ndarray` of shape `(N, T)`, *optional*): 0 for padding.
-        task_steps (`int`, *optional*): Steps of a task instance; the record then has `task`, those completed.
-        tasks_per_cycle (`int`, *optional*): Task instances in a cycle; the record then has `cycle`, those completed.
-        tokens_per_step (`int`, *optional*): Tokens in an optimizer step; the record then has `tokens`.
-        track_initialization (`bool`, *optional*, defaults to `True`): Save the weights before the first step to
-            `initial_weights.safetensors` in the run folder, and measure the distance from them. Costs the disk space
-            of one copy of the weights. A resumed run reads the file.
-        output_dir (`str`, *optional*): The run folder, if not the Trainer's `output_dir`.
+        track_initialization (`bool`, *optional*, defaults to `True`): Whether to save the weights before the first
+            step to `initial_weights.safetensors` in the run folder and to measure the distance from them. Requires the
+            disk space of one copy of the weights.
+        diagnose_at_end (`bool`, *optional*, defaults to `True`): Whether to diagnose at the end of training, wherever
+            it falls.
+        trainer (`Trainer`, *optional*): The trainer whose `log` receives the values. By default the one that runs the
+            callback.
+        output_dir (`str` or `Path`, *optional*): The run folder; `args.output_dir` by default.
 
     Raises:
-        [`PlasticityError`]: A count that is not positive, or a resumed run without its initial weights.
+        [`PlasticityError`]: A count that is not positive; when training begins, a run folder with the diagnoses of
+            another training, or a resumed run without its initial weights.
 
     Example:
 
     ```python
-    callback = DiagnosticsCallback(validation_blocks, trainer, every_steps=500)
-    trainer.add_callback(callback)
+    >>> trainer.add_callback(DiagnosticsCallback(eval_blocks, every=500))
     ```
     """
+
+    records_file = DIAGNOSTICS_FILE
 
     def __init__(
         self,
         blocks: torch.Tensor | np.ndarray,
-        trainer: Trainer | None = None,
         config: DiagnosticsConfig | None = None,
-        *,
-        every_steps: int | Callable[[int], bool] = 1000,
-        attention_mask: torch.Tensor | np.ndarray | None = None,
+        every: float = 0.1,
+        unit: str = "steps",
         task_steps: int | None = None,
         tasks_per_cycle: int | None = None,
         tokens_per_step: int | None = None,
+        attention_mask: torch.Tensor | np.ndarray | None = None,
         track_initialization: bool = True,
+        diagnose_at_end: bool = True,
+        trainer: Trainer | None = None,
         output_dir: str | os.PathLike | None = None,
     ):
-        counts = {"task_steps": task_steps, "tasks_per_cycle": tasks_per_cycle, "tokens_per_step": tokens_per_step}
-        if not callable(every_steps):
-            counts["every_steps"] = every_steps
-        for name, count in counts.items():
-            if count is not None and count < 1:
-                raise PlasticityError(f"{name}: {count} is not a positive number")
-        if tasks_per_cycle is not None and task_steps is None:
-            raise PlasticityError(f"tasks_per_cycle: {tasks_per_cycle} without task_steps; give both")
-        self.blocks = blocks
-        self.trainer = trainer
-        self.config = config or DiagnosticsConfig()
-        self.every_steps = every_steps
-        self.attention_mask = attention_mask
-        self.task_steps = task_steps
-        self.tasks_per_cycle = tasks_per_cycle
-        self.tokens_per_step = tokens_per_step
-        self.output_dir = output_dir
+        super().__init__(
+            Timeline(task_steps, tasks_per_cycle, tokens_per_step),
+            every,
+            unit,
+            at_end=diagnose_at_end,
+            output_dir=output_dir,
+            trainer=trainer,
+        )
+        self.blocks, self.attention_mask, self.config = blocks, attention_mask, config or DiagnosticsConfig()
         named = self.config.measures
         self.tracks = track_initialization and (named is None or any(name in REFERENCE_MEASURES for name in named))
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: PreTrainedModel, **kwargs
-    ) -> None:
+    def prepare(self, model: nn.Module, folder: Path, args: TrainingArguments, state: TrainerState) -> None:
+        """Save the initial weights, or check that a resumed run has them."""
         if not self.tracks:
             return
-        path = self._folder(args) / INITIAL_WEIGHTS_FILE
+        path = folder / INITIAL_WEIGHTS_FILE
         if state.global_step == 0:
-            save_weights(model, path, write=state.is_world_process_zero)
+            save_weights(model, path, write=is_main_process())
             PartialState().wait_for_everyone()
         elif not path.exists():
             raise PlasticityError(
@@ -106,38 +100,11 @@ class DiagnosticsCallback(TrainerCallback):
                 "when its weights have moved; pass track_initialization=False"
             )
 
-    def on_step_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: PreTrainedModel, **kwargs
-    ) -> None:
-        if state.global_step == 0 or self._is_due(state.global_step):
-            self._diagnose(args, state, model)
-
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: PreTrainedModel, **kwargs
-    ) -> None:
-        # A run that was told to stop early ends between two diagnoses, and makes this one when it goes on.
-        if self._is_due(state.global_step) or state.global_step >= state.max_steps:
-            self._diagnose(args, state, model)
-
-    def _is_due(self, step: int) -> bool:
-        return self.every_steps(step) if callable(self.every_steps) else step % self.every_steps == 0
-
-    def _diagnose(self, args: TrainingArguments, state: TrainerState, model: PreTrainedModel) -> None:
-        reference = self._folder(args) / INITIAL_WEIGHTS_FILE if self.tracks else None
+    def act(self, step: int, model: nn.Module, tokenizer: Any, folder: Path, args: TrainingArguments) -> None:
+        """Diagnose the model."""
+        reference = folder / INITIAL_WEIGHTS_FILE if self.tracks else None
         diagnosis = diagnose(model, self.blocks, self.config, attention_mask=self.attention_mask, reference=reference)
-        if state.is_world_process_zero:
-            record = diagnosis.record(state.global_step, **self._position(state.global_step))
-            append_record(self._folder(args) / DIAGNOSTICS_FILE, record, DIAGNOSIS_KEY)
-        if self.trainer is not None:
-            self.trainer.log(diagnosis.scalars())
-
-    def _position(self, step: int) -> dict[str, Any]:
-        task = None if self.task_steps is None else step // self.task_steps
-        return {
-            "task": task,
-            "cycle": None if self.tasks_per_cycle is None else task // self.tasks_per_cycle,
-            "tokens": None if self.tokens_per_step is None else step * self.tokens_per_step,
-        }
-
-    def _folder(self, args: TrainingArguments) -> Path:
-        return Path(self.output_dir or args.output_dir)
+        if is_main_process():
+            record = diagnosis.record(**self.timeline.position(step))
+            append_record(folder / DIAGNOSTICS_FILE, record, DIAGNOSIS_KEY)
+        self.log(diagnosis.scalars())

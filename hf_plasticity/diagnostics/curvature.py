@@ -8,9 +8,9 @@ import torch
 from transformers import PreTrainedModel
 
 from ..errors import PlasticityError
+from ..network import is_fsdp
 from .config import DiagnosticsConfig
 from .gradients import causal_lm_loss
-from .isolation import is_fsdp
 from .measure import Measure
 
 

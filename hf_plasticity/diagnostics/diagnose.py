@@ -15,15 +15,14 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ..errors import PlasticityError
+from ..network import evaluation_mode, find_structure, reshard
 from ..records import config_hash
 from . import curvature, gradients
 from .attention import AttentionObserver
 from .config import DiagnosticsConfig
 from .drift import EMBEDDING_NAMES, REFERENCE_NAMES, SavedWeights, measure_drift, measure_embedding_norm
 from .features import FeatureObserver
-from .isolation import left_as_found, reshard
 from .measure import Measure
-from .structure import find_structure
 from .units import UnitObserver, fraction_at_or_below
 from .weights import MAGNITUDE_NAMES, WEIGHT_RANK_NAMES, measure_magnitude, measure_weight_ranks
 
@@ -175,7 +174,7 @@ def diagnose(
             yield blocks[part].to(model.device), None if mask is None else mask[part].to(model.device)
 
     found: dict[str, Measure] = {}
-    with left_as_found(model), torch.no_grad():
+    with evaluation_mode(model), torch.no_grad():
         if wanted(FORWARD_MEASURES):
             found |= _observe(
                 model,

@@ -11,9 +11,9 @@ from safetensors.torch import save
 from transformers import PreTrainedModel
 
 from ..errors import PlasticityError
+from ..network import Structure, non_embedding_parameters, whole
 from ..records import write_atomically
 from .measure import Measure
-from .structure import Structure, non_embedding_parameters, whole
 
 
 EMBEDDING_NAMES = ("embedding_norm",)

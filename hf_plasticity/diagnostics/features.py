@@ -6,11 +6,11 @@ from contextlib import ExitStack, contextmanager
 import torch
 from transformers import PreTrainedModel
 
+from ..network import Structure, double
 from .config import DiagnosticsConfig
 from .measure import Measure
 from .observer import Observer
 from .ranks import RANK_NAMES, singular_values_from_gram, spectrum_ranks
-from .structure import Structure, double
 
 
 class FeatureObserver(Observer):

@@ -11,9 +11,9 @@ from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
 from ..errors import PlasticityError
+from ..network import Structure
 from .config import DiagnosticsConfig
 from .measure import Measure, name_gaps
-from .structure import Structure
 from .units import UnitMagnitudes, unit_measure
 
 

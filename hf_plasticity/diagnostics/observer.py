@@ -6,9 +6,9 @@ from contextlib import contextmanager
 import torch
 from transformers import PreTrainedModel
 
+from ..network import Structure
 from .config import DiagnosticsConfig
 from .measure import Measure
-from .structure import Structure
 
 
 class Observer:

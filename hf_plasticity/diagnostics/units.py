@@ -7,10 +7,10 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from ..network import Structure
 from .config import DiagnosticsConfig
 from .measure import Measure, name_gaps
 from .observer import Observer
-from .structure import Structure
 
 
 # Fractions at or below each of these are recorded, so that another τ needs no new run.

@@ -4,10 +4,10 @@ import math
 
 from transformers import PreTrainedModel
 
+from ..network import Structure, double, non_embedding_parameters, whole
 from .config import DiagnosticsConfig
 from .measure import Measure, mean_of, name_gaps
 from .ranks import RANK_NAMES, singular_values_from_gram, spectrum_ranks
-from .structure import Structure, double, non_embedding_parameters, whole
 
 
 MAGNITUDE_NAMES = ("parameter_magnitude",)

@@ -12,7 +12,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
-from ..arguments import PROVENANCE
 from ..probing.checkpoint import RECORD_FILE
 from ..records import (
     CONFIG_FILE,
@@ -22,14 +21,16 @@ from ..records import (
     FORGETTING_KEY,
     PROBE_KEY,
     PROBES_FILE,
+    PROVENANCE,
     TRAINER_STATE_FILE,
     RunRecord,
     append_record,
-    cycle_name,
+    checkpoint_name,
     is_complete,
-    load_run,
+    probed_checkpoints,
     read_config,
     read_records,
+    read_run,
 )
 from .card import CARD_FILE, FIGURE_FILE, delta_auc_png, render_card
 
@@ -68,10 +69,10 @@ def without_token(text: str) -> str:
     return TOKEN.sub("hf_…", text)
 
 
-def saved_cycles(folder: Path) -> dict[str, bool]:
+def saved_checkpoints(folder: Path) -> dict[str, bool]:
     """The checkpoints of cycles in a run folder, in order, and whether the record of its probe lies with each."""
     found = {}
-    for path in sorted(folder.glob("cycle-*"), key=lambda path: (len(path.name), path.name)):
+    for path in probed_checkpoints(folder):
         try:
             found[path.name] = "step" in json.loads((path / RECORD_FILE).read_text(encoding="utf-8"))
         except (FileNotFoundError, ValueError):
@@ -79,7 +80,7 @@ def saved_cycles(folder: Path) -> dict[str, bool]:
     return found
 
 
-def cycle_files(folder: Path, name: str) -> Files:
+def checkpoint_files(folder: Path, name: str) -> Files:
     """What goes to the branch of a probed checkpoint: weights, configuration, tokenizer, and the probe's record."""
     return {path.name: path for path in sorted((folder / name).iterdir()) if path.is_file()}
 
@@ -116,7 +117,7 @@ def main_files(
         finished_at (`int`, *optional*): The optimizer steps of a finished run, `None` before that.
         has_model (`bool`, *optional*, defaults to `False`): Whether it has the final model already.
     """
-    run = load_run(folder)
+    run = read_run(folder)
     run.config, run.name = public(run.config), repo_id.split("/")[-1]
     run.config.setdefault(PROVENANCE, {})[RUN_ID] = run_id
     model = final_model(folder, finished_at)
@@ -141,10 +142,10 @@ def final_model(folder: Path, step: int | None) -> Files:
     config = read_config(folder)
     if step is None or config is None:
         return {}
-    steps_per_cycle = config[PROVENANCE]["tasks_per_cycle"] * config["task_steps"]
-    name = cycle_name(step // steps_per_cycle)
-    if step % steps_per_cycle == 0 and (folder / name).is_dir():
-        files = cycle_files(folder, name)
+    task, within = divmod(step, config["task_steps"])
+    name = checkpoint_name({"task": task}, config[PROVENANCE]["tasks_per_cycle"])
+    if not within and (folder / name).is_dir():
+        files = checkpoint_files(folder, name)
         files.pop(RECORD_FILE, None)
         return files
     checkpoint = folder / f"checkpoint-{step}"

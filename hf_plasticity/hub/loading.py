@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .. import records
-from ..data.hub_errors import explain_hub_error
 from ..errors import PlasticityError
-from ..records import RunRecord, cycle_name
+from ..hub_errors import explain_hub_error
+from ..records import RunRecord, cycle_name, probed_checkpoints
 
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def load_run(run: str | Path, revision: str | None = None) -> RunRecord:
     if not is_repository(run):
         if revision is not None:
             raise PlasticityError(f"revision: '{revision}' cannot be chosen in the folder '{run}'")
-        return records.load_run(run)
+        return records.read_run(run)
     from huggingface_hub import snapshot_download
 
     repo_id = str(run)
@@ -55,7 +55,7 @@ def load_run(run: str | Path, revision: str | None = None) -> RunRecord:
             raise
         raise PlasticityError(f"run: there is no folder of that name here, and {explanation}") from None
     try:
-        record = records.load_run(folder)
+        record = records.read_run(folder)
     except PlasticityError:
         raise PlasticityError(f"run: '{repo_id}' on the Hub holds neither a configuration nor a probe") from None
     record.name = repo_id
@@ -92,7 +92,7 @@ def load_probe_checkpoint(
     options = {"revision": name} if is_repository(run) else {}
     where = str(run) if is_repository(run) else Path(run) / name
     if isinstance(where, Path) and not where.is_dir():
-        there = ", ".join(sorted(path.name for path in Path(run).glob("cycle-*"))) or "none"
+        there = ", ".join(path.name for path in probed_checkpoints(run)) or "none"
         raise PlasticityError(f"cycle: '{run}' has no checkpoint '{name}', only {there}")
     try:
         model = AutoModelForCausalLM.from_pretrained(where, use_safetensors=True, **options)

@@ -4,29 +4,39 @@ import json
 import threading
 import time
 import uuid
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.utils import disable_progress_bars
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from torch import nn
+from transformers import TrainingArguments
 from transformers.utils import logging
 
-from ..data.hub_errors import one_line
 from ..errors import PlasticityError
+from ..hub_errors import one_line
+from ..periodic import PeriodicCallback, Timeline
 from ..probing.checkpoint import save_probe_record
-from ..records import CONFIG_FILE, HUB_FILE, PROBES_FILE, cycle_name, read_config, read_records, write_atomically
-from ..study import IDENTITY
+from ..records import (
+    CONFIG_FILE,
+    HUB_FILE,
+    PROBES_FILE,
+    PROVENANCE,
+    checkpoint_name,
+    numerics_of,
+    read_config,
+    read_records,
+    write_atomically,
+)
 from ..trainer.config import DEFERRED
 from .contents import (
     RECORD_KEYS,
-    cycle_files,
+    checkpoint_files,
     last_step,
     main_files,
     merge_records,
     public,
-    saved_cycles,
+    saved_checkpoints,
     without_token,
 )
 from .repository import MAIN, HubRefusal, RunRepository
@@ -37,11 +47,6 @@ logger = logging.get_logger(__name__)
 # Seconds: how long the start of a run waits to hear that the Hub refuses it, and between two attempts to push.
 START_PATIENCE = 60.0
 FIRST_WAIT, LONGEST_WAIT = 2.0, 600.0
-
-
-def run_identity(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings that tell a run from others, as they may be shown."""
-    return public({name: config.get(name) for name in IDENTITY})
 
 
 def repository_of(folder: str | Path, repo_id: str | None = None, private: bool | None = None) -> RunRepository:
@@ -62,7 +67,7 @@ def repository_of(folder: str | Path, repo_id: str | None = None, private: bool 
     if "schedule" not in config:
         raise PlasticityError(f"'{folder}' holds probes of published checkpoints; only a run of one's own is pushed")
     repo_id = repo_id or config.get("hub_model_id") or Path(folder).resolve().name
-    return RunRepository(repo_id, run_identity(config), run_id(folder), private=private)
+    return RunRepository(repo_id, public(numerics_of(config)), run_id(folder), private=private)
 
 
 def run_id(folder: str | Path) -> str:
@@ -100,11 +105,11 @@ def push_run(folder: str | Path, repository: RunRepository) -> None:
         take_records(folder, repository, there[MAIN])
     # Before the cycles, of which the last is there once the run is finished: `main` says so only after all of them.
     finished_at = last_step(folder)
-    cycles = {name: probed for name, probed in saved_cycles(folder).items() if probed or deferred}
+    cycles = {name: probed for name, probed in saved_checkpoints(folder).items() if probed or deferred}
     for name, probed in cycles.items():
         if name not in pushed or (probed and name in unprobed):
             message = f"Probed checkpoint {name}" if probed else f"Checkpoint {name}"
-            pushed[name] = repository.put(name, cycle_files(folder, name), message)
+            pushed[name] = repository.put(name, checkpoint_files(folder, name), message)
             unprobed[:] = sorted({*unprobed, name} - ({name} if probed else set()))
             _write_account(folder, account)
     if (folder / CONFIG_FILE).exists():
@@ -116,10 +121,11 @@ def push_run(folder: str | Path, repository: RunRepository) -> None:
 def take_records(folder: Path, repository: RunRepository, commit: str) -> None:
     """Bring home what a follower has probed and sent to the Hub."""
     merge_records(repository.download(RECORD_KEYS, commit), folder)
-    saved = saved_cycles(folder)
+    saved, tasks_per_cycle = saved_checkpoints(folder), read_config(folder)[PROVENANCE]["tasks_per_cycle"]
     for record in read_records(folder / PROBES_FILE):
-        if saved.get(cycle_name(record["cycle"])) is False:
-            save_probe_record(folder / cycle_name(record["cycle"]), record)
+        name = checkpoint_name(record, tasks_per_cycle)
+        if saved.get(name) is False:
+            save_probe_record(folder / name, record)
 
 
 def _account(folder: str | Path) -> dict[str, Any]:
@@ -171,12 +177,6 @@ class RunPusher:
         if self._refusal is not None:
             self._give_up()
             raise self._refusal
-
-    def follow(self, trainer: Trainer) -> None:
-        """Push what is in the run folder, and again after every probe of `trainer`."""
-        trainer.pusher = self
-        trainer.add_callback(_AfterProbes(self))
-        self.wake()
 
     def wake(self) -> None:
         """There is something new in the run folder."""
@@ -232,20 +232,25 @@ class RunPusher:
         self._answered.set()
 
 
-class _AfterProbes(TrainerCallback):
-    def __init__(self, pusher: RunPusher):
+class PushCallback(PeriodicCallback):
+    """
+    Uploads a run while it trains: wakes a [`RunPusher`] after each probe, or after each saved checkpoint of a run with
+    deferred probes. Add it after the callback that probes, with the same period.
+
+    Args:
+        pusher ([`RunPusher`]): Started.
+        timeline ([`Timeline`]): Of the training.
+        every (`int`): Units between two probes.
+        unit (`str`): `"tasks"` or `"cycles"`.
+    """
+
+    def __init__(self, pusher: RunPusher, timeline: Timeline, every: int, unit: str):
+        super().__init__(timeline, every, unit, at_end=True)
         self.pusher = pusher
 
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, float] | None = None,
-        **kwargs: Any,
-    ) -> None:
-        if logs and "probe/auc" in logs:
-            self.pusher.wake()
+    def act(self, step: int, model: nn.Module, tokenizer: Any, folder: Path, args: TrainingArguments) -> None:
+        """Wake the pusher."""
+        self.pusher.wake()
 
 
 def describe(error: Exception) -> str:

@@ -19,10 +19,9 @@ from huggingface_hub.errors import (
 from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import get_session
 
-from ..arguments import PROVENANCE
-from ..data.hub_errors import explain_hub_error
 from ..errors import PlasticityError
-from ..records import CONFIG_FILE
+from ..hub_errors import explain_hub_error
+from ..records import CONFIG_FILE, PROVENANCE, differences
 from .contents import RUN_ID
 
 
@@ -150,11 +149,7 @@ class RunRepository:
                     f"hub_model_id: '{self.repo_id}' holds other things ({other[0]}) and no run; choose another name"
                 )
         else:
-            different = [
-                f"{name} is {there.get(name)} there and {value} here"
-                for name, value in self.identity.items()
-                if there.get(name) != value
-            ]
+            different = differences(there, self.identity)
             if not different and there.get(PROVENANCE, {}).get(RUN_ID) != self.run_id:
                 different = ["of the same configuration"]
             if different:

@@ -8,8 +8,8 @@ import torch
 from transformers import GPT2LMHeadModel
 
 from ..errors import PlasticityError
+from ..experiment.config import ExperimentConfig
 from ..models import gpt2_config
-from ..study import Study
 from .arithmetic import ADAM, FLOAT32
 from .plan import Plan
 
@@ -17,13 +17,13 @@ from .plan import Plan
 REPEATS = 3
 
 
-def measure_throughput(study: Study, vocab_size: int, plan: Plan) -> tuple[float, str]:
+def measure_throughput(study: ExperimentConfig, vocab_size: int, plan: Plan) -> tuple[float, str]:
     """
     Train on random tokens: micro-batches of the plan's size and optimizer steps are timed apart, and an optimizer step
     of the run is as many micro-batches as it accumulates, and one step. What processes tell each other is not in it.
 
     Args:
-        study ([`Study`]): Decides over the model and its precision.
+        study ([`ExperimentConfig`]): Decides over the model and its precision.
         vocab_size (`int`): Rows of the embedding.
         plan ([`Plan`]): Decides over the micro-batches.
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 from ..data.blocks import Blocks
 from ..errors import PlasticityError
-from ..run import open_data, training_stream, vocabulary
-from ..study import Study
+from ..experiment.config import ExperimentConfig
+from ..experiment.data import open_data, training_stream, vocabulary
 from .text import sequences_needed
 
 
@@ -18,7 +18,7 @@ class Prepared:
     use: str
 
 
-def prepare_study(study: Study) -> list[Prepared]:
+def prepare_study(study: ExperimentConfig) -> list[Prepared]:
     """
     Prepare the training blocks of each language as far as the run goes, and those of the probe. The run finds them,
     and a second call has nothing left to do.
@@ -46,7 +46,7 @@ def prepare_study(study: Study) -> list[Prepared]:
     return prepared
 
 
-def _check(study: Study, blocks: Blocks, use: str, wanted: int) -> None:
+def _check(study: ExperimentConfig, blocks: Blocks, use: str, wanted: int) -> None:
     """What trainer and probe would say once they come to it."""
     have = len(blocks)
     if have >= wanted or (use == "probe" and study.training.allow_repeats and have):

@@ -11,9 +11,9 @@ from transformers import PreTrainedTokenizerBase
 
 from ..data.tokenizers import load_tokenizer
 from ..errors import PlasticityError
+from ..experiment.config import ExperimentConfig, parse_experiment
+from ..experiment.data import TOKENIZER_FOLDER, run_schedule, vocabulary
 from ..models import model_size
-from ..run import TOKENIZER_FOLDER, study_schedule, vocabulary
-from ..study import Study, parse_study
 from .arithmetic import plan_run
 from .measure import measure_throughput
 from .plan import Plan
@@ -26,7 +26,7 @@ class StudyPlan:
     What a study takes.
 
     Args:
-        study ([`Study`]): The settings.
+        study ([`ExperimentConfig`]): The settings.
         vocab_size (`int`): Rows of the embedding.
         no_tokenizer (`str`, *optional*): Why the tokenizer could not be looked at; `None` where it could.
         sharding (`str`): `"none"` or `"fsdp2"`.
@@ -35,7 +35,7 @@ class StudyPlan:
         measured (`str`, *optional*): Where the throughput was measured; `None` if it was given, or there is none.
     """
 
-    study: Study
+    study: ExperimentConfig
     vocab_size: int
     no_tokenizer: str | None
     sharding: str
@@ -59,14 +59,14 @@ class StudyPlan:
         }
 
 
-def parse_planned_study(arguments: Sequence[str]) -> Study:
+def parse_planned_study(arguments: Sequence[str]) -> ExperimentConfig:
     """The study of a command line, also where this machine could not run it: a laptop plans for GPUs."""
     here = [] if torch.cuda.is_available() else ["--use_cpu", "--tf32=false"]
-    return parse_study([*arguments, *here])
+    return parse_experiment([*arguments, *here])
 
 
 def plan_study(
-    study: Study,
+    study: ExperimentConfig,
     num_processes: int = 1,
     sharding: str = "none",
     tokens_per_second: float | None = None,
@@ -76,7 +76,7 @@ def plan_study(
     Plan a study. Nothing is prepared, trained or written.
 
     Args:
-        study ([`Study`]): The run to be.
+        study ([`ExperimentConfig`]): The run to be.
         num_processes (`int`, *optional*, defaults to 1): Devices it is to run on.
         sharding (`str`, *optional*, defaults to `"none"`): `"none"` or `"fsdp2"`.
         tokens_per_second (`float`, *optional*): Training throughput over all of them.
@@ -92,7 +92,7 @@ def plan_study(
     tokenizer, why = _tokenizer(study)
     vocab_size = _vocab_size(study, tokenizer, why)
     shape = model_size(study.model.size)
-    schedule = study_schedule(study, batch_size=1)
+    schedule = run_schedule(study, batch_size=1)
     probing = not training.no_probe
     numbers = {
         "d_model": shape.d_model,
@@ -122,7 +122,7 @@ def plan_study(
     plan = plan_run(**numbers)
     batch_size = training.global_batch_tokens // length
     probe = training.probe_config(batch_size)
-    text = text_of_study(study, study_schedule(study, batch_size), batch_size, vocab_size, tokenizer)
+    text = text_of_study(study, run_schedule(study, batch_size), batch_size, vocab_size, tokenizer)
     measured = None
     if measure:
         throughput, measured = measure_throughput(study, vocab_size, plan)
@@ -134,7 +134,7 @@ def plan_study(
     return StudyPlan(study, vocab_size, why or None, sharding, plan_run(**numbers), text, measured)
 
 
-def _tokenizer(study: Study) -> tuple[PreTrainedTokenizerBase | None, str]:
+def _tokenizer(study: ExperimentConfig) -> tuple[PreTrainedTokenizerBase | None, str]:
     """The tokenizer if it is at hand, and otherwise why it is not."""
     name = study.data.tokenizer
     if study.data.train_tokenizer is not None:
@@ -148,7 +148,7 @@ def _tokenizer(study: Study) -> tuple[PreTrainedTokenizerBase | None, str]:
         return None, str(error).removeprefix("tokenizer: ")
 
 
-def _vocab_size(study: Study, tokenizer: PreTrainedTokenizerBase | None, why: str) -> int:
+def _vocab_size(study: ExperimentConfig, tokenizer: PreTrainedTokenizerBase | None, why: str) -> int:
     """Rows of the embedding. A tokenizer that is not at hand is not needed where they are given."""
     if tokenizer is not None:
         return vocabulary(study, tokenizer)

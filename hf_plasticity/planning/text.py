@@ -8,11 +8,11 @@ from transformers import PreTrainedTokenizerBase
 from ..data.blocks import LARGEST_SHARD_TOKENS, Blocks, blocks_on_disk
 from ..data.opening import open_source
 from ..data.schedule import Schedule
-from ..data.sources import LocalSource, Source, split_of
+from ..data.sources import Source, split_of
 from ..data.tokenizers import encode_documents
 from ..errors import PlasticityError
-from ..run import RunData, open_run_data
-from ..study import Study
+from ..experiment.config import ExperimentConfig
+from ..experiment.data import RunData, open_run_data
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,9 @@ class Text:
         return self.tokens / self.available if self.available else float("inf")
 
 
-def sequences_needed(study: Study, schedule: Schedule, batch_size: int) -> Iterator[tuple[str, str, str, int]]:
+def sequences_needed(
+    study: ExperimentConfig, schedule: Schedule, batch_size: int
+) -> Iterator[tuple[str, str, str, int]]:
     """Language, split, use and number of sequences of all that a run reads."""
     training, probe_language = study.training, study.data.probe_language
     for language, count in schedule.sequences_needed(training.cycles * schedule.tasks_per_cycle).items():
@@ -66,7 +68,7 @@ def sequences_needed(study: Study, schedule: Schedule, batch_size: int) -> Itera
 
 
 def text_of_study(
-    study: Study,
+    study: ExperimentConfig,
     schedule: Schedule,
     batch_size: int,
     vocab_size: int,
@@ -76,7 +78,7 @@ def text_of_study(
     What a study needs of every language, against what its source has. Nothing is prepared or written.
 
     Args:
-        study ([`Study`]): The run to be.
+        study ([`ExperimentConfig`]): The run to be.
         schedule ([`Schedule`]): Of that study.
         batch_size (`int`): Sequences in a global batch.
         vocab_size (`int`): Decides over the size of a token on disk.
@@ -87,12 +89,10 @@ def text_of_study(
     """
     length = study.data.context_length
     source = open_source(study.data)
-    data, why = None, ""
-    if study.data.source != "synthetic":
-        data, why = _opened(study, source, tokenizer)
+    data, why = (None, "") if source.unlimited else _opened(study, source, tokenizer)
     found = []
     for language, split, use, sequences in sequences_needed(study, schedule, batch_size):
-        if study.data.source == "synthetic":
+        if source.unlimited:
             available, how = None, "unlimited"
         elif data is None:
             available, how = None, f"unknown: {why}"
@@ -110,15 +110,17 @@ def text_of_study(
     return found
 
 
-def _opened(study: Study, source: Source, tokenizer: PreTrainedTokenizerBase | None) -> tuple[RunData | None, str]:
+def _opened(
+    study: ExperimentConfig, source: Source, tokenizer: PreTrainedTokenizerBase | None
+) -> tuple[RunData | None, str]:
     """The blocks as far as they are prepared, or why they cannot be looked at."""
     if tokenizer is None:
         return None, "no tokenizer at hand"
     try:
         return open_run_data(study, source, tokenizer), ""
     except PlasticityError as error:
-        # What is wrong with a folder at hand is to be put right now; the Hub may be out of reach from where one plans.
-        if study.data.source != "hub":
+        # A remote source may be unreachable from the machine that plans; any other error is the user's.
+        if not source.remote:
             raise
         return None, str(error)
 
@@ -128,15 +130,14 @@ def _available(blocks: Blocks, sequences: int) -> tuple[int | None, str]:
         return blocks.num_tokens, "counted"
     if len(blocks) >= sequences:
         return blocks.num_tokens, "prepared"
-    if isinstance(blocks.source, LocalSource):
-        return _estimate(blocks), "estimated"
-    return None, "unknown: not prepared"
+    size = blocks.source.num_bytes(blocks.language)
+    return (None, "unknown: not prepared") if size is None else (_estimate(blocks, size), "estimated")
 
 
-def _estimate(blocks: Blocks) -> int:
+def _estimate(blocks: Blocks, size: int) -> int:
     """Tokens of a split: the size of the files, times tokens of the split for each byte in the first documents."""
     documents, _ = next(iter(blocks.source.batches(blocks.language)))
     chosen = [text for text in documents if split_of(text, blocks.validation_fraction) == blocks.split]
     tokens, lengths = encode_documents(blocks.tokenizer, chosen)
     read = sum(len(text.encode("utf-8", "surrogatepass")) for text in documents)
-    return int(blocks.source.num_bytes(blocks.language) * (len(tokens) + len(lengths)) / read)
+    return int(size * (len(tokens) + len(lengths)) / read)

@@ -4,186 +4,171 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from torch import nn
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import Trainer, TrainerState, TrainingArguments
+from transformers.utils import logging
 
+from ..distributed import is_main_process
 from ..errors import PlasticityError
-from ..records import cycle_name
+from ..periodic import PeriodicCallback, Timeline
+from ..records import PROBES_FILE
 from .checkpoint import save_probe_checkpoint, save_probe_record
 from .config import ProbeConfig
-from .evaluation import process_rank_and_count
-from .recorder import ProbeRecorder
-from .timeline import Timeline
+from .probe import ProbeDivergedError, check_probe
+from .recorder import ProbeRecorder, probe_conditions
 
 
 if TYPE_CHECKING:
     from .evaluation import TokenBlocks
 
-LOGGED = ("auc", "mean_loss", "start_loss", "final_loss", "bits_per_byte", "delta_auc")
+logger = logging.get_logger(__name__)
+
+LOGGED = ("auc", "auc_stderr", "mean_loss", "start_loss", "final_loss", "bits_per_byte", "delta_auc")
+# Points of a probe's curve that are logged, so that trackers draw it.
+LOGGED_LOSSES = 5
+RAISE, WARN = "raise", "warn"
 
 
-class AtPoints(TrainerCallback):
+class PlasticityProbeCallback(PeriodicCallback):
     """
-    Does something at points of a training: before the step that follows a point, and after the last step. The
-    checkpoint of that step is then on disk, and a run that is killed meanwhile repeats this alone.
+    Probes the model while it trains and writes one line to `probes.jsonl` for each probe. Training itself is
+    bit-identical to training without the callback.
 
-    Args:
-        timeline ([`Timeline`]): Of the training.
-        every (`int`): Units between two points.
-        unit (`str`): `"steps"`, `"tasks"` or `"cycles"`.
-        untrained (`bool`): Whether the untrained model is a point.
-        output_dir (`str` or `Path`, *optional*): The run folder; `args.output_dir` by default.
-    """
-
-    def __init__(
-        self, timeline: Timeline, every: int, unit: str, untrained: bool, output_dir: str | Path | None = None
-    ):
-        self.timeline, self.untrained, self.output_dir = timeline, untrained, output_dir
-        self.period = timeline.steps_between(every, unit)
-
-    def at(self, step: int, model: nn.Module, tokenizer: Any, folder: Path, args: TrainingArguments) -> None:
-        """What is done after `step` optimizer steps."""
-        raise NotImplementedError
-
-    def on_step_begin(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        model: nn.Module,
-        processing_class: Any = None,
-        **kwargs,
-    ) -> None:
-        if state.global_step % self.period == 0 and (state.global_step > 0 or self.untrained):
-            self.at(state.global_step, model, processing_class, self._folder(args), args)
-
-    def on_train_end(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        model: nn.Module,
-        processing_class: Any = None,
-        **kwargs,
-    ) -> None:
-        # A run that was told to stop early ends between two points.
-        if state.global_step % self.period == 0 and state.global_step > 0:
-            self.at(state.global_step, model, processing_class, self._folder(args), args)
-
-    def _folder(self, args: TrainingArguments) -> Path:
-        return Path(self.output_dir or args.output_dir)
-
-
-class PlasticityProbeCallback(AtPoints):
-    """
-    Probes the model as it trains and writes a line to `probes.jsonl` for each probe.
-
-    A probe runs before the step that follows its point, and after the last step: the checkpoint of that step is then
-    on disk, and a run that is killed in a probe repeats the probe alone. A probe that has its line already is not run
-    again. Training goes on as if there had been none.
+    A probe that is already recorded for this training is not repeated when the training resumes. The scores also go
+    through `Trainer.log` as `probe/auc`, `probe/delta_auc`, ….
 
     Args:
         train_blocks ([`Blocks`], `np.ndarray` or `torch.Tensor` of shape `(num_blocks, context_length)`):
             Token ids of the probe language to adapt to.
         eval_blocks ([`Blocks`], `np.ndarray` or `torch.Tensor` of shape `(num_blocks, context_length)`):
-            Token ids of the probe language to measure on.
-        config ([`ProbeConfig`]): The probe.
-        language (`str`): The probe language.
-        every (`int`): Units of training between two probes.
-        unit (`str`, *optional*, defaults to `"steps"`): `"steps"`, `"tasks"` or `"cycles"`.
-        task_steps (`int`, *optional*): Optimizer steps of a task instance, where training has them.
-        tasks_per_cycle (`int`, *optional*): Task instances of a cycle, where training has them.
-        tokens_per_step (`int`, *optional*): Training tokens in an optimizer step over all processes; without it the
-            records hold `tokens: null`.
-        probe_untrained (`bool`, *optional*, defaults to `True`): Whether to probe before the first step (cycle 0).
-        micro_batch_size (`int`, *optional*): Probe sequences in one forward on one process; the training's
-            `per_device_train_batch_size` by default.
+            Token ids of the probe language to measure the loss on.
+        config ([`ProbeConfig`], *optional*): The probe.
+        language (`str`, *optional*, defaults to `"held-out"`): Name of the probe language in records and logs.
+        every (`int` or `float`, *optional*, defaults to 0.1): Units of training between two probes. With the unit
+            `"steps"`, a number below 1 is a share of the training.
+        unit (`str`, *optional*, defaults to `"steps"`): `"steps"`, `"epochs"`, `"tasks"` or `"cycles"`.
+        task_steps (`int`, *optional*): Optimizer steps of a task instance, if the training has task instances.
+        tasks_per_cycle (`int`, *optional*): Task instances of a cycle, if the training has cycles.
+        tokens_per_step (`int`, *optional*): Training tokens of an optimizer step over all processes. Without it the
+            records have `tokens: null`.
+        probe_untrained (`bool`, *optional*, defaults to `True`): Whether to probe before the first step.
+        probe_at_end (`bool`, *optional*, defaults to `True`): Whether to probe at the end of training, wherever it
+            falls.
+        micro_batch_size (`int`, *optional*): Probe sequences in one forward pass on one process. It affects memory,
+            not results. By default the largest that fits `per_device_train_batch_size` and divides the probe's batch.
         bytes_per_token (`float`, *optional*): Of the validation text, for `bits_per_byte`.
-        save_checkpoints (`bool`, *optional*, defaults to `False`): Whether to keep each probed model as `cycle-003/`
-            (needs cycles).
-        trainer (`Trainer`, *optional*): Its `log` then gets the scores as `probe/auc`, …, and a model that it has
-            compiled is probed as compiled.
+        save_checkpoints (`bool`, *optional*, defaults to `False`): Whether to save each probed model as `cycle-003/`
+            (or `task-012/` within a cycle); requires cycles.
+        on_error (`str`, *optional*, defaults to `"raise"`): What to do when a probe diverges: `"raise"` ends the
+            training, `"warn"` logs a warning and continues without that probe.
+        trainer (`Trainer`, *optional*): The trainer whose `log` receives the scores. By default the one that runs the
+            callback.
         output_dir (`str` or `Path`, *optional*): The run folder; `args.output_dir` by default.
-        before_probe_step (`Callable[[], None]`, *optional*): Called before each step of a probe; raises to give the
-            probe up.
+        before_probe_step (`Callable[[], None]`, *optional*): Called before each step of a probe; raises to abort it.
+
+    Raises:
+        [`PlasticityError`]: When training begins: too few blocks, a batch that does not divide, a model that cannot be
+            probed, or a run folder with the probes of another training.
 
     Example:
 
     ```python
-    >>> trainer.add_callback(
-    ...     PlasticityProbeCallback(
-    ...         train_blocks, eval_blocks, ProbeConfig(steps=200, eval_every=20, batch_size=16), "vi", every=1_000
-    ...     )
-    ... )
+    >>> trainer.add_callback(PlasticityProbeCallback(train_blocks, eval_blocks, language="vi", every=500))
     ```
     """
+
+    records_file = PROBES_FILE
 
     def __init__(
         self,
         train_blocks: "TokenBlocks",
         eval_blocks: "TokenBlocks",
-        config: ProbeConfig,
-        language: str,
-        every: int,
+        config: ProbeConfig | None = None,
+        language: str = "held-out",
+        every: float = 0.1,
         unit: str = "steps",
         task_steps: int | None = None,
         tasks_per_cycle: int | None = None,
         tokens_per_step: int | None = None,
         probe_untrained: bool = True,
+        probe_at_end: bool = True,
         micro_batch_size: int | None = None,
         bytes_per_token: float | None = None,
         save_checkpoints: bool = False,
+        on_error: str = RAISE,
         trainer: Trainer | None = None,
         output_dir: str | Path | None = None,
         before_probe_step: Callable[[], None] | None = None,
     ):
         timeline = Timeline(task_steps, tasks_per_cycle, tokens_per_step)
-        super().__init__(timeline, every, unit, probe_untrained, output_dir)
-        if save_checkpoints and self.period % timeline.steps_between(1, "cycles"):
+        super().__init__(
+            timeline,
+            every,
+            unit,
+            at_start=probe_untrained,
+            at_end=probe_at_end,
+            output_dir=output_dir,
+            trainer=trainer,
+        )
+        if save_checkpoints and (timeline.cycle_steps is None or unit not in ("tasks", "cycles")):
             raise PlasticityError(
-                f"save_checkpoints: they are named after cycles, and {every} {unit} are no whole number of cycles"
+                f"save_checkpoints: checkpoints are named after task instances and cycles, not after "
+                f"{unit}; use the unit tasks or cycles"
             )
-        self.recorder = ProbeRecorder(train_blocks, eval_blocks, config, language, timeline, bytes_per_token)
-        self.micro_batch_size, self.save_checkpoints = micro_batch_size, save_checkpoints
-        self.trainer, self.before_probe_step = trainer, before_probe_step
+        if on_error not in (RAISE, WARN):
+            raise PlasticityError(f"on_error: '{on_error}' is unknown; choose {RAISE} or {WARN}")
+        self.recorder = ProbeRecorder(
+            train_blocks, eval_blocks, config or ProbeConfig(), language, timeline, bytes_per_token
+        )
+        self.micro_batch_size, self.save_checkpoints, self.on_error = micro_batch_size, save_checkpoints, on_error
+        self.before_probe_step = before_probe_step
 
-    def at(self, step: int, model: nn.Module, tokenizer: Any, folder: Path, args: TrainingArguments) -> None:
-        """Probe the model, unless the probe has its line already."""
+    def prepare(self, model: nn.Module, folder: Path, args: TrainingArguments, state: TrainerState) -> None:
+        """Check the model, the text and the run folder before the first step."""
+        check_probe(
+            model, self.recorder.train_blocks, self.recorder.eval_blocks, self.recorder.config, self.micro_batch_size
+        )
+        self.recorder.begin(probe_conditions(model), folder)
+
+    def act(self, step: int, model: nn.Module, tokenizer: Any, folder: Path, args: TrainingArguments) -> None:
+        """Probe the model, unless the probe is already recorded."""
         record = next((line for line in self.recorder.records(folder) if line["step"] == step), None)
         if self.save_checkpoints:
-            checkpoint = folder / cycle_name(self.timeline.position(step)["cycle"])
+            checkpoint = folder / self.timeline.checkpoint_name(step)
             save_probe_checkpoint(model, checkpoint, tokenizer)
         if record is None:
-            result = self.recorder.measure(
-                model if self.trainer is None else self.trainer.model_wrapped,
-                step,
-                self.micro_batch_size or args.per_device_train_batch_size,
-                show_progress=not args.disable_tqdm,
-                before_step=self.before_probe_step,
-            )
+            try:
+                result = self.recorder.measure(
+                    # The wrapped model is the compiled one, where training compiles.
+                    model if self.trainer is None else self.trainer.model_wrapped,
+                    step,
+                    self.micro_batch_size,
+                    largest_micro_batch_size=args.per_device_train_batch_size,
+                    show_progress=not args.disable_tqdm,
+                    before_step=self.before_probe_step,
+                )
+            except ProbeDivergedError as error:
+                if self.on_error == RAISE:
+                    raise
+                logger.warning(f"{error}; training continues without this probe")
+                return
             record = self.recorder.write(folder, step, result)
-        if self.save_checkpoints and process_rank_and_count()[0] == 0:
+        if self.save_checkpoints and is_main_process():
             save_probe_record(checkpoint, record)
-        if self.trainer is not None:
-            self.trainer.log({f"probe/{name}": record[name] for name in LOGGED if record[name] is not None})
+        self.log(_scores(record))
 
 
-class ProbeCheckpointCallback(AtPoints):
-    """
-    Keeps the model at each point as `cycle-003/` and leaves it to others to probe it.
+def _scores(record: dict[str, Any]) -> dict[str, float]:
+    """What trackers see of a probe: its scores, and a few points of its curve."""
+    scores = {f"probe/{name}": record[name] for name in LOGGED if record.get(name) is not None}
+    points = np.unique(np.linspace(0, len(record["losses"]) - 1, LOGGED_LOSSES).round().astype(int))
+    return scores | {f"probe/loss_at_{record['probe_steps'][point]}": record["losses"][point] for point in points}
 
-    Args:
-        timeline ([`Timeline`]): Of the training; it has cycles.
-        every (`int`): Cycles between two points.
-        saved (`Callable[[], None]`, *optional*): Called after each of them.
-    """
 
-    def __init__(self, timeline: Timeline, every: int, saved: Callable[[], None] | None = None):
-        super().__init__(timeline, every, "cycles", untrained=True)
-        self.saved = saved
+class ProbeCheckpointCallback(PeriodicCallback):
+    """Saves the model at each point as `cycle-003/`, to be probed by another process. The training has cycles."""
 
-    def at(self, step: int, model: nn.Module, tokenizer: Any, folder: Path, args: TrainingArguments) -> None:
+    def act(self, step: int, model: nn.Module, tokenizer: Any, folder: Path, args: TrainingArguments) -> None:
         """Save the model."""
-        save_probe_checkpoint(model, folder / cycle_name(self.timeline.position(step)["cycle"]), tokenizer)
-        if self.saved is not None:
-            self.saved()
+        save_probe_checkpoint(model, folder / self.timeline.checkpoint_name(step), tokenizer)

@@ -9,8 +9,9 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
+from ..distributed import is_main_process
+from ..network import reshard
 from ..records import write_atomically
-from .unchanged import reshard
 
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ def save_probe_checkpoint(
     state = get_model_state_dict(
         model, options=StateDictOptions(full_state_dict=True, cpu_offload=dist.is_initialized())
     )
-    if (not dist.is_initialized() or dist.get_rank() == 0) and not folder.exists():
+    if is_main_process() and not folder.exists():
         unfinished = folder.with_name(f".{folder.name}.unfinished")
         shutil.rmtree(unfinished, ignore_errors=True)
         model.save_pretrained(unfinished, state_dict=state)

@@ -1,41 +1,49 @@
-from dataclasses import asdict, dataclass, field
+"""The settings of a probe."""
+
+import dataclasses
+import typing
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from ..errors import PlasticityError
 from ..learning_rate import learning_rate_shape
+from ..settings import setting
 
 
 ADAPTATIONS = ("full", "lora")
+# The text decides it for training and probe alike, or no command line can express it.
+NO_FLAG = ("allow_repeats", "lr_scheduler_kwargs", "lora_target_modules")
 
 
 @dataclass
 class ProbeConfig:
     """
-    How a copy of the model is trained on the probe language, and how its validation loss is followed.
+    How a copy of the model is trained on the probe language, and how its validation loss is measured.
 
-    Everything here shapes the curve, so all of it enters `probe_config_hash`: two probes are compared only where it is
-    the same.
+    All settings shape the curve and enter `probe_config_hash`: only probes with equal settings are compared. The
+    defaults are a short probe for a quick look at a model that fits one device; the study's values are in
+    `configs/paper.yaml`.
 
     Args:
-        steps (`int`, *optional*, defaults to 9537):
-            Optimizer steps of the probe (the paper's 5B tokens).
-        eval_every (`int`, *optional*, defaults to 95):
-            Optimizer steps between two evaluations. The first is before any step, the last after all.
-        eval_sequences (`int`, *optional*, defaults to 1280):
-            Validation sequences in an evaluation, always the same ones.
+        steps (`int`, *optional*, defaults to 200):
+            Optimizer steps of the probe (the paper: 9,537, which is 5B tokens).
+        eval_every (`int`, *optional*, defaults to a twentieth of `steps`):
+            Optimizer steps between two evaluations (the paper: 95). The first is before any step, the last after all.
+        eval_sequences (`int`, *optional*, defaults to 64):
+            Validation sequences in an evaluation, always the same ones (the paper: 1,280).
         dense_start (`bool`, *optional*, defaults to `False`):
-            Evaluates also after 1, 2, 4, 8, … steps within the first interval, where the loss falls fastest and the
+            Also evaluate after 1, 2, 4, 8, … steps within the first interval, where the loss falls fastest and the
             trapezoids of a short probe are coarsest. Not in the paper.
-        batch_size (`int`, *optional*, defaults to 256):
-            Sequences in an optimizer step, over all processes and micro-batches.
-        learning_rate (`float`, *optional*, defaults to 1e-3):
+        batch_size (`int`, *optional*, defaults to 16):
+            Sequences in an optimizer step, over all processes and micro-batches (the paper: 256).
+        learning_rate (`float`, *optional*, defaults to 3e-4):
             Peak learning rate.
-        warmup_steps (`int`, *optional*, defaults to 0):
+        warmup_steps (`int`, *optional*, defaults to a tenth of `steps`):
             Steps of linear warmup.
         lr_scheduler_type (`str`, *optional*, defaults to `"constant_with_warmup"`):
-            Shape after the warmup, any that Transformers knows. The paper leaves it open.
+            Shape after the warmup, any that Transformers knows. The paper does not state it.
         lr_scheduler_kwargs (`dict`, *optional*):
-            What that shape takes besides.
+            Further arguments of that shape.
         weight_decay (`float`, *optional*, defaults to 0.1):
             AdamW's, on weight matrices and embeddings, as in the Trainer.
         adam_beta1 (`float`, *optional*, defaults to 0.9):
@@ -47,18 +55,18 @@ class ProbeConfig:
         max_grad_norm (`float`, *optional*, defaults to 1.0):
             Gradient norm to clip to, 0 for none.
         seed (`int`, *optional*, defaults to 0):
-            Decides the order of the training sequences, and dropout where the model has it.
+            Seed of the order of the training sequences, and of dropout if the model has it.
         repeats (`int`, *optional*, defaults to 1):
-            Probes at each point, with seeds `seed … seed + repeats − 1`; the record holds their mean and spread.
+            Probes at each point, with seeds `seed … seed + repeats − 1`; the record has their mean and spread.
         adaptation (`str`, *optional*, defaults to `"full"`):
-            `"full"` trains every parameter, as the paper does; `"lora"` trains low-rank adapters (PEFT) on a frozen
-            model, for models whose second optimizer does not fit.
+            `"full"` trains every parameter that training trains, as the paper does; `"lora"` trains low-rank adapters
+            (PEFT) on a frozen model, for models whose second optimizer state does not fit.
         lora_rank (`int`, *optional*, defaults to 16):
             Rank of the adapters.
         lora_alpha (`int`, *optional*, defaults to 32):
             Their scale is `lora_alpha / lora_rank`.
         lora_target_modules (`str` or `list[str]`, *optional*, defaults to `"all-linear"`):
-            Modules that get one, as in `peft.LoraConfig`.
+            Modules that get an adapter, as in `peft.LoraConfig`.
         allow_repeats (`bool`, *optional*, defaults to `False`):
             Whether training sequences may be used again when there are fewer than `steps · batch_size`.
 
@@ -66,29 +74,33 @@ class ProbeConfig:
         [`PlasticityError`]: A count that is not positive, an unknown adaptation or scheduler.
     """
 
-    steps: int = 9_537
-    eval_every: int = 95
-    eval_sequences: int = 1_280
-    dense_start: bool = False
-    batch_size: int = 256
-    learning_rate: float = 1e-3
-    warmup_steps: int = 0
-    lr_scheduler_type: str = "constant_with_warmup"
-    lr_scheduler_kwargs: dict[str, Any] = field(default_factory=dict)
-    weight_decay: float = 0.1
-    adam_beta1: float = 0.9
-    adam_beta2: float = 0.95
-    adam_epsilon: float = 1e-8
-    max_grad_norm: float = 1.0
-    seed: int = 0
-    repeats: int = 1
-    adaptation: str = "full"
-    lora_rank: int = 16
-    lora_alpha: int = 32
-    lora_target_modules: str | list[str] = "all-linear"
-    allow_repeats: bool = False
+    steps: int = setting(200, help="Optimizer steps of a probe.")
+    eval_every: int | None = setting(None, help="Probe steps between two evaluations.")
+    eval_sequences: int = setting(64, help="Validation sequences of an evaluation.")
+    dense_start: bool = setting(False, help="Also evaluate after 1, 2, 4, ... probe steps within the first interval.")
+    batch_size: int = setting(16, help="Sequences in an optimizer step of the probe.")
+    learning_rate: float = setting(3e-4, help="Peak learning rate of the probe.")
+    warmup_steps: int | None = setting(None, help="Warmup steps of the probe.")
+    lr_scheduler_type: str = setting("constant_with_warmup", help="Shape of the probe's learning rate after warmup.")
+    lr_scheduler_kwargs: dict[str, Any] = setting(default_factory=dict, help="Further arguments of that shape.")
+    weight_decay: float = setting(0.1, help="Weight decay of the probe.")
+    adam_beta1: float = setting(0.9, help="Beta1 of the probe's AdamW.")
+    adam_beta2: float = setting(0.95, help="Beta2 of the probe's AdamW.")
+    adam_epsilon: float = setting(1e-8, help="Epsilon of the probe's AdamW.")
+    max_grad_norm: float = setting(1.0, help="Gradient norm that the probe clips to, 0 for none.")
+    seed: int = setting(0, help="Seed of the order of the probe's text, independent of the run's seed.")
+    repeats: int = setting(1, help="Probes at each point, for error bars.")
+    adaptation: str = setting("full", help="full or lora.")
+    lora_rank: int = setting(16, help="Rank of the adapters of a lora probe.")
+    lora_alpha: int = setting(32, help="Scale of the adapters times their rank.")
+    lora_target_modules: str | list[str] = setting("all-linear", help="Modules that get an adapter.")
+    allow_repeats: bool = setting(False, help="Whether the probe's text may be used again when it runs out.")
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
+        if self.eval_every is None:
+            self.eval_every = max(1, self.steps // 20)
+        if self.warmup_steps is None:
+            self.warmup_steps = self.steps // 10
         for name in ("steps", "eval_every", "eval_sequences", "batch_size", "learning_rate", "repeats", "lora_rank"):
             if not getattr(self, name) > 0:
                 raise PlasticityError(f"probe_{name}: {getattr(self, name)} is not positive")
@@ -96,10 +108,30 @@ class ProbeConfig:
             raise PlasticityError(
                 f"probe_adaptation: '{self.adaptation}' is unknown; choose one of {', '.join(ADAPTATIONS)}"
             )
+        if not 0 <= self.warmup_steps <= self.steps:
+            raise PlasticityError(
+                f"probe_warmup_steps: {self.warmup_steps} is not between 0 and the {self.steps} probe steps"
+            )
         learning_rate_shape(self.lr_scheduler_type, self.steps, self.warmup_steps, self.lr_scheduler_kwargs)
 
+    @classmethod
+    def from_settings(cls, settings: Any, **defaults: Any) -> "ProbeConfig":
+        """
+        The probe that a configuration with `probe_…` fields asks for (see [`probe_settings`]).
+
+        Args:
+            settings (dataclass instance): The configuration.
+            **defaults: Values of the settings that it leaves open (`None`).
+        """
+        given = {name: getattr(settings, f"probe_{name}") for name in _flags()}
+        return cls(**(defaults | {name: value for name, value in given.items() if value is not None}))
+
+    def as_settings(self) -> dict[str, Any]:
+        """The `probe_…` settings that give this probe."""
+        return {f"probe_{name}": getattr(self, name) for name in _flags()}
+
     def evaluation_steps(self) -> list[int]:
-        """The probe steps after which validation loss is measured, 0 and `steps` among them."""
+        """The probe steps after which the validation loss is measured, 0 and `steps` among them."""
         steps = {*range(0, self.steps, self.eval_every), self.steps}
         if self.dense_start:
             power = 1
@@ -109,8 +141,28 @@ class ProbeConfig:
         return sorted(steps)
 
     def protocol(self) -> dict[str, Any]:
-        """What shapes the numbers of a probe with this configuration, ready to be hashed."""
+        """The settings that shape the numbers of a probe, ready to be hashed."""
         settings = asdict(self)
         if self.adaptation == "full":
             settings = {name: value for name, value in settings.items() if not name.startswith("lora_")}
         return settings
+
+
+def _flags() -> list[str]:
+    return [one.name for one in dataclasses.fields(ProbeConfig) if one.name not in NO_FLAG]
+
+
+def probe_settings(**defaults: Any) -> type:
+    """
+    A dataclass with a field `probe_<name>` for each setting of [`ProbeConfig`], for configurations to inherit from. A
+    field without a default here is `None`: the configuration decides it from its other settings.
+
+    Args:
+        **defaults: Defaults by the names of [`ProbeConfig`].
+    """
+    kinds, known = typing.get_type_hints(ProbeConfig), {one.name: one for one in dataclasses.fields(ProbeConfig)}
+    fields = []
+    for name in _flags():
+        kind = kinds[name] if name in defaults else kinds[name] | None
+        fields.append((f"probe_{name}", kind, setting(defaults.get(name), help=known[name].metadata["help"])))
+    return dataclasses.make_dataclass("ProbeSettings", fields)

@@ -1,9 +1,6 @@
 """Validation loss on token blocks, over all processes."""
 
-import contextlib
 import math
-from collections.abc import Callable, Iterator
-from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,7 +8,9 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from .unchanged import reshard
+from ..distributed import rank_and_world_size
+from ..errors import PlasticityError
+from ..network import reshard
 
 
 if TYPE_CHECKING:
@@ -20,31 +19,27 @@ if TYPE_CHECKING:
     TokenBlocks = Blocks | np.ndarray | torch.Tensor
 
 
-_APART: ContextVar[bool] = ContextVar("apart", default=False)
+def as_blocks(blocks: Any) -> "TokenBlocks":
+    """
+    Token blocks from what a user has: [`Blocks`], an array, a tensor, a list of lists, or a `datasets.Dataset` with
+    `input_ids` of one length.
 
-
-def process_rank_and_count() -> tuple[int, int]:
-    """This process's number and how many share the model."""
-    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() and not _APART.get() else (0, 1)
-
-
-@contextlib.contextmanager
-def each_process_apart() -> Iterator[None]:
-    """Within, each process of a launch probes a model of its own, as if there were no others."""
-    token = _APART.set(True)
+    Raises:
+        [`PlasticityError`]: Anything else, or sequences of different lengths.
+    """
+    if isinstance(blocks, np.ndarray | torch.Tensor) or hasattr(blocks, "prepare"):
+        return blocks
+    rows = blocks["input_ids"] if "input_ids" in getattr(blocks, "column_names", ()) else blocks
     try:
-        yield
-    finally:
-        _APART.reset(token)
-
-
-def from_main_process(compute: Callable[[], Any]) -> Any:
-    """What `compute` returns on the main process, on all of them: only that one is sure to see the run folder."""
-    rank, world = process_rank_and_count()
-    box = [compute() if rank == 0 else None]
-    if world > 1:
-        dist.broadcast_object_list(box, src=0)
-    return box[0]
+        array = np.asarray(list(rows), dtype=np.int64)
+    except (TypeError, ValueError):
+        array = np.empty(0)
+    if array.ndim != 2:
+        raise PlasticityError(
+            f"blocks: '{type(blocks).__name__}' does not hold token sequences of one length; make blocks with "
+            "`text_blocks`, or pass an array of token ids of shape (num_blocks, context_length)"
+        )
+    return array
 
 
 def to_device(batch: np.ndarray | torch.Tensor, device: torch.device) -> torch.Tensor:
@@ -66,7 +61,7 @@ def validation_loss(model: nn.Module, blocks: "TokenBlocks", num_sequences: int,
         `float`: The same on every process.
     """
     model.eval()
-    rank, world = process_rank_and_count()
+    rank, world = rank_and_world_size()
     device = next(model.parameters()).device
     total = torch.zeros((), dtype=torch.float64, device=device)
     starts = range(0, num_sequences, micro_batch_size)

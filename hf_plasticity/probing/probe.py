@@ -9,22 +9,24 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 import torch.distributed as dist
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 from torch._dynamo import OptimizedModule
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 from tqdm.auto import tqdm
-from transformers import Trainer
+from transformers import PreTrainedModel, Trainer
+from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 from transformers.pytorch_utils import Conv1D
 
+from ..distributed import rank_and_world_size
 from ..errors import PlasticityError
 from ..learning_rate import learning_rate_shape
+from ..network import preserve_model, reshard
 from .config import ProbeConfig
-from .evaluation import process_rank_and_count, to_device, validation_loss
+from .evaluation import as_blocks, to_device, validation_loss
 from .result import ProbeResult
-from .unchanged import reshard, unchanged
 
 
 if TYPE_CHECKING:
@@ -34,7 +36,7 @@ if TYPE_CHECKING:
 
 
 class ProbeDivergedError(FloatingPointError):
-    """The loss of a probe is no finite number any more."""
+    """The loss of a probe is NaN or infinite."""
 
 
 def run_probe(
@@ -43,18 +45,18 @@ def run_probe(
     eval_blocks: "TokenBlocks",
     config: ProbeConfig,
     micro_batch_size: int | None = None,
+    largest_micro_batch_size: int | None = None,
     bytes_per_token: float | None = None,
     description: str = "probe",
     show_progress: bool = True,
     before_step: Callable[[], None] | None = None,
 ) -> ProbeResult:
     """
-    How fast the model adapts to the text in `train_blocks`, measured on `eval_blocks`; the model is as before
-    afterwards, to the bit.
+    Measure how fast a model adapts to the text in `train_blocks`, and restore the model bit for bit.
 
-    The probe works in place on the model at hand, plain or wrapped by DDP, FSDP2 or `torch.compile`, on every process
-    that shares it. It holds one copy of the parameters and one state of AdamW besides what is there, and calls the
-    model as training does, under the same mixed precision.
+    The probe works in place on the model, plain or wrapped by DDP, FSDP2 or `torch.compile`, on every process that
+    shares it. It needs memory for one more copy of the parameters and one AdamW state, and calls the model as training
+    does, under the same mixed precision.
 
     Args:
         model (`nn.Module`): A causal language model that takes `input_ids` and `labels` and returns their loss.
@@ -63,12 +65,14 @@ def run_probe(
         eval_blocks ([`Blocks`], `np.ndarray` or `torch.Tensor` of shape `(num_blocks, context_length)`):
             Token ids to measure on; the first `config.eval_sequences` are used.
         config ([`ProbeConfig`]): How to adapt and how often to measure.
-        micro_batch_size (`int`, *optional*): Sequences in one forward on one process, by default the whole share of
-            this process. Decides over memory, not over the result.
+        micro_batch_size (`int`, *optional*): Sequences in one forward pass on one process; it affects memory, not
+            results. By default the whole share of this process.
+        largest_micro_batch_size (`int`, *optional*): Instead of it, the most sequences that fit in memory; the largest
+            divisor of the share up to it is used.
         bytes_per_token (`float`, *optional*): Of the validation text, for `bits_per_byte`.
         description (`str`, *optional*, defaults to `"probe"`): Label of the progress bar.
         show_progress (`bool`, *optional*, defaults to `True`): Whether the main process shows one.
-        before_step (`Callable[[], None]`, *optional*): Called before each step; raises to give the probe up.
+        before_step (`Callable[[], None]`, *optional*): Called before each step; raises to abort the probe.
 
     Returns:
         [`ProbeResult`]: The same on every process.
@@ -85,11 +89,18 @@ def run_probe(
     ```
     """
     started = time.perf_counter()
-    share = _Share(train_blocks, eval_blocks, config, micro_batch_size, next(model.parameters()).device)
+    share = _Share(
+        train_blocks,
+        eval_blocks,
+        config,
+        micro_batch_size,
+        largest_micro_batch_size,
+        next(model.parameters()).device,
+    )
     curves = []
     for repeat in range(config.repeats):
         label = description if config.repeats == 1 else f"{description}, {repeat + 1} of {config.repeats}"
-        with unchanged(model, keep_parameters=config.adaptation == "full"):
+        with preserve_model(model, parameters=config.adaptation == "full"):
             torch.manual_seed(config.seed + repeat)
             with (
                 _adapters(model, config) as adapting,
@@ -104,31 +115,80 @@ def run_probe(
     )
 
 
+def check_probe(
+    model: nn.Module,
+    train_blocks: "TokenBlocks",
+    eval_blocks: "TokenBlocks",
+    config: ProbeConfig,
+    micro_batch_size: int | None = None,
+) -> None:
+    """
+    Check before a training starts that its probes will be able to run.
+
+    Raises:
+        [`PlasticityError`]: The model is not a causal language model or has adapters already, too few blocks,
+            or the batch does not divide.
+    """
+    _check_causal(unwrapped(model))
+    if config.adaptation == "lora" and isinstance(unwrapped(model), PeftModel):
+        raise PlasticityError(
+            "probe_adaptation: 'lora' adds adapters, and the model has some already; use 'full', which trains what "
+            "training trains"
+        )
+    _Share(train_blocks, eval_blocks, config, micro_batch_size, None, next(model.parameters()).device)
+
+
+def _check_causal(model: nn.Module) -> None:
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    if not isinstance(base, PreTrainedModel):
+        return
+    name, config = type(base).__name__, base.config
+    masked = name in MODEL_FOR_MASKED_LM_MAPPING_NAMES.values()
+    if config.is_encoder_decoder or masked:
+        kind = "an encoder-decoder model" if config.is_encoder_decoder else "a masked language model"
+        raise PlasticityError(f"model: '{name}' is {kind}; the probe requires a causal language model")
+
+
 class _Share:
     """What this process takes of every batch, cut into micro-batches."""
 
-    def __init__(self, train_blocks, eval_blocks, config: ProbeConfig, micro_batch_size: int | None, device):
-        self.rank, self.world = process_rank_and_count()
-        self.train_blocks, self.eval_blocks, self.config, self.device = train_blocks, eval_blocks, config, device
+    def __init__(
+        self,
+        train_blocks,
+        eval_blocks,
+        config: ProbeConfig,
+        micro_batch_size: int | None,
+        largest_micro_batch_size: int | None,
+        device,
+    ):
+        self.rank, self.world = rank_and_world_size()
+        self.train_blocks, self.eval_blocks = as_blocks(train_blocks), as_blocks(eval_blocks)
+        self.config, self.device = config, device
         self.size, rest = divmod(config.batch_size, self.world)
-        self.micro_batch_size = min(micro_batch_size or self.size, self.size)
-        if rest or self.size % self.micro_batch_size:
+        if rest or not self.size:
             raise PlasticityError(
-                f"probe_batch_size: {config.batch_size} sequences do not divide into {self.world} processes with "
-                f"micro-batches of {self.micro_batch_size}"
+                f"probe_batch_size: {config.batch_size} sequences do not divide among {self.world} processes"
+            )
+        most = largest_micro_batch_size or self.size
+        largest = max(size for size in range(1, self.size + 1) if self.size % size == 0 and size <= most)
+        self.micro_batch_size = min(micro_batch_size or largest, self.size)
+        if self.size % self.micro_batch_size:
+            raise PlasticityError(
+                f"micro_batch_size: {self.micro_batch_size} does not divide the {self.size} sequences that each of "
+                f"{self.world} processes has of a probe batch"
             )
         self.wanted = config.steps * config.batch_size
-        self.available = _number_of_blocks(train_blocks, self.wanted)
+        self.available = _number_of_blocks(self.train_blocks, self.wanted)
         if self.available < self.wanted and not (config.allow_repeats and self.available):
             raise PlasticityError(
-                f"probe_steps: {config.steps} steps take {self.wanted:,} training sequences and there are "
+                f"probe_steps: {config.steps} steps require {self.wanted:,} training sequences and there are "
                 f"{self.available:,}; give the probe language more text, shorten the probe, or set allow_repeats"
             )
-        held_out = _number_of_blocks(eval_blocks, config.eval_sequences)
+        held_out = _number_of_blocks(self.eval_blocks, config.eval_sequences)
         if held_out < config.eval_sequences:
             raise PlasticityError(
-                f"probe_eval_sequences: {config.eval_sequences} are asked for and the validation split has "
-                f"{held_out}; give it more text, or ask for fewer"
+                f"probe_eval_sequences: {config.eval_sequences} are requested and the validation split has "
+                f"{held_out}; give it more text, or request fewer"
             )
 
     def order(self, seed: int) -> np.ndarray:
@@ -143,7 +203,7 @@ class _Share:
 
 
 def _number_of_blocks(blocks: "TokenBlocks", wanted: int) -> int:
-    """How many blocks there are, after having prepared as many as are wanted where they are made on demand."""
+    """How many blocks there are, once as many as are wanted are prepared."""
     if hasattr(blocks, "prepare"):
         blocks.prepare(wanted)
     return len(blocks)
@@ -153,23 +213,24 @@ def _not_compiled(model: nn.Module) -> nn.Module:
     return model._orig_mod if isinstance(model, OptimizedModule) else model
 
 
-def _unwrapped(model: nn.Module) -> nn.Module:
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The model inside DDP and `torch.compile`."""
     model = _not_compiled(model)
     return _not_compiled(model.module) if isinstance(model, DistributedDataParallel) else model
 
 
 @contextlib.contextmanager
 def _adapters(model: nn.Module, config: ProbeConfig) -> Iterator[nn.Module]:
-    """The model to train: the one at hand, or with low-rank adapters in it for as long as the probe lasts."""
+    """The model to train, with low-rank adapters in it during a LoRA probe."""
     if config.adaptation == "full":
         yield model
         return
     if isinstance(model, OptimizedModule) and isinstance(model, FSDPModule):
         raise PlasticityError(
-            "probe_adaptation: 'lora' cannot go below a compiler that FSDP2 has sharded; probe in full, or train "
+            "probe_adaptation: 'lora' is not supported with torch_compile and FSDP2 together; use 'full', or train "
             "without torch_compile"
         )
-    base = _unwrapped(model)
+    base = unwrapped(model)
     adapted = get_peft_model(
         base,
         LoraConfig(

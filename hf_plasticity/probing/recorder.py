@@ -1,36 +1,50 @@
-"""The probes of one training: under which protocol, at which points, and what is recorded of them."""
+"""The probes of one training: their protocol, and their lines in `probes.jsonl`."""
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from accelerate.state import AcceleratorState
 from torch import nn
 
-from .. import metrics
-from ..records import PROBE_KEY, PROBES_FILE, append_record, config_hash, read_records, update_records
+from ..distributed import from_main_process, is_main_process
+from ..metrics.delta_auc.definition import delta_auc
+from ..periodic import Timeline
+from ..records import (
+    PROBE_KEY,
+    PROBES_FILE,
+    append_record,
+    config_hash,
+    read_records,
+    update_records,
+    write_protocol,
+)
 from .config import ProbeConfig
-from .evaluation import from_main_process, process_rank_and_count
-from .probe import ProbeDivergedError, run_probe
+from .evaluation import as_blocks
+from .probe import ProbeDivergedError, run_probe, unwrapped
 from .result import ProbeResult
-from .timeline import Timeline
 
 
 if TYPE_CHECKING:
     from .evaluation import TokenBlocks
 
+ALL = "all"
+# The adaptation of a probe that trains a part of the parameters because training does, as with PEFT.
+PARTIAL = "partial"
+
 
 class ProbeRecorder:
     """
-    Probes models at points of one training, and keeps a line of each probe in `probes.jsonl`.
+    Probes the models of one training and keeps one line for each probe in `probes.jsonl`.
 
     Args:
         train_blocks ([`Blocks`], `np.ndarray` or `torch.Tensor` of shape `(num_blocks, context_length)`):
             Token ids of the probe language to adapt to.
         eval_blocks ([`Blocks`], `np.ndarray` or `torch.Tensor` of shape `(num_blocks, context_length)`):
-            Token ids of the probe language to measure on.
+            Token ids of the probe language to measure the loss on.
         config ([`ProbeConfig`]): The probe.
         language (`str`): The probe language.
         timeline ([`Timeline`]): Of the training.
@@ -46,23 +60,48 @@ class ProbeRecorder:
         timeline: Timeline,
         bytes_per_token: float | None = None,
     ):
-        self.train_blocks, self.eval_blocks, self.config, self.language = train_blocks, eval_blocks, config, language
+        self.train_blocks, self.eval_blocks = as_blocks(train_blocks), as_blocks(eval_blocks)
+        self.config, self.language = config, language
         self.timeline, self.bytes_per_token = timeline, bytes_per_token
-        self.protocol = {
-            "language": language,
-            "adaptation": config.adaptation,
-            "seed": config.seed,
-            "probe_config_hash": config_hash(
-                config.protocol()
-                | {"language": language, "train": fingerprint(train_blocks), "evaluation": fingerprint(eval_blocks)}
-            ),
+        self._identity: dict[str, Any] | None = None
+
+    def begin(self, conditions: Mapping[str, Any], folder: str | Path) -> None:
+        """
+        Fix the protocol of the probes, and write it to `probe_protocols.json` in the run folder. Called before the
+        first probe, on every process.
+
+        Args:
+            conditions (`Mapping[str, Any]`): What [`probe_conditions`] finds in the models that are probed.
+            folder (`str` or `Path`): The run folder.
+        """
+        protocol = {
+            "language": self.language,
+            "train": fingerprint(self.train_blocks),
+            "evaluation": fingerprint(self.eval_blocks),
+            **self.config.protocol(),
+            **conditions,
         }
+        self._identity = {
+            "language": self.language,
+            "adaptation": self.config.adaptation if conditions["trained"] == ALL else PARTIAL,
+            "seed": self.config.seed,
+            "probe_config_hash": config_hash(protocol),
+        }
+        if is_main_process():
+            write_protocol(folder, self._identity["probe_config_hash"], protocol)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """`language`, `adaptation`, `seed` and `probe_config_hash` of every record."""
+        assert self._identity is not None, "begin() comes first"
+        return self._identity
 
     def measure(
         self,
         model: nn.Module,
         step: int,
         micro_batch_size: int | None = None,
+        largest_micro_batch_size: int | None = None,
         show_progress: bool = True,
         before_step: Callable[[], None] | None = None,
     ) -> ProbeResult:
@@ -71,7 +110,7 @@ class ProbeRecorder:
 
         Raises:
             [`PlasticityError`]: Too few blocks, or a batch that does not divide.
-            [`ProbeDivergedError`]: A loss is not finite, with the place in the training.
+            [`ProbeDivergedError`]: A loss is not finite; the message has the position in the training.
         """
         where, position = self.timeline.describe(step), self.timeline.position(step)
         try:
@@ -81,6 +120,7 @@ class ProbeRecorder:
                 self.eval_blocks,
                 self.config,
                 micro_batch_size=micro_batch_size,
+                largest_micro_batch_size=largest_micro_batch_size,
                 bytes_per_token=self.bytes_per_token,
                 description=f"probe {self.language} ({where})",
                 show_progress=show_progress,
@@ -91,26 +131,26 @@ class ProbeRecorder:
             raise ProbeDivergedError(f"probe on '{self.language}' ({place}): {error}") from None
 
     def records(self, folder: str | Path) -> list[dict[str, Any]]:
-        """The probes of a run folder under this very protocol by step, on all processes as the main one sees it."""
-        return from_main_process(lambda: self.mine(folder))
+        """The probes of a run folder with this protocol by step, on all processes as the main one sees them."""
+        return from_main_process(lambda: self.read(folder))
 
-    def mine(self, folder: str | Path) -> list[dict[str, Any]]:
-        """The same as this process sees it."""
+    def read(self, folder: str | Path) -> list[dict[str, Any]]:
+        """The same as this process sees them."""
         lines = read_records(Path(folder) / PROBES_FILE)
-        return sorted((line for line in lines if self._is_mine(line)), key=lambda line: line["step"])
+        return sorted((line for line in lines if self._matches(line)), key=lambda line: line["step"])
 
-    def _is_mine(self, line: dict[str, Any]) -> bool:
-        return line["probe_config_hash"] == self.protocol["probe_config_hash"]
+    def _matches(self, line: dict[str, Any]) -> bool:
+        return line["probe_config_hash"] == self.identity["probe_config_hash"]
 
     def has_reference(self, folder: str | Path) -> bool:
-        """Whether a trained model has been probed, so that ΔAUC has something to refer to."""
+        """Whether a trained model has been probed, so that ΔAUC has a reference."""
         return any(line["step"] > 0 for line in self.records(folder))
 
     def write(self, folder: str | Path, step: int, result: ProbeResult) -> dict[str, Any]:
         """
         Add the line of a probe to a run folder, once, by the main process.
 
-        ΔAUC refers to the first probe after training began: that of cycle 1 in the study.
+        ΔAUC refers to the first probe of a trained model: that of cycle 1 where every cycle is probed.
 
         Returns:
             `dict`: The line, on every process.
@@ -119,33 +159,62 @@ class ProbeRecorder:
 
         def record() -> dict[str, Any]:
             reference = trained[0] if trained else result.auc if step > 0 else None
-            return result.record(self.timeline.position(step), self.protocol, reference)
+            return result.record(self.timeline.position(step), self.identity, reference)
 
         line = from_main_process(record)
-        if process_rank_and_count()[0] == 0:
+        if is_main_process():
             append_record(Path(folder) / PROBES_FILE, line, PROBE_KEY)
         return line
 
     def refer_to_first(self, folder: str | Path) -> None:
         """
-        Let the ΔAUC of all probes of a run folder refer to the first of them by step: one that was probed after later
-        ones, as it is when revisions are added, changes what theirs refers to. For the main process.
+        Recompute ΔAUC of all probes of a run folder against the first by step: adding earlier checkpoints changes the
+        reference of later ones. For the main process.
         """
-        trained = [line for line in self.mine(folder) if line["step"] > 0]
+        trained = [line for line in self.read(folder) if line["step"] > 0]
         if not trained:
             return
-        aucs = [line["auc"] for line in trained]
-        changes = metrics.load("delta_auc").compute(aucs=aucs, reference=aucs[0])["delta_auc"]
-        fresh = {line["step"]: change for line, change in zip(trained, changes)}
+        reference = trained[0]["auc"]
+        fresh = {line["step"]: delta_auc(line["auc"], reference) for line in trained}
 
         def change(line: dict[str, Any]) -> dict[str, Any]:
-            return {"delta_auc": fresh[line["step"]]} if self._is_mine(line) and line["step"] in fresh else {}
+            return {"delta_auc": fresh[line["step"]]} if self._matches(line) and line["step"] in fresh else {}
 
         update_records(Path(folder) / PROBES_FILE, change)
 
 
+def probe_conditions(model: nn.Module) -> dict[str, Any]:
+    """
+    What shapes the numbers of a probe besides its configuration and text.
+
+    Args:
+        model (`nn.Module`): A model of the training, prepared by Accelerate.
+
+    Returns:
+        `dict`: `precision` of the weights and of the computation; `trained`: `"all"` parameters, or how many of them;
+        `neftune_noise_alpha` if training adds noise to the embeddings.
+    """
+    base = unwrapped(model)
+    parameters = list(base.parameters())
+    trainable = [parameter for parameter in parameters if parameter.requires_grad]
+    total, trained = (sum(parameter.numel() for parameter in some) for some in (parameters, trainable))
+    conditions = {
+        "precision": precision(parameters[0].dtype),
+        "trained": ALL if trained == total else f"{trained} of {total} parameters",
+    }
+    noise = getattr(base.get_input_embeddings(), "neftune_noise_alpha", None)
+    return conditions if noise is None else conditions | {"neftune_noise_alpha": noise}
+
+
+def precision(weights: torch.dtype) -> str:
+    """The precision of a probe: `"float32"`, or `"float32, bf16 autocast"` under Accelerate's mixed precision."""
+    autocast = AcceleratorState().mixed_precision if AcceleratorState._shared_state else "no"
+    name = str(weights).removeprefix("torch.")
+    return name if autocast == "no" else f"{name}, {autocast} autocast"
+
+
 def fingerprint(blocks: "TokenBlocks") -> str:
-    """Hexadecimal digits that stand for the tokens of `blocks`."""
+    """Hexadecimal digits that identify the tokens of `blocks`."""
     if hasattr(blocks, "fingerprint"):
         return blocks.fingerprint
     array = np.ascontiguousarray(blocks.cpu().numpy() if isinstance(blocks, torch.Tensor) else blocks, dtype=np.int64)

@@ -6,7 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from .. import metrics
+from ..metrics.bits_per_byte.definition import bits_per_byte
+from ..metrics.delta_auc.definition import delta_auc
+from ..metrics.probe_auc.definition import probe_auc
 
 
 @dataclass
@@ -34,7 +36,7 @@ class ProbeResult:
     @cached_property
     def scores(self) -> dict[str, float]:
         """`probe_auc`, `mean_loss`, `start_loss` and `final_loss` of the mean curve, by the metric `probe_auc`."""
-        return metrics.load("probe_auc").compute(steps=self.probe_steps, losses=self.losses)
+        return probe_auc(self.probe_steps, self.losses)
 
     @property
     def auc(self) -> float:
@@ -46,9 +48,7 @@ class ProbeResult:
         """Standard error of `auc` over the repeats; `None` for a single one."""
         if len(self.curves) < 2:
             return None
-        areas = metrics.load("probe_auc").compute(steps=[self.probe_steps] * len(self.curves), losses=self.curves)[
-            "probe_auc"
-        ]
+        areas = probe_auc(self.probe_steps, self.curves)["probe_auc"]
         return float(np.std(areas, ddof=1) / np.sqrt(len(areas)))
 
     @property
@@ -56,10 +56,7 @@ class ProbeResult:
         """The final loss in bits per UTF-8 byte, by the metric of that name."""
         if self.bytes_per_token is None:
             return None
-        scored = metrics.load("bits_per_byte").compute(
-            losses=self.losses[-1], num_tokens=1, num_bytes=self.bytes_per_token
-        )
-        return scored["bits_per_byte"]
+        return bits_per_byte(self.losses[-1], num_tokens=1, num_bytes=self.bytes_per_token)
 
     def record(
         self, position: dict[str, Any], protocol: dict[str, Any], reference_auc: float | None
@@ -76,7 +73,7 @@ class ProbeResult:
         """
         delta = None
         if reference_auc is not None:
-            delta = metrics.load("delta_auc").compute(aucs=self.auc, reference=reference_auc)["delta_auc"]
+            delta = delta_auc(self.auc, reference_auc)
         record = {
             **{name: position[name] for name in ("cycle", "task", "step", "tokens")},
             "language": protocol["language"],

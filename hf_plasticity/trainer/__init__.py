@@ -1,6 +1,6 @@
+from ..errors import TrainingInterrupted
 from .checkpoint import last_complete_checkpoint
 from .config import ContinualConfig
-from .signals import TrainingInterrupted
 from .trainer import ContinualTrainer, TrainingDivergedError
 
 

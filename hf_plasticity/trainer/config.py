@@ -1,19 +1,29 @@
+"""The settings of a continual run: `TrainingArguments`, and what the study adds to them."""
+
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
-from transformers import TrainingArguments
+from transformers import SchedulerType, TrainingArguments
 
 from ..errors import PlasticityError
 from ..learning_rate import learning_rate_shape
-from ..probing import ProbeConfig
+from ..probing.config import ProbeConfig, probe_settings
+from ..settings import DERIVED, LENGTH, MACHINE, OUTPUT, setting
+from .training_arguments import check_accelerator_config, check_training_arguments
 
 
 INLINE, DEFERRED = "inline", "deferred"
+DEFAULT_WARMUP_STEPS = 10
+CONSTANT = ("constant", "constant_with_warmup")
+# The other settings of the probe follow from those of training.
+ProbeSettings = probe_settings(
+    eval_sequences=64, dense_start=False, seed=0, repeats=1, adaptation="full", lora_rank=16, lora_alpha=32
+)
 
 
 @dataclass
-class ContinualConfig(TrainingArguments):
+class ContinualConfig(ProbeSettings, TrainingArguments):  # type: ignore[misc, valid-type]
     r"""
     Configuration of [`ContinualTrainer`]: `TrainingArguments` and what the study adds to them.
 
@@ -26,158 +36,165 @@ class ContinualConfig(TrainingArguments):
         blend (`float`, *optional*, defaults to 0.5):
             For `"gradual"`: length of a boundary in task instances.
         cycles (`int`, *optional*, defaults to 3):
-            Length of the run (the paper: up to 48). A finished run goes on when it is given more.
+            Length of the run (the paper: up to 48). A complete run resumes when it is given more cycles.
         task_steps (`int`, *optional*, defaults to 80):
             Optimizer steps of a task instance (the paper: 9,537).
         global_batch_tokens (`int`, *optional*, defaults to 2048):
             Tokens in an optimizer step over all processes and micro-batches (the paper: 524,288). Gradient
             accumulation follows from it, `per_device_train_batch_size` and the number of processes.
         allow_repeats (`bool`, *optional*, defaults to `False`):
-            Whether a language that has run out of fresh tokens starts again, the probe's included.
+            Whether a language that runs out of fresh tokens starts again, the probe language included. The log then
+            counts the epochs.
         reset_optimizer (`bool`, *optional*, defaults to `True`):
             Whether every task instance starts with an empty optimizer state, as in the paper, under every schedule.
+        restart_warmup (`bool`, *optional*, defaults to `True`):
+            Whether the learning rate restarts its warmup at every task instance, as in the paper. `False` requires a
+            constant learning rate after warmup.
         evaluate_forgetting (`bool`, *optional*, defaults to `False`):
-            Whether validation loss on each training language is measured at the end of each cycle, into
+            Whether to measure the validation loss on each training language at the end of each cycle, into
             `forgetting.jsonl`.
         diagnose (`bool`, *optional*, defaults to `False`):
-            Whether to look inside the network wherever it is probed (magnitudes, dormant units, heads, ranks), into
-            `diagnostics.jsonl`; on the probe language's validation sequences.
+            Whether to diagnose the network at every probe (magnitudes, dormant units, heads, ranks), into
+            `diagnostics.jsonl`, on the probe language's validation sequences.
+        diagnostics_measures (`list[str]`, *optional*):
+            Names from `hf_plasticity.diagnostics.MEASURES`; by default the cheap ones, without gradients and
+            curvature.
         diagnostics_sequences (`int`, *optional*, defaults to 64):
-            How many of them.
+            Validation sequences of a diagnosis.
 
-    > Parameters that control the probe; those without a default of their own take it from training
+    > Parameters that control the probe
 
     Args:
         no_probe (`bool`, *optional*, defaults to `False`):
-            Trains without probes.
+            Whether to train without probes.
         probe (`str`, *optional*, defaults to `"inline"`):
-            `"inline"` probes, and diagnoses, between two steps of training. `"deferred"` keeps every model that is to
-            be probed as `cycle-003/` and trains on: `recipes/probe.py --follow` probes and diagnoses them meanwhile,
-            elsewhere, with the same numbers.
+            `"inline"` probes and diagnoses between two steps of training. `"deferred"` saves every model that is to be
+            probed as `cycle-003/` and continues training; `hf-plasticity probe --follow` probes and diagnoses it in
+            another process, with the same numbers.
         probe_every_cycles (`int`, *optional*, defaults to 1):
-            Cycles between two probes; the untrained model (cycle 0) is probed too.
+            Cycles between two probes. The untrained model is probed too.
+        probe_every_tasks (`int`, *optional*):
+            Task instances between two probes, instead of `probe_every_cycles`.
         probe_steps (`int`, *optional*, defaults to `task_steps`):
             Optimizer steps of a probe.
         probe_eval_every (`int`, *optional*, defaults to a hundredth of `probe_steps`):
-            Steps between two evaluations (the paper: 95).
-        probe_eval_sequences (`int`, *optional*, defaults to 64):
-            Validation sequences of an evaluation, also for `evaluate_forgetting` (the paper: 1,280).
-        probe_dense_start (`bool`, *optional*, defaults to `False`):
-            Evaluates also after 1, 2, 4, … steps within the first interval. Not in the paper.
-        probe_learning_rate (`float`, *optional*, defaults to `learning_rate`):
-            Peak learning rate of the probe.
-        probe_warmup_steps (`int`, *optional*, defaults to `warmup_steps`):
-            Warmup of the probe.
-        probe_adaptation (`str`, *optional*, defaults to `"full"`):
-            `"full"`, as in the paper, or `"lora"`.
-        probe_lora_rank (`int`, *optional*, defaults to 16):
-            Rank of the adapters of `"lora"`.
-        probe_seed (`int`, *optional*, defaults to 0):
-            Order of the probe's data. Not tied to `seed`, so that the runs of a ladder share their probe.
-        probe_repeats (`int`, *optional*, defaults to 1):
-            Probes at each point, with different orders of the data, for error bars.
+            Probe steps between two evaluations (the paper: 95).
+        probe_... (*optional*):
+            Every other setting of [`ProbeConfig`]. By default `probe_eval_sequences` is 64 (also used by
+            `evaluate_forgetting`), `probe_seed` 0 (independent of `seed`, so that runs share their probe), and what
+            training has too (batch, learning rate, warmup, scheduler, AdamW, clipping) is as in training.
         save_probe_checkpoints (`bool`, *optional*, defaults to `True`):
-            Whether to keep every probed model as `cycle-003/`.
+            Whether to save every probed model as `cycle-003/`.
 
-    > Parameters that control the Hub, besides `push_to_hub`, `hub_model_id`, `hub_private_repo` and `hub_token`, which
-    `recipes/continual.py` acts on; in a script of one's own, a [`~hub.push.RunPusher`] can `follow` the trainer
+    > Parameters that control the Hub, besides `push_to_hub`, `hub_model_id`, `hub_private_repo` and `hub_token`
 
     Args:
         hub_patience (`float`, *optional*, defaults to 600.0):
-            Seconds that the end of a run waits for a Hub that takes nothing more.
+            Seconds that the end of a run waits for a Hub that does not respond.
 
     These defaults differ from those of [`~transformers.TrainingArguments`]: `learning_rate` is that of the model's
-    size; `adam_beta2` 0.95, `weight_decay` 0.1 (the paper); `lr_scheduler_type` `"constant_with_warmup"` and
-    `warmup_steps` 10, both per task instance (the paper leaves them open); `per_device_train_batch_size` is the whole
-    share of the process; `save_steps` is a task instance, `save_total_limit` 2; `logging_steps` 10;
-    `logging_nan_inf_filter` `False`, since a NaN ends the run; `report_to` `"none"`; `train_sampling_strategy`
-    `"sequential"`, `remove_unused_columns` `False`, `ddp_find_unused_parameters` `False`, which the exactness of runs
-    rests on.
+    size; `adam_beta2` 0.95 and `weight_decay` 0.1 (the paper); `lr_scheduler_type` `"constant_with_warmup"` and
+    `warmup_steps` 10 (fewer in task instances shorter than that), both per task instance (the paper does not state
+    them); `per_device_train_batch_size` is the whole share of the process; `save_steps` is a task instance,
+    `save_total_limit` 2; `logging_steps` 10; `logging_nan_inf_filter` `False`, since a NaN ends the run; `report_to`
+    `"none"`; `train_sampling_strategy` `"sequential"`, `remove_unused_columns` `False` and
+    `ddp_find_unused_parameters` `False`, which exact runs require. What each field of `TrainingArguments` does in a
+    continual run is in `trainer/training_arguments.py`.
     """
 
-    schedule: str = field(
-        default="rotation", metadata={"help": "rotation, stationary, gradual, or a cycle's languages with commas."}
+    schedule: str = setting(
+        "rotation", help="rotation, stationary, gradual, or the languages of a cycle separated by commas."
     )
-    blend: float = field(default=0.5, metadata={"help": "Length of a gradual boundary in task instances."})
-    cycles: int = field(default=3, metadata={"help": "Length of the run."})
-    task_steps: int = field(default=80, metadata={"help": "Optimizer steps of a task instance."})
-    global_batch_tokens: int = field(default=2048, metadata={"help": "Tokens in an optimizer step, over everything."})
-    allow_repeats: bool = field(
-        default=False, metadata={"help": "Let a language that has run out of fresh tokens start again."}
+    blend: float = setting(0.5, help="Length of a gradual boundary in task instances.")
+    cycles: int = setting(3, help="Length of the run in cycles.", role=LENGTH)
+    task_steps: int = setting(80, help="Optimizer steps of a task instance.")
+    global_batch_tokens: int = setting(2048, help="Tokens in an optimizer step over all processes.")
+    allow_repeats: bool = setting(False, help="Whether a language that runs out of fresh tokens starts again.")
+    reset_optimizer: bool = setting(True, help="Whether every task instance starts with an empty optimizer state.")
+    restart_warmup: bool = setting(True, help="Whether the learning rate warms up again at every task instance.")
+    evaluate_forgetting: bool = setting(
+        False, help="Measure the validation loss on each training language after each cycle.", role=OUTPUT
     )
-    reset_optimizer: bool = field(
-        default=True, metadata={"help": "Start every task instance with an empty optimizer state."}
+    diagnose: bool = setting(
+        False, help="Diagnose the network (dormant units, heads, ranks, ...) at every probe.", role=OUTPUT
     )
-    evaluate_forgetting: bool = field(
-        default=False, metadata={"help": "Measure validation loss on each training language after each cycle."}
+    diagnostics_measures: list[str] | None = setting(
+        None, help="Measures of a diagnosis; by default the cheap ones. See docs/diagnostics.md.", role=OUTPUT
     )
-    diagnose: bool = field(default=False, metadata={"help": "Look inside the network wherever it is probed."})
-    diagnostics_sequences: int = field(default=64, metadata={"help": "Validation sequences of a diagnosis."})
+    diagnostics_sequences: int = setting(64, help="Validation sequences of a diagnosis.", role=OUTPUT)
 
-    no_probe: bool = field(default=False, metadata={"help": "Train without probes."})
-    probe: str = field(
-        default=INLINE, metadata={"help": "inline, or deferred: recipes/probe.py --follow probes what the run saves."}
+    no_probe: bool = setting(False, help="Train without probes.")
+    probe: str = setting(
+        INLINE,
+        help="inline, or deferred: `hf-plasticity probe --follow` probes the saved checkpoints.",
+        role=MACHINE,
     )
-    probe_every_cycles: int = field(default=1, metadata={"help": "Cycles between two probes."})
-    probe_steps: int | None = field(
-        default=None, metadata={"help": "Optimizer steps of a probe; those of a task instance by default."}
-    )
-    probe_eval_every: int | None = field(
-        default=None, metadata={"help": "Probe steps between two evaluations; a hundredth of the probe by default."}
-    )
-    probe_eval_sequences: int = field(default=64, metadata={"help": "Validation sequences of an evaluation."})
-    probe_dense_start: bool = field(
-        default=False, metadata={"help": "Evaluate also after 1, 2, 4, ... probe steps within the first interval."}
-    )
-    probe_learning_rate: float | None = field(
-        default=None, metadata={"help": "Peak learning rate of the probe; that of training by default."}
-    )
-    probe_warmup_steps: int | None = field(
-        default=None, metadata={"help": "Warmup of the probe; that of a task instance by default."}
-    )
-    probe_adaptation: str = field(default="full", metadata={"help": "full or lora."})
-    probe_lora_rank: int = field(default=16, metadata={"help": "Rank of the adapters of a lora probe."})
-    probe_seed: int = field(default=0, metadata={"help": "Order of the probe's data, whatever the run's seed."})
-    probe_repeats: int = field(default=1, metadata={"help": "Probes at each point, for error bars."})
-    save_probe_checkpoints: bool = field(default=True, metadata={"help": "Keep every probed model as cycle-003/."})
+    probe_every_cycles: int | None = setting(None, help="Cycles between two probes; 1 by default.")
+    probe_every_tasks: int | None = setting(None, help="Task instances between two probes, instead of cycles.")
+    save_probe_checkpoints: bool = setting(True, help="Save every probed model as cycle-003/.", role=OUTPUT)
 
-    hub_patience: float = field(default=600.0, metadata={"help": "Seconds to wait for the Hub at the end of a run."})
+    hub_patience: float = setting(
+        600.0, help="Seconds that the end of a run waits for a Hub that does not respond.", role=OUTPUT
+    )
 
-    learning_rate: float | None = field(
-        default=None, metadata={"help": "Peak learning rate; that of the model's size by default."}
+    learning_rate: float | None = setting(None, help="Peak learning rate; that of the model's size by default.")
+    per_device_train_batch_size: int | None = setting(
+        None, help="Sequences in a micro-batch; the whole share of the process by default.", role=MACHINE
     )
-    per_device_train_batch_size: int | None = field(
-        default=None, metadata={"help": "Sequences in a micro-batch; the whole share of the process by default."}
+    adam_beta2: float = setting(0.95, help="Beta2 for AdamW.")
+    weight_decay: float = setting(0.1, help="Weight decay for AdamW.")
+    lr_scheduler_type: str = setting("constant_with_warmup", help="Shape of a task instance's learning rate.")
+    warmup_steps: int | None = setting(
+        None, help="Warmup steps at the start of every task instance; 10, or fewer in short tasks, by default."
     )
-    adam_beta2: float = field(default=0.95, metadata={"help": "Beta2 for AdamW."})
-    weight_decay: float = field(default=0.1, metadata={"help": "Weight decay for AdamW."})
-    lr_scheduler_type: str = field(
-        default="constant_with_warmup", metadata={"help": "Shape of a task instance's learning rate."}
+    save_steps: int | None = setting(
+        None, help="Optimizer steps between two checkpoints; a task instance by default.", role=OUTPUT
     )
-    warmup_steps: int = field(default=10, metadata={"help": "Warmup steps at the start of every task instance."})
-    save_steps: int | None = field(
-        default=None, metadata={"help": "Optimizer steps between two checkpoints; a task instance by default."}
+    save_total_limit: int | None = setting(2, help="Number of checkpoints to keep.", role=OUTPUT)
+    logging_steps: int = setting(10, help="Optimizer steps between two logs.", role=OUTPUT)
+    logging_nan_inf_filter: bool = setting(False, help="Only false is supported.", role=DERIVED)
+    report_to: None | str | list[str] = setting(
+        "none", help="Trackers to log to: wandb, trackio, tensorboard, ...", role=OUTPUT
     )
-    save_total_limit: int | None = field(default=2, metadata={"help": "How many checkpoints to keep for resuming."})
-    logging_steps: int = field(default=10, metadata={"help": "Optimizer steps between two logs."})
-    logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Whether NaN losses are hidden in logs."})
-    report_to: None | str | list[str] = field(
-        default="none", metadata={"help": "Trackers to log to: wandb, trackio, tensorboard, ..."}
-    )
-    train_sampling_strategy: str = field(default="sequential", metadata={"help": "Must stay sequential."})
-    remove_unused_columns: bool = field(default=False, metadata={"help": "Must stay false."})
-    ddp_find_unused_parameters: bool | None = field(default=False, metadata={"help": "As in DDP."})
+    train_sampling_strategy: str = setting("sequential", help="Only sequential is supported.", role=DERIVED)
+    remove_unused_columns: bool = setting(False, help="Only false is supported.", role=DERIVED)
+    ddp_find_unused_parameters: bool | None = setting(False, help="As in DDP.", role=MACHINE)
 
-    def __post_init__(self):
-        counts = (
-            "cycles",
-            "task_steps",
-            "global_batch_tokens",
-            "probe_every_cycles",
-            "probe_eval_sequences",
-            "diagnostics_sequences",
-        )
-        optional = ("probe_steps", "probe_eval_every", "per_device_train_batch_size", "save_steps")
+    def __post_init__(self) -> None:
+        self._check_values()
+        check_training_arguments(self)
+        if self.warmup_steps is None:
+            self.warmup_steps = min(DEFAULT_WARMUP_STEPS, self.task_steps)
+        self.warmup_steps = int(self.warmup_steps)
+        if self.probe_every_cycles is None and self.probe_every_tasks is None:
+            self.probe_every_cycles = 1
+        self.save_steps = self.save_steps or self.task_steps
+        self.probe_steps = self.probe_steps or self.task_steps
+        self.probe_eval_every = self.probe_eval_every or max(1, self.probe_steps // 100)
+        if self.probe_warmup_steps is None:
+            self.probe_warmup_steps = min(self.warmup_steps, self.probe_steps)
+        # TrainingArguments computes with it; `set_batch` sets the final number once the context length is known.
+        self.micro_batch_size = self.per_device_train_batch_size
+        self.per_device_train_batch_size = self.per_device_train_batch_size or 1
+        if isinstance(self.lr_scheduler_kwargs, str):
+            self.lr_scheduler_kwargs = json.loads(self.lr_scheduler_kwargs)
+        learning_rate_shape(self.lr_scheduler_type, self.task_steps, self.warmup_steps, self.lr_scheduler_kwargs)
+        # Without this, several CPU processes of one launch do not join a group (seen in accelerate 1.15.0).
+        self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
+        self.requested_accumulation_steps = self.gradient_accumulation_steps
+        super().__post_init__()
+        check_accelerator_config(self)
+        # `accelerate launch` may set the precision too; the configuration records the one that is used.
+        if self.mixed_precision not in ("no", "bf16"):
+            raise PlasticityError(f"mixed_precision: '{self.mixed_precision}' is not supported; use bf16 or no")
+        self.bf16 = self.mixed_precision == "bf16"
+
+    def _check_values(self) -> None:
+        counts = ("cycles", "task_steps", "global_batch_tokens", "probe_eval_sequences", "diagnostics_sequences")
+        optional = (
+            "probe_steps", "probe_eval_every", "probe_every_cycles", "probe_every_tasks", "probe_batch_size",
+            "per_device_train_batch_size", "save_steps",
+        )  # fmt: skip
         for name in counts + optional:
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -186,59 +203,37 @@ class ContinualConfig(TrainingArguments):
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise PlasticityError(f"{name}: {value} is not a positive number")
+        if self.probe_every_cycles is not None and self.probe_every_tasks is not None:
+            raise PlasticityError(
+                f"probe_every_tasks: {self.probe_every_tasks} is given, and probe_every_cycles "
+                f"{self.probe_every_cycles} too; use one"
+            )
         if self.probe not in (INLINE, DEFERRED):
             raise PlasticityError(f"probe: '{self.probe}' is unknown; choose {INLINE} or {DEFERRED}")
         if self.probe == DEFERRED:
-            for name, needed in (("no_probe", False), ("save_probe_checkpoints", True)):
-                if getattr(self, name) != needed:
+            for name, required in (("no_probe", False), ("save_probe_checkpoints", True)):
+                if getattr(self, name) != required:
                     raise PlasticityError(
-                        f"{name}: {getattr(self, name)} leaves nothing to probe later, and probe is {DEFERRED}"
+                        f"{name}: {getattr(self, name)} leaves no checkpoints to probe, and probe is {DEFERRED}"
                     )
-        for name, value in (("train_sampling_strategy", "sequential"), ("remove_unused_columns", False)):
-            if getattr(self, name) != value:
-                raise PlasticityError(
-                    f"{name}: '{getattr(self, name)}' would change the order of the data; it must be {value}"
-                )
-        for name, unset, instead in (
-            ("max_steps", -1, "the run is as long as cycles and task_steps make it"),
-            ("num_train_epochs", 3.0, "the run is as long as cycles and task_steps make it"),
-            (
-                "resume_from_checkpoint",
-                None,
-                "a run goes on from the last complete checkpoint of its folder by itself",
-            ),
-        ):
-            if getattr(self, name) != unset:
-                raise PlasticityError(f"{name}: {getattr(self, name)} would not be heeded; {instead}")
-        if self.fp16:
-            raise PlasticityError("fp16: the probe cannot scale its loss as training does; use bf16")
-        if self.warmup_steps != int(self.warmup_steps) or self.warmup_steps < 0:
+        if not self.restart_warmup and self.lr_scheduler_type not in CONSTANT:
+            raise PlasticityError(
+                f"restart_warmup: without restarts lr_scheduler_type must be one of {', '.join(CONSTANT)}, not "
+                f"'{self.lr_scheduler_type}', which ends with a task instance"
+            )
+        if self.warmup_steps is not None and not (self.warmup_steps >= 0 and self.warmup_steps % 1 == 0):
             raise PlasticityError(f"warmup_steps: {self.warmup_steps} is not a number of steps")
-        self.warmup_steps = int(self.warmup_steps)
-        self.save_steps = self.save_steps or self.task_steps
-        self.probe_steps = self.probe_steps or self.task_steps
-        self.probe_eval_every = self.probe_eval_every or max(1, self.probe_steps // 100)
-        if self.probe_warmup_steps is None:
-            self.probe_warmup_steps = min(self.warmup_steps, self.probe_steps)
-        # TrainingArguments computes with it; `set_batch` puts the real number in once the context length is known.
-        self.micro_batch_size = self.per_device_train_batch_size
-        self.per_device_train_batch_size = self.per_device_train_batch_size or 1
-        if isinstance(self.lr_scheduler_kwargs, str):
-            self.lr_scheduler_kwargs = json.loads(self.lr_scheduler_kwargs)
-        learning_rate_shape(self.lr_scheduler_type, self.task_steps, self.warmup_steps, self.lr_scheduler_kwargs)
-        # Left to themselves, processes of one launch on a machine without an accelerator train apart from each other
-        # (seen in accelerate 1.15.0).
-        self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
-        self.asked_accumulation_steps = self.gradient_accumulation_steps
-        super().__post_init__()
-        # `accelerate launch` may set the precision too; what the run computes in has to stand in its configuration.
-        if self.mixed_precision not in ("no", "bf16"):
-            raise PlasticityError(f"mixed_precision: '{self.mixed_precision}' is not supported; use bf16 or no")
-        self.bf16 = self.mixed_precision == "bf16"
+
+    @property
+    def probe_period(self) -> tuple[int, str]:
+        """How often the model is probed: a number and its unit, `"tasks"` or `"cycles"`."""
+        if self.probe_every_tasks is not None:
+            return self.probe_every_tasks, "tasks"
+        return self.probe_every_cycles, "cycles"
 
     def set_batch(self, context_length: int) -> int:
         """
-        Fix micro-batch and gradient accumulation so that every optimizer step has `global_batch_tokens` tokens.
+        Set micro-batch and gradient accumulation so that every optimizer step has `global_batch_tokens` tokens.
 
         Args:
             context_length (`int`): Tokens in a sequence.
@@ -270,10 +265,10 @@ class ContinualConfig(TrainingArguments):
                 f"{self.world_size} processes has of a global batch"
             )
         accumulation_steps = share // micro_batch_size
-        if self.asked_accumulation_steps not in (1, accumulation_steps):
+        if self.requested_accumulation_steps not in (1, accumulation_steps):
             raise PlasticityError(
-                f"gradient_accumulation_steps: {self.asked_accumulation_steps} is not the {accumulation_steps} that "
-                "follow from global_batch_tokens, per_device_train_batch_size and the processes; leave it out"
+                f"gradient_accumulation_steps: {self.requested_accumulation_steps} is not the {accumulation_steps} "
+                "that follow from global_batch_tokens, per_device_train_batch_size and the processes; leave it out"
             )
         self.per_device_train_batch_size = micro_batch_size
         self.gradient_accumulation_steps = accumulation_steps
@@ -281,29 +276,21 @@ class ContinualConfig(TrainingArguments):
 
     def probe_config(self, batch_size: int) -> ProbeConfig:
         """
-        The probe that follows from this configuration: like training in everything that it does not set itself.
+        The probe of this configuration: as training in every setting that has no `probe_…` value of its own.
 
         Args:
             batch_size (`int`): Sequences in a global batch of training.
         """
-        return ProbeConfig(
-            steps=self.probe_steps,
-            eval_every=self.probe_eval_every,
-            eval_sequences=self.probe_eval_sequences,
-            dense_start=self.probe_dense_start,
+        return ProbeConfig.from_settings(
+            self,
             batch_size=batch_size,
-            learning_rate=self.probe_learning_rate or self.learning_rate,
-            warmup_steps=self.probe_warmup_steps,
-            lr_scheduler_type=self.lr_scheduler_type,
+            learning_rate=self.learning_rate,
+            lr_scheduler_type=SchedulerType(self.lr_scheduler_type).value,
             lr_scheduler_kwargs=dict(self.lr_scheduler_kwargs or {}),
             weight_decay=self.weight_decay,
             adam_beta1=self.adam_beta1,
             adam_beta2=self.adam_beta2,
             adam_epsilon=self.adam_epsilon,
             max_grad_norm=self.max_grad_norm,
-            seed=self.probe_seed,
-            repeats=self.probe_repeats,
-            adaptation=self.probe_adaptation,
-            lora_rank=self.probe_lora_rank,
             allow_repeats=self.allow_repeats,
         )

@@ -1,72 +1,56 @@
-"""Forgetting: how well the model still knows each training language at the end of a cycle."""
+"""Forgetting: the validation loss on each training language at the end of each cycle."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
-from transformers import TrainerCallback, TrainerControl, TrainerState
+from transformers import TrainingArguments
 
+from ..distributed import is_main_process
 from ..errors import PlasticityError
+from ..network import preserve_model
+from ..periodic import PeriodicCallback, Timeline
 from ..probing.evaluation import validation_loss
-from ..probing.unchanged import unchanged
 from ..records import FORGETTING_FILE, FORGETTING_KEY, append_record
-from .config import ContinualConfig
 
 
 if TYPE_CHECKING:
     from ..data.blocks import Blocks
-    from .trainer import ContinualTrainer
 
 
-class ForgettingCallback(TrainerCallback):
+class ForgettingCallback(PeriodicCallback):
     """
-    At the end of each cycle, a line in `forgetting.jsonl` with the validation loss on every training language.
+    Measures the validation loss on every training language at the end of each cycle and writes one line to
+    `forgetting.jsonl`. The losses also go through `Trainer.log` as `forgetting/<language>`.
 
     Args:
-        trainer ([`ContinualTrainer`]): Whose run it is; gets the losses as `forgetting/<language>` too.
         eval_blocks (`dict[str, Blocks]`): The validation blocks of each language.
+        eval_sequences (`int`): Validation sequences of each language.
+        timeline ([`Timeline`]): Of the training; it has cycles.
 
     Raises:
-        [`PlasticityError`]: A language has fewer validation sequences than `probe_eval_sequences`.
+        [`PlasticityError`]: A language has fewer validation sequences than `eval_sequences`.
     """
 
-    def __init__(self, trainer: "ContinualTrainer", eval_blocks: "dict[str, Blocks]"):
-        self.trainer, self.eval_blocks = trainer, eval_blocks
-        wanted = trainer.args.probe_eval_sequences
+    records_file = FORGETTING_FILE
+
+    def __init__(self, eval_blocks: "dict[str, Blocks]", eval_sequences: int, timeline: Timeline):
+        super().__init__(timeline, every=1, unit="cycles", at_start=False)
+        self.eval_blocks, self.eval_sequences = eval_blocks, eval_sequences
         for language, blocks in eval_blocks.items():
-            if len(blocks.prepare(wanted)) < wanted:
+            if len(blocks.prepare(eval_sequences)) < eval_sequences:
                 raise PlasticityError(
-                    f"probe_eval_sequences: {wanted} are asked for and the validation split of '{language}' has "
-                    f"{len(blocks)}; give it more text, ask for fewer, or leave evaluate_forgetting out"
+                    f"probe_eval_sequences: {eval_sequences} are requested and the validation split of '{language}' "
+                    f"has {len(blocks)}; give it more text, request fewer, or leave out evaluate_forgetting"
                 )
 
-    def on_step_begin(
-        self, args: ContinualConfig, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs: Any
-    ) -> None:
-        self._evaluate(args, state, model)
-
-    def on_train_end(
-        self, args: ContinualConfig, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs: Any
-    ) -> None:
-        self._evaluate(args, state, model)
-
-    def _evaluate(self, args: ContinualConfig, state: TrainerState, model: nn.Module) -> None:
-        tasks_per_cycle = self.trainer.schedule.tasks_per_cycle
-        task, rest = divmod(state.global_step, args.task_steps)
-        if task == 0 or rest or task % tasks_per_cycle:
-            return
-        with unchanged(model, keep_parameters=False):
+    def act(self, step: int, model: nn.Module, tokenizer: Any, folder: Path, args: TrainingArguments) -> None:
+        """Measure the losses."""
+        with preserve_model(model, parameters=False):
             losses = {
-                language: validation_loss(model, blocks, args.probe_eval_sequences, args.per_device_train_batch_size)
+                language: validation_loss(model, blocks, self.eval_sequences, args.per_device_train_batch_size)
                 for language, blocks in self.eval_blocks.items()
             }
-        record = {
-            "cycle": task // tasks_per_cycle,
-            "task": task,
-            "step": state.global_step,
-            "tokens": state.global_step * args.global_batch_tokens,
-            "losses": losses,
-        }
-        if args.process_index == 0:
-            append_record(Path(args.output_dir) / FORGETTING_FILE, record, FORGETTING_KEY)
-        self.trainer.log({f"forgetting/{language}": loss for language, loss in losses.items()})
+        if is_main_process():
+            append_record(folder / FORGETTING_FILE, self.timeline.position(step) | {"losses": losses}, FORGETTING_KEY)
+        self.log({f"forgetting/{language}": loss for language, loss in losses.items()})

@@ -1,26 +1,23 @@
-"""Progress bars of a run: the whole of it, and the task instance at hand with its language and loss."""
+"""Progress bars of a run: one for the run, and one for the current task instance with its language and loss."""
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any
 
 from tqdm.auto import tqdm
 from transformers import ProgressCallback, TrainerControl, TrainerState, TrainingArguments
 
 
-if TYPE_CHECKING:
-    from .trainer import ContinualTrainer
-
-
 class TaskProgressCallback(ProgressCallback):
     """
-    One bar for the run and one below it for each task instance; the loss goes onto the bar instead of into lines.
+    A bar for the run and a bar below it for the current task instance, which shows the loss.
 
     Args:
-        trainer ([`ContinualTrainer`]): Whose run it is.
+        position (`Callable[[int], dict]`): The `task`, `cycle` and `language` of an optimizer step.
     """
 
-    def __init__(self, trainer: "ContinualTrainer"):
+    def __init__(self, position: Callable[[int], dict[str, Any]]):
         super().__init__()
-        self.trainer = trainer
+        self.position = position
         self.task_bar: tqdm | None = None
 
     def on_train_begin(
@@ -37,11 +34,11 @@ class TaskProgressCallback(ProgressCallback):
     ) -> None:
         if self.training_bar is not None and (self.task_bar is None or state.global_step % args.task_steps == 0):
             self._close_task()
-            place = self.trainer.place(state.global_step)
+            position = self.position(state.global_step)
             self.task_bar = tqdm(
                 total=args.task_steps,
                 initial=state.global_step % args.task_steps,
-                desc=f"cycle {place['cycle']}, task {place['task']}: {place['language']}",
+                desc=f"cycle {position['cycle']}, task {position['task']}: {position['language']}",
                 leave=False,
             )
 

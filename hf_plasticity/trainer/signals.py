@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: the run ends at the next step with a complete checkpoint, on every process at the same one."""
+"""Ctrl-C and SIGTERM: the run stops after the next step with a complete checkpoint, the same on every process."""
 
 import os
 import signal
@@ -11,51 +11,34 @@ import torch
 import torch.distributed as dist
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from ..errors import TrainingInterrupted
+
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
-class TrainingInterrupted(Exception):
-    """
-    A run was asked to stop, and did.
-
-    Args:
-        message (`str`): Where it stopped, and how to go on.
-        signum (`int`): The signal, `signal.SIGINT` or `signal.SIGTERM`.
-    """
-
-    def __init__(self, message: str, signum: int):
-        super().__init__(message)
-        self.signum = signum
-
-    @property
-    def exit_status(self) -> int:
-        """130 after Ctrl-C and 143 after SIGTERM, as a shell has it."""
-        return 128 + self.signum
-
-
 class StopOnSignal(TrainerCallback):
     """
-    While it is entered, the first signal is noted and the second of Ctrl-C ends the process at once.
+    Inside its context, the first signal requests a stop and a second Ctrl-C ends the process immediately.
 
-    Processes agree by the largest signal that any of them has noted. At every step each puts its own into a reduction
-    over gloo and reads the one that it began a step before: nobody waits for a GPU, and hardly for the others, and all
-    stop at the same step, one after the first of them was told to.
+    Processes agree on the largest signal that any of them received. At every step each one starts an asynchronous
+    reduction over gloo and reads the result of the step before. No process waits for a GPU, and all stop after the
+    same step, one after the first signal.
     """
 
     def __init__(self):
-        self.noted = 0
+        self.received = 0
         self.agreed = 0
         self._group: dist.ProcessGroup | None = None
         self._reduction: tuple[dist.Work, torch.Tensor] | None = None
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> "StopOnSignal":
-        self.noted = self.agreed = 0
+        self.received = self.agreed = 0
         if dist.is_initialized() and dist.get_world_size() > 1:
             self._group = dist.new_group(backend="gloo")
         if threading.current_thread() is threading.main_thread():
-            self._before = {signum: signal.signal(signum, self._note) for signum in SIGNALS}
+            self._before = {signum: signal.signal(signum, self._receive) for signum in SIGNALS}
         return self
 
     def __exit__(
@@ -70,35 +53,39 @@ class StopOnSignal(TrainerCallback):
             dist.destroy_process_group(self._group)
         self._reduction = self._group = None
 
-    def _note(self, signum: int, frame: FrameType | None) -> None:
-        if signum == signal.SIGINT and self.noted == signal.SIGINT:
+    def _receive(self, signum: int, frame: FrameType | None) -> None:
+        if signum == signal.SIGINT and self.received == signal.SIGINT:
             signal.signal(signum, signal.SIG_DFL)
             os.kill(os.getpid(), signum)
-        self.noted = signum
+        self.received = signum
         name = signal.Signals(signum).name
-        print(f"\n{name}: the run stops at the next step; Ctrl-C again ends it at once", file=sys.stderr, flush=True)
+        print(
+            f"\n{name}: the run stops after the next step; press Ctrl-C again to end it immediately",
+            file=sys.stderr,
+            flush=True,
+        )
 
-    def asked(self) -> bool:
-        """Whether to stop; all processes call this together, at every step, and get the same answer."""
+    def stop_requested(self) -> bool:
+        """Whether to stop. All processes call this together at every step and get the same answer."""
         if self.agreed or self._group is None:
-            self.agreed = self.agreed or self.noted
+            self.agreed = self.agreed or self.received
             return bool(self.agreed)
         if self._reduction is not None:
             work, signum = self._reduction
             work.wait()
             self.agreed, self._reduction = int(signum), None
         if not self.agreed:
-            signum = torch.tensor(self.noted)
+            signum = torch.tensor(self.received)
             self._reduction = dist.all_reduce(signum, dist.ReduceOp.MAX, self._group, async_op=True), signum
         return bool(self.agreed)
 
-    def give_up_if_asked(self) -> None:
-        """For a probe: its checkpoint is on disk, so nothing is kept of it."""
-        if self.asked():
+    def raise_if_requested(self) -> None:
+        """Abort a probe when a stop is requested. Its checkpoint is on disk, so the resumed run repeats it."""
+        if self.stop_requested():
             raise TrainingInterrupted("in a probe", self.agreed)
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        if self.asked():
+        if self.stop_requested():
             control.should_save = control.should_training_stop = True

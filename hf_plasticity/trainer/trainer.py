@@ -1,10 +1,11 @@
-"""The continual run: one `train()` call through every task instance, the same whatever it is run on."""
+"""The continual run: one `train()` call through every task instance, with probes in between."""
 
 import json
 import math
 import os
 import signal
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,20 +25,20 @@ from transformers.trainer_utils import SaveStrategy, TrainOutput
 
 from ..data.schedule import Schedule
 from ..data.stream import TrainingStream, collate_batch
-from ..diagnostics import DiagnosticsCallback
-from ..errors import PlasticityError
+from ..diagnostics import DiagnosticsCallback, DiagnosticsConfig
+from ..distributed import from_main_process
+from ..errors import PlasticityError, TrainingInterrupted
 from ..learning_rate import learning_rate_shape
+from ..network import local, preserve_model
+from ..periodic import PeriodicCallback, Timeline
 from ..probing import PlasticityProbeCallback
 from ..probing.callback import ProbeCheckpointCallback
-from ..probing.evaluation import from_main_process
-from ..probing.timeline import Timeline
-from ..probing.unchanged import local, unchanged
 from ..records import COMPLETE_FILE, TRAINER_STATE_FILE
 from .checkpoint import is_full_disk, last_complete_checkpoint, mark_complete, rotate
 from .config import DEFERRED, ContinualConfig
 from .forgetting import ForgettingCallback
 from .progress import TaskProgressCallback
-from .signals import StopOnSignal, TrainingInterrupted
+from .signals import StopOnSignal
 
 
 if TYPE_CHECKING:
@@ -47,27 +48,27 @@ LOSS_STATE_FILE = "loss_state_{rank}.json"
 
 
 class TrainingDivergedError(FloatingPointError):
-    """The training loss is no finite number any more."""
+    """The training loss or a weight is NaN or infinite."""
 
 
 class ContinualTrainer(Trainer):
     """
-    A [`~transformers.Trainer`] that leads a model through task instances and probes it after every cycle.
+    A [`~transformers.Trainer`] that trains a model on one task instance after the other and probes it periodically.
 
     Args:
-        model (`PreTrainedModel`): A causal language model.
-        args ([`ContinualConfig`]): Everything about the run.
-        train_dataset ([`TrainingStream`]): The sequences of the whole run; it has as many as `args` asks for.
-        probe_blocks (`tuple[Blocks, Blocks]`, *optional*): Training and validation blocks of the probe language;
-            needed with `args.diagnose`, and unless `args.no_probe`; not with `args.probe` `"deferred"`.
-        eval_blocks (`dict[str, Blocks]`, *optional*): Validation blocks of each training language; needed with
+        model (`PreTrainedModel`): A causal language model of any family.
+        args ([`ContinualConfig`]): The settings of the run.
+        train_dataset ([`TrainingStream`]): The sequences of the whole run, as many as `args` requires.
+        probe_blocks (`tuple[Blocks, Blocks]`, *optional*): Training and validation blocks of the probe language.
+            Required with `args.diagnose`, and unless `args.no_probe`; not with `args.probe="deferred"`.
+        eval_blocks (`dict[str, Blocks]`, *optional*): Validation blocks of each training language. Required with
             `args.evaluate_forgetting`.
         processing_class (`PreTrainedTokenizerBase`, *optional*): The tokenizer, saved with every checkpoint.
         callbacks (`list[TrainerCallback]`, *optional*): Further callbacks.
 
     Raises:
         [`PlasticityError`]: Arguments that do not fit together.
-        [`TrainingDivergedError`]: From `train()`, when the loss is NaN or infinite.
+        [`TrainingDivergedError`]: From `train()`, when the loss or a weight is NaN or infinite.
     """
 
     args: ContinualConfig
@@ -89,12 +90,13 @@ class ContinualTrainer(Trainer):
         args.max_steps = args.cycles * self.schedule.tasks_per_cycle * args.task_steps
         if len(train_dataset) != args.max_steps * self.batch_size:
             raise PlasticityError(
-                f"train_dataset: has {len(train_dataset):,} sequences and the run takes "
+                f"train_dataset: has {len(train_dataset):,} sequences and the run requires "
                 f"{args.max_steps:,} steps of {self.batch_size}"
             )
-        # Without it Transformers takes GPT-2's loss for one whose labels are not shifted, counts a token too many in
-        # each sequence, and scales loss and gradients by (T - 1) / T (seen in transformers 5.23.0).
+        # Otherwise the Trainer counts the T labels of a GPT-2 sequence instead of its T - 1 predictions, and scales
+        # loss and gradients by (T - 1) / T (seen in transformers 5.23.0).
         model.loss_type = "ForCausalLM"
+        self.timeline = Timeline(args.task_steps, self.schedule.tasks_per_cycle, args.global_batch_tokens)
         super().__init__(
             model=model,
             args=args,
@@ -103,66 +105,63 @@ class ContinualTrainer(Trainer):
             processing_class=processing_class,
             callbacks=callbacks,
         )
-        asked_for_fsdp = args.fsdp or os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
-        if asked_for_fsdp and self.accelerator.distributed_type != DistributedType.FSDP:
+        fsdp_requested = args.fsdp or os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
+        if fsdp_requested and self.accelerator.distributed_type != DistributedType.FSDP:
             raise PlasticityError(
-                f"fsdp: asked for, and Accelerate cannot shard on {self.accelerator.device.type} devices; launch with "
-                "recipes/accelerate/ddp.yaml"
+                f"fsdp: Accelerate does not support it on {self.accelerator.device.type} devices; launch with the "
+                "Accelerate configuration ddp"
             )
         if self.pop_callback(ProgressCallback) is not None:
-            self.add_callback(TaskProgressCallback(self))
+            self.add_callback(TaskProgressCallback(self.position))
         self.add_callback(_TaskCallback(self))
         self.signals = StopOnSignal()
         self.add_callback(self.signals)
-        if args.evaluate_forgetting:
-            self.add_callback(ForgettingCallback(self, eval_blocks))
-        if args.probe == DEFERRED:
-            timeline = Timeline(args.task_steps, self.schedule.tasks_per_cycle, args.global_batch_tokens)
-            self.add_callback(ProbeCheckpointCallback(timeline, args.probe_every_cycles, self._wake_pusher))
-        else:
-            if args.diagnose:
-                self.add_callback(self._diagnostics_callback(probe_blocks[1]))
-            if not args.no_probe:
-                self.add_callback(self._probe_callback(*probe_blocks))
+        for callback in self._measurements(probe_blocks, eval_blocks):
+            self.add_callback(callback)
         self._flops_per_sequence: float | None = None
         self._logged_at: tuple[float, int] | None = None
         self._resumed_from: str | None = None
-        # What puts this run on the Hub; `RunPusher.follow` sets it.
-        self.pusher: Any = None
+        self._batch_checked = False
 
-    def _wake_pusher(self) -> None:
-        if self.pusher is not None:
-            self.pusher.wake()
+    def _measurements(
+        self,
+        probe_blocks: "tuple[Blocks, Blocks] | None",
+        eval_blocks: "dict[str, Blocks] | None",
+    ) -> list[PeriodicCallback]:
+        """The callbacks that measure the model, in the order in which they do."""
+        args, timeline = self.args, self.timeline
+        every, unit = args.probe_period
+        callbacks: list[PeriodicCallback] = []
+        if args.evaluate_forgetting:
+            callbacks.append(ForgettingCallback(eval_blocks, args.probe_eval_sequences, timeline))
+        if args.probe == DEFERRED:
+            return [*callbacks, ProbeCheckpointCallback(timeline, every, unit)]
+        if args.diagnose:
+            blocks = probe_blocks[1].first(args.diagnostics_sequences, "diagnostics_sequences")
+            config = DiagnosticsConfig(measures=args.diagnostics_measures)
+            callbacks.append(DiagnosticsCallback(blocks, config, every, unit, **vars(timeline), trainer=self))
+        if not args.no_probe:
+            train, evaluation = probe_blocks
+            callbacks.append(
+                PlasticityProbeCallback(
+                    train,
+                    evaluation,
+                    args.probe_config(self.batch_size),
+                    train.language,
+                    every,
+                    unit,
+                    **vars(timeline),
+                    probe_at_end=False,
+                    bytes_per_token=evaluation.bytes_per_token(args.probe_eval_sequences),
+                    save_checkpoints=args.save_probe_checkpoints,
+                    trainer=self,
+                    before_probe_step=self.signals.raise_if_requested,
+                )
+            )
+        return callbacks
 
-    def _probe_callback(self, train_blocks: "Blocks", eval_blocks: "Blocks") -> PlasticityProbeCallback:
-        return PlasticityProbeCallback(
-            train_blocks,
-            eval_blocks,
-            self.args.probe_config(self.batch_size),
-            language=train_blocks.language,
-            every=self.args.probe_every_cycles,
-            unit="cycles",
-            task_steps=self.args.task_steps,
-            tasks_per_cycle=self.schedule.tasks_per_cycle,
-            tokens_per_step=self.args.global_batch_tokens,
-            bytes_per_token=eval_blocks.bytes_per_token(self.args.probe_eval_sequences),
-            save_checkpoints=self.args.save_probe_checkpoints,
-            trainer=self,
-            before_probe_step=self.signals.give_up_if_asked,
-        )
-
-    def _diagnostics_callback(self, blocks: "Blocks") -> DiagnosticsCallback:
-        return DiagnosticsCallback(
-            blocks.first(self.args.diagnostics_sequences, "diagnostics_sequences"),
-            self,
-            every_steps=self.args.probe_every_cycles * self.schedule.tasks_per_cycle * self.args.task_steps,
-            task_steps=self.args.task_steps,
-            tasks_per_cycle=self.schedule.tasks_per_cycle,
-            tokens_per_step=self.args.global_batch_tokens,
-        )
-
-    def place(self, step: int) -> dict[str, Any]:
-        """`task` and `cycle` (both from 1) that optimizer step `step` (from 0) is part of, and its `language`."""
+    def position(self, step: int) -> dict[str, Any]:
+        """The `task` and `cycle` (both from 1) and the `language` of optimizer step `step` (from 0)."""
         task = step // self.args.task_steps
         return {
             "task": task + 1,
@@ -173,21 +172,39 @@ class ContinualTrainer(Trainer):
     def create_scheduler(
         self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
     ) -> torch.optim.lr_scheduler.LRScheduler:
-        """The shape of one task instance's learning rate, over and over."""
+        """The learning rate of one task instance, repeated with each, or once for the whole run."""
         if self.lr_scheduler is None:
             task_steps = self.args.task_steps
             shape = learning_rate_shape(
                 self.args.lr_scheduler_type, task_steps, self.args.warmup_steps, self.args.lr_scheduler_kwargs
             )
+            restarts = self.args.restart_warmup
             self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(
-                optimizer or self.optimizer, lambda step: shape(step % task_steps)
+                optimizer or self.optimizer,
+                # Without restarts the rate is constant after the warmup, so the last step of a task instance has it.
+                lambda step: shape(step % task_steps if restarts else min(step, task_steps - 1)),
             )
             self._created_lr_scheduler = True
         return self.lr_scheduler
 
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> int:
-        # The Trainer counts and gathers the predicted tokens of every step; here they are always as many.
+        # The Trainer counts and gathers the predicted tokens of every step; here the number is always the same.
         return self.batch_size * (self.train_dataset.context_length - 1)
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator, num_batches: int, device: torch.device
+    ) -> tuple[list, int | None]:
+        """As in the Trainer. The first step checks that it has the global batch that the records state."""
+        batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        if not self._batch_checked:
+            self._batch_checked = True
+            sequences = sum(len(batch["input_ids"]) for batch in batches) * self.args.world_size
+            if sequences != self.batch_size:
+                raise PlasticityError(
+                    f"global_batch_tokens: a step consumes {sequences} sequences instead of {self.batch_size}; a "
+                    "setting of Accelerate changes the batch"
+                )
+        return batches, num_items
 
     def floating_point_ops(self, inputs: dict[str, torch.Tensor]) -> float:
         """As in the Trainer, counted once: every batch of a run has the same shape."""
@@ -200,7 +217,7 @@ class ContinualTrainer(Trainer):
         if "loss" in logs:
             step = self.state.global_step
             self._check_finite(logs["loss"])
-            logs |= self.place(step - 1)
+            logs |= self.position(step - 1)
             logs["tokens"] = step * self.args.global_batch_tokens
             epochs = self.train_dataset.epochs(step * self.batch_size)
             logs |= {f"epochs/{language}": count for language, count in epochs.items()}
@@ -215,70 +232,57 @@ class ContinualTrainer(Trainer):
 
     def _where(self) -> str:
         step = self.state.global_step
-        place = self.place(max(step - 1, 0))
-        return f"at step {step}, in task {place['task']} ({place['language']}) of cycle {place['cycle']}"
+        position = self.position(max(step - 1, 0))
+        return f"at step {step}, in task {position['task']} ({position['language']}) of cycle {position['cycle']}"
 
     def _check_finite(self, loss: float) -> None:
         if not math.isfinite(loss):
             raise TrainingDivergedError(
-                f"training loss is {loss} {self._where()}; lower learning_rate or max_grad_norm, the last checkpoint "
+                f"training loss is {loss} {self._where()}; lower learning_rate or max_grad_norm; the last checkpoint "
                 "is kept"
             )
 
     def _check_weights(self) -> None:
-        """A loss is still finite at the step whose update has ruined the weights."""
+        """The loss is still finite at the step whose update makes a weight NaN."""
         finite = [torch.isfinite(local(parameter)).all() for parameter in self.model.parameters()]
         if not torch.stack(finite).all():
             raise TrainingDivergedError(
-                f"weights are not finite {self._where()}; lower learning_rate or max_grad_norm, the last checkpoint "
+                f"weights are not finite {self._where()}; lower learning_rate or max_grad_norm; the last checkpoint "
                 "is kept"
             )
 
-    def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
-        """Nothing where `args.push_to_hub` asks for the run on the Hub: [`~hub.push.RunPusher`] puts it there."""
-        if not self.args.push_to_hub:
-            super().init_hf_repo(token, private)
-
-    def push_to_hub(self, *arguments: Any, **options: Any) -> Any:
-        """As `init_hf_repo`; without `args.push_to_hub` it pushes the model at hand, as in the Trainer."""
-        return None if self.args.push_to_hub else super().push_to_hub(*arguments, **options)
-
-    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        """As `init_hf_repo`."""
-
     def settle_buckets(self) -> None:
         """
-        Let DDP lay out its gradient buckets before the first step of a run, or of its resumption: it does so after the
-        first backward, and on three processes or more the layout decides in which order gradients are summed.
+        Make DDP build its gradient buckets before the first step. It builds them after the first backward pass, and on
+        three processes or more they decide the order in which gradients are summed.
         """
         if self.accelerator.distributed_type not in (DistributedType.MULTI_CPU, DistributedType.MULTI_GPU):
             return
         batch = self.train_dataset.__getitems__(range(self.args.per_device_train_batch_size))
         self.accelerator.gradient_state._set_sync_gradients(True)
-        with unchanged(self.model, keep_parameters=False):
+        with preserve_model(self.model, parameters=False):
             super().training_step(self.model_wrapped, batch, self._get_num_items_in_batch([], self.args.device))
 
     def restart_clock(self) -> None:
-        """What took place since the last log was not training, and does not count in tokens a second."""
+        """Leave the time since the last log out of the tokens per second: it was not training."""
         self._logged_at = (time.perf_counter(), self.state.global_step)
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> TrainOutput:
         """
-        Run, or go on with a run.
+        Run the study, or resume it.
 
         Args:
             resume_from_checkpoint (`str` or `bool`, *optional*): A checkpoint; `True` for the last complete one of
-                the run folder, if there is one.
+                the run folder, or the beginning if there is none.
 
         Raises:
-            [`TrainingInterrupted`]: By Ctrl-C or SIGTERM, once there is a checkpoint to go on from.
-            [`TrainingDivergedError`]: The loss is NaN or infinite.
+            [`TrainingInterrupted`]: By Ctrl-C or SIGTERM, after a checkpoint is saved.
+            [`TrainingDivergedError`]: The loss or a weight is NaN or infinite.
+            [`PlasticityError`]: The disk is full, or the run folder has records of another training.
         """
-        if self.args.push_to_hub and self.args.process_index == 0 and self.pusher is None:
-            raise PlasticityError(
-                "push_to_hub: nothing pushes this run; start it with `run_study`, as recipes/continual.py does, or "
-                "hand the trainer to `hf_plasticity.hub.push.RunPusher.follow`"
-            )
+        for callback in self.callback_handler.callbacks:
+            if isinstance(callback, PeriodicCallback):
+                callback.requires_new_folder = not resume_from_checkpoint
         if resume_from_checkpoint is True:
             resume_from_checkpoint = from_main_process(lambda: last_complete_checkpoint(self.args.output_dir))
         self._resumed_from = resume_from_checkpoint or None
@@ -291,8 +295,8 @@ class ContinualTrainer(Trainer):
                 if not is_full_disk(error, self.args.output_dir):
                     raise
                 raise PlasticityError(
-                    f"output_dir: the disk of '{self.args.output_dir}' is full {self._where()}; free some of it and "
-                    "give the same command again, the last complete checkpoint is kept"
+                    f"output_dir: the disk of '{self.args.output_dir}' is full {self._where()}; free some space and "
+                    "run the same command again; the last complete checkpoint is kept"
                 ) from None
         if self.signals.agreed:
             raise self._interrupted(self.signals.agreed)
@@ -300,18 +304,18 @@ class ContinualTrainer(Trainer):
 
     def _interrupted(self, signum: int) -> TrainingInterrupted:
         step, name = self.state.global_step, signal.Signals(signum).name
-        place = f"checkpoint-{step}" if step else "the beginning"
+        start = f"checkpoint-{step}" if step else "the beginning"
         steps = f"step {step:,} of {self.state.max_steps:,}"
-        return TrainingInterrupted(f"stopped by {name} after {steps}; the same command goes on from {place}", signum)
+        return TrainingInterrupted(f"stopped by {name} after {steps}; the same command resumes from {start}", signum)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any = None) -> None:
-        """As in the Trainer, with the loss summed since the last log, and the marker when all is there."""
+        """As in the Trainer, with the loss summed since the last log, and a marker when the checkpoint is complete."""
         self._check_finite(self._tr_loss.item())
         self._check_weights()
         checkpoint = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
         if self.args.should_save:
             (checkpoint / COMPLETE_FILE).unlink(missing_ok=True)
-        # The Trainer would delete the last complete checkpoint before this one is.
+        # The Trainer would delete the last complete checkpoint before this one is complete.
         limit, self.args.save_total_limit = self.args.save_total_limit, None
         try:
             super()._save_checkpoint(model, trial)
@@ -326,7 +330,7 @@ class ContinualTrainer(Trainer):
             rotate(checkpoint.parent, limit)
 
     def save_state(self) -> None:
-        """As in the Trainer, but the file, which says that the run is finished, is there as a whole or not at all."""
+        """As in the Trainer, but atomically: the file marks a run as complete."""
         if self.is_world_process_zero():
             path = Path(self.args.output_dir) / TRAINER_STATE_FILE
             unfinished = path.with_name(f".{path.name}")
@@ -334,7 +338,7 @@ class ContinualTrainer(Trainer):
             unfinished.rename(path)
 
     def restore_loss(self) -> None:
-        """Go on with the loss summed since the last log; on another number of processes, with their mean."""
+        """Restore the loss summed since the last log; on another number of processes, the mean of theirs."""
         if self._resumed_from is None:
             return
         files = sorted(Path(self._resumed_from).glob(LOSS_STATE_FILE.format(rank="*")))
@@ -346,7 +350,7 @@ class ContinualTrainer(Trainer):
 
 
 class _TaskCallback(TrainerCallback):
-    """What happens at the boundaries of task instances."""
+    """Acts at the boundaries of task instances."""
 
     def __init__(self, trainer: ContinualTrainer):
         self.trainer = trainer
@@ -357,7 +361,7 @@ class _TaskCallback(TrainerCallback):
         self.trainer.settle_buckets()
         self.trainer.restore_loss()
         if state.global_step > 0:
-            # A checkpoint brings the intervals of the command that wrote it; those of this command hold.
+            # The checkpoint has the logging and saving intervals of the command that wrote it.
             state.compute_steps(args, state.max_steps)
         self.trainer.restart_clock()
 

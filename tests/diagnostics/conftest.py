@@ -1,7 +1,8 @@
 import pytest
 import torch
-from diagnosed_families import CONFIGS, SLIDING_LAYERS, WINDOW
 from transformers import AutoModelForCausalLM
+
+from support.diagnosed_families import CONFIGS, SLIDING_LAYERS, WINDOW
 
 
 @pytest.fixture(autouse=True)

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, GPT2Config
 from hf_plasticity import PlasticityError
 from hf_plasticity.diagnostics import DiagnosticsConfig, attention, diagnose, maximum_entropy
 from hf_plasticity.diagnostics.attention import AttentionObserver
-from hf_plasticity.diagnostics.structure import find_structure
+from hf_plasticity.network import find_structure
 
 
 T = 8

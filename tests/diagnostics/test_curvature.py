@@ -56,7 +56,7 @@ def test_it_is_a_lower_bound_at_any_number_of_iterations_and_scales_with_the_los
     assert scaled.value == pytest.approx(scale * found.value, rel=1e-2, abs=1e-2)
 
 
-TINY = {
+CONFIGS = {
     "gpt2": GPT2Config(n_embd=4, n_layer=1, n_head=1, n_inner=4, vocab_size=6, n_positions=6, initializer_range=0.5),
     "llama": LlamaConfig(
         hidden_size=4,
@@ -70,9 +70,9 @@ TINY = {
 }
 
 
-@pytest.mark.parametrize("name", list(TINY))
+@pytest.mark.parametrize("name", list(CONFIGS))
 def test_a_model_against_its_whole_hessian(name):
-    model = AutoModelForCausalLM.from_config(TINY[name]).eval()
+    model = AutoModelForCausalLM.from_config(CONFIGS[name]).eval()
     blocks = torch.randint(6, (4, 6))
     parameters = list(model.parameters())
     model.set_attn_implementation("eager")

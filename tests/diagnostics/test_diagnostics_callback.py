@@ -2,20 +2,19 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 from unittest import mock
 
 import pytest
 import torch
-from diagnosed_training import BLOCKS, outcome, same, train
 from transformers import TrainerCallback
 
 from hf_plasticity import PlasticityError
 from hf_plasticity.diagnostics import MEASURES, DiagnosticsCallback, DiagnosticsConfig
 from hf_plasticity.records import read_records
+from support.diagnosed_training import BLOCKS, outcome, same, train
+from support.launch import ROOT, SUPPORT
 
 
-HERE = Path(__file__).parent
 UNITS = DiagnosticsConfig(measures=["dormant_units", "distance_from_initialization"])
 
 
@@ -134,6 +133,7 @@ def test_mistakes_are_named(settings, message):
 
 
 @pytest.mark.slow
+@pytest.mark.distributed
 @pytest.mark.parametrize("script", ["diagnosed_training.py", "diagnosed_training.py fsdp", "diagnosed_fsdp.py"])
 def test_two_processes(script, tmp_path):
     """The Trainer under DDP and FSDP2: identical training, agreeing ranks. FSDP2: the numbers of the whole model."""
@@ -146,8 +146,8 @@ def test_two_processes(script, tmp_path):
         "--rdzv_endpoint=localhost:0",
     ]
     done = subprocess.run(
-        [sys.executable, *launch, str(HERE / name), str(tmp_path), *arguments],
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE.parents[1])},
+        [sys.executable, *launch, str(SUPPORT / name), str(tmp_path), *arguments],
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
         timeout=400,

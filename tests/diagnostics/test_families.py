@@ -6,12 +6,12 @@ import math
 import numpy as np
 import pytest
 import torch
-from diagnosed_families import CONFIGS
 from transformers import AutoModelForCausalLM, BloomConfig, MixtralConfig, Qwen2MoeConfig
 
 from hf_plasticity import PlasticityError, num_non_embedding_parameters
 from hf_plasticity.diagnostics import DEFAULT_MEASURES, DiagnosticsConfig, diagnose
-from hf_plasticity.diagnostics.structure import find_structure, non_embedding_parameters
+from hf_plasticity.network import find_structure, non_embedding_parameters
+from support.diagnosed_families import CONFIGS
 
 
 T = 20

@@ -1,0 +1,119 @@
+"""A run in a folder whose probes are deferred: its configuration, its checkpoints, and where its records go."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..errors import PlasticityError
+from ..experiment.data import TOKENIZER_FOLDER
+from ..probing.checkpoint import RECORD_FILE, record_bytes, save_probe_record
+from ..records import (
+    DEFERRED_LOCK_FILE,
+    HUB_FILE,
+    LOCK_FILE,
+    PROVENANCE,
+    TRAINER_STATE_FILE,
+    checkpoint_name,
+    probed_checkpoints,
+    read_config,
+)
+
+
+# What a run folder may hold before its configuration.
+BEFORE_THE_RUN = {LOCK_FILE, DEFERRED_LOCK_FILE, HUB_FILE, TOKENIZER_FOLDER, f".{TOKENIZER_FOLDER}.partial"}
+
+
+@dataclass
+class Progress:
+    """
+    The progress of a run.
+
+    Args:
+        checkpoints (`list[str]`): The names of its saved checkpoints.
+        complete (`bool`): Whether there will be no more.
+    """
+
+    checkpoints: list[str]
+    complete: bool
+
+
+class DeferredFolder:
+    """
+    A run in a folder on this machine.
+
+    Args:
+        folder (`str` or `Path`): The run folder. The records go there too.
+    """
+
+    def __init__(self, folder: str | Path):
+        self.name, self.folder = str(folder), Path(folder)
+
+    def check(self) -> None:
+        """
+        Check that the folder holds a run, or is empty and may hold one soon.
+
+        Raises:
+            [`PlasticityError`]: It does not exist, or holds something else.
+        """
+        if not self.folder.is_dir():
+            raise PlasticityError(f"model: there is no run folder '{self.folder}'")
+        others = sorted(path.name for path in self.folder.iterdir() if path.name not in BEFORE_THE_RUN)
+        if others and read_config(self.folder) is None:
+            raise PlasticityError(f"model: '{self.folder}' holds other files ({others[0]}) and no run")
+
+    def check_rights(self) -> None:
+        """Check before anything is computed that the records can be written."""
+
+    def config(self) -> dict[str, Any] | None:
+        """The configuration of the run, or `None` while there is none."""
+        return read_config(self.folder)
+
+    def progress(self) -> Progress:
+        """The progress of the run."""
+        complete = is_complete(self.folder)
+        return Progress([path.name for path in probed_checkpoints(self.folder)], complete)
+
+    def checkpoint(self, name: str) -> Path:
+        """The folder of a checkpoint."""
+        return self.folder / name
+
+    def release(self, name: str) -> None:
+        """Called when a checkpoint is probed. The run keeps its own checkpoints."""
+
+    def deliver(self, records: list[dict[str, Any]]) -> bool:
+        """Write the record of each probe into its checkpoint, as an inline probe does. Returns whether it is done."""
+        for record in records:
+            checkpoint = self.checkpoint(self.name_of(record))
+            path = checkpoint / RECORD_FILE
+            if checkpoint.is_dir() and not (path.exists() and path.read_bytes() == record_bytes(record)):
+                save_probe_record(checkpoint, record)
+        return True
+
+    def name_of(self, record: Mapping[str, Any]) -> str:
+        """The name of the checkpoint that a record is about."""
+        return checkpoint_name(record, read_config(self.folder)[PROVENANCE]["tasks_per_cycle"])
+
+
+def is_complete(folder: Path) -> bool:
+    """Whether the training in a run folder has reached the length that its configuration asks for."""
+    config, state = read_config(folder), folder / TRAINER_STATE_FILE
+    if config is None or not state.exists():
+        return False
+    step = json.loads(state.read_text(encoding="utf-8")).get("global_step")
+    length = config["cycles"] * config[PROVENANCE]["tasks_per_cycle"] * config["task_steps"]
+    return step is not None and step >= length
+
+
+def check_deferred(name: str, config: Mapping[str, Any]) -> None:
+    """
+    Check that the probes of a run are deferred.
+
+    Raises:
+        [`PlasticityError`]: The run probes inline.
+    """
+    if config.get("probe") != "deferred":
+        raise PlasticityError(
+            f"follow: '{name}' probes its checkpoints itself; --follow requires a run with --probe deferred"
+        )

@@ -1,0 +1,116 @@
+"""The configuration of a run: model, text and training, from a command line and YAML."""
+
+import dataclasses
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ..arguments import SettingsParser
+from ..data.config import DataConfig
+from ..data.schedule import make_schedule
+from ..data.sources import source_class
+from ..errors import PlasticityError
+from ..models import model_size, peak_learning_rate
+from ..settings import DERIVED, NUMERICS, PRIVATE, roles_of, setting
+from ..trainer import ContinualConfig
+from ..trainer.training_arguments import REFUSED, ROLES
+
+
+TRANSFORMERS_OUTPUT_DIR = "trainer_output"
+
+
+@dataclass
+class ModelConfig:
+    """
+    The model that is trained from scratch.
+
+    Args:
+        size (`str`, *optional*, defaults to `"100K"`):
+            A name of `MODEL_SIZES`: the paper's `5M` to `314M`, or of the micro ladder below them.
+        vocab_size (`int`, *optional*, defaults to the tokenizer's length):
+            Rows of the embedding, to round it up (the paper: 151,680).
+    """
+
+    size: str = setting("100K", help="Model size: 1.8K to 2.5M (micro), 5M to 314M (the paper).")
+    vocab_size: int | None = setting(None, help="Rows of the embedding; the tokenizer's length by default.")
+
+
+@dataclass
+class ExperimentConfig:
+    """
+    The configuration of a run, with every default resolved.
+
+    Args:
+        model ([`ModelConfig`]): The model.
+        data ([`DataConfig`]): The text.
+        training ([`ContinualConfig`]): The training and its probes.
+    """
+
+    model: ModelConfig
+    data: DataConfig
+    training: ContinualConfig
+
+    @property
+    def roles(self) -> dict[str, str]:
+        """The role of every setting."""
+        return roles_of(self.model) | roles_of(self.data) | roles_of(self.training, ROLES)
+
+    def settings(self) -> dict[str, Any]:
+        """The flat settings of `config.yaml`: passed back with `--config`, they give the same run."""
+        training = self.training.to_dict()
+        training["per_device_train_batch_size"] = self.training.micro_batch_size
+        batch_size = self.training.global_batch_tokens // self.data.context_length
+        training |= self.training.probe_config(max(1, batch_size)).as_settings()
+        settings = {**dataclasses.asdict(self.model), **dataclasses.asdict(self.data), **training}
+        return {
+            name: settings[name]
+            for name, role in self.roles.items()
+            if role not in (PRIVATE, DERIVED) and settings[name] not in (None, {}, [])
+        }
+
+    def numerics(self) -> dict[str, Any]:
+        """The settings that decide the results: what tells two runs apart."""
+        roles = self.roles
+        return {name: value for name, value in self.settings().items() if roles[name] == NUMERICS}
+
+
+def parse_experiment(
+    arguments: Sequence[str] | None = None,
+    description: str | None = None,
+    settings: Mapping[str, Any] | None = None,
+) -> ExperimentConfig:
+    """
+    The configuration that a command line asks for.
+
+    Args:
+        arguments (`Sequence[str]`, *optional*): The command line without the program's name; `sys.argv` by default.
+        description (`str`, *optional*): For `--help`.
+        settings (`Mapping[str, Any]`, *optional*): Settings that `--config` and the command line override, such as the
+            configuration of a run.
+
+    Returns:
+        [`ExperimentConfig`]: With every default resolved.
+
+    Raises:
+        [`PlasticityError`]: An unknown setting, or a value that is not possible.
+    """
+    parser = SettingsParser(
+        (ModelConfig, DataConfig, ContinualConfig), refused=tuple(REFUSED), description=description
+    )
+    model, data, training = parser.parse(sys.argv[1:] if arguments is None else arguments, settings)
+    model_size(model.size)
+    source = source_class(data.source)
+    data.languages = data.languages or list(source.default_languages)
+    data.probe_language = data.probe_language or source.default_probe_language
+    if data.probe_language in data.languages:
+        raise PlasticityError(
+            f"probe_language: '{data.probe_language}' is among the training languages; it has to be held out"
+        )
+    make_schedule(training.schedule, data.languages, task_slots=1, blend=training.blend)
+    if training.learning_rate is None:
+        training.learning_rate = peak_learning_rate(model.size)
+    if training.output_dir == TRANSFORMERS_OUTPUT_DIR:
+        schedule = training.schedule.replace(",", "-")
+        training.output_dir = f"runs/{model.size}-{schedule}-{data.source}-seed{training.seed}"
+    return ExperimentConfig(model, data, training)

@@ -1,0 +1,166 @@
+"""The folder of a run: whether a run may use it, and what `config.yaml` states about the run."""
+
+import contextlib
+import importlib.metadata
+import json
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from accelerate import PartialState
+
+from .. import __version__
+from ..data.schedule import make_schedule
+from ..distributed import from_main_process, is_main_process
+from ..errors import PlasticityError
+from ..network import num_non_embedding_parameters
+from ..probing.checkpoint import RECORD_FILE
+from ..records import (
+    CONFIG_FILE,
+    DEFERRED_LOCK_FILE,
+    DIAGNOSTICS_FILE,
+    INITIAL_WEIGHTS_FILE,
+    PROBES_FILE,
+    PROTOCOLS_FILE,
+    PROVENANCE,
+    TRAINER_STATE_FILE,
+    checkpoints,
+    cycle_name,
+    differences,
+    probed_checkpoints,
+    read_config,
+    read_records,
+    run_lock,
+    write_config,
+)
+from ..trainer import ContinualTrainer
+from ..trainer.config import DEFERRED, INLINE
+from .config import ExperimentConfig
+from .data import RunData
+
+
+PACKAGES = ("torch", "transformers", "accelerate", "datasets", "evaluate", "peft", "huggingface-hub", "tokenizers")
+
+
+@contextlib.contextmanager
+def run_folder(config: ExperimentConfig) -> Iterator[None]:
+    """
+    Lock the run folder while the run lasts.
+
+    Raises:
+        [`PlasticityError`]: Another process uses it, or it belongs to a run with another configuration.
+    """
+    with contextlib.ExitStack() as stack:
+        from_main_process(lambda: _take_folder(config, stack))
+        yield
+
+
+def _take_folder(config: ExperimentConfig, stack: contextlib.ExitStack) -> None:
+    """Lock the folder until `stack` is closed, and check that this run may use it."""
+    folder = config.training.output_dir
+    stack.enter_context(run_lock(folder))
+    if config.training.probe == INLINE:
+        # A deferred prober that is still running would probe the same checkpoints.
+        stack.enter_context(run_lock(folder, DEFERRED_LOCK_FILE))
+    recorded = read_config(folder)
+    if recorded is None:
+        return
+    different = differences(recorded, config.numerics())
+    if different and has_started(folder):
+        raise PlasticityError(
+            f"output_dir: '{folder}' belongs to another run ({'; '.join(different)}); choose another folder"
+        )
+    if different:
+        _clear(Path(folder))
+        return
+    if recorded.get("probe") == DEFERRED and config.training.probe == INLINE:
+        unprobed = [path.name for path in probed_checkpoints(folder) if not (path / RECORD_FILE).exists()]
+        if unprobed:
+            raise PlasticityError(
+                f"probe: {', '.join(unprobed)} of '{folder}' are not probed yet, and ΔAUC refers to the first probe; "
+                "probe them with `hf-plasticity probe --follow` (`hf-plasticity push` downloads the records of a "
+                "deferred prober that pushed to the Hub), or resume with --probe deferred"
+            )
+
+
+def has_started(folder: str | Path) -> bool:
+    """Whether a run folder has a checkpoint or a record of a trained model. Before that, its settings may change."""
+    folder = Path(folder)
+    if (folder / TRAINER_STATE_FILE).exists() or checkpoints(folder):
+        return True
+    records = (read_records(folder / name) for name in (PROBES_FILE, DIAGNOSTICS_FILE))
+    return any(record["step"] > 0 for lines in records for record in lines)
+
+
+def _clear(folder: Path) -> None:
+    """Delete the records and the checkpoint of the untrained model of a start that never saved a checkpoint."""
+    for name in (PROBES_FILE, PROTOCOLS_FILE, DIAGNOSTICS_FILE, INITIAL_WEIGHTS_FILE, CONFIG_FILE):
+        (folder / name).unlink(missing_ok=True)
+    shutil.rmtree(folder / cycle_name(0), ignore_errors=True)
+
+
+def is_complete(config: ExperimentConfig) -> bool:
+    """Whether the training in the run folder has reached the length that the configuration asks for."""
+    state = Path(config.training.output_dir) / TRAINER_STATE_FILE
+    if not state.exists():
+        return False
+    training = config.training
+    schedule = make_schedule(training.schedule, config.data.languages, task_slots=1, blend=training.blend)
+    steps = training.cycles * schedule.tasks_per_cycle * training.task_steps
+    return json.loads(state.read_text(encoding="utf-8"))["global_step"] >= steps
+
+
+def write_run_config(config: ExperimentConfig, data: RunData, trainer: ContinualTrainer) -> None:
+    """
+    Write `config.yaml`: every setting, and under `provenance` the facts about the run.
+
+    Raises:
+        [`PlasticityError`]: The run in the folder was started with other text.
+    """
+    if not is_main_process():
+        return
+    folder = config.training.output_dir
+    fingerprints = data.fingerprints()
+    if has_started(folder):
+        recorded = (read_config(folder) or {}).get(PROVENANCE, {})
+        for language, fingerprint in recorded.get("data", {}).items():
+            if language in fingerprints and fingerprint != fingerprints[language]:
+                raise PlasticityError(
+                    f"output_dir: '{folder}' was started with other text: that of '{language}' has changed since; "
+                    "choose another folder"
+                )
+    provenance = {
+        "num_parameters": trainer.model.num_parameters(),
+        "num_non_embedding_parameters": num_non_embedding_parameters(trainer.model),
+        "tasks_per_cycle": trainer.schedule.tasks_per_cycle,
+        # The settings that decide the results, so that analysis knows which runs differ by their seed only.
+        "numerics": sorted(config.numerics()),
+        "data": fingerprints,
+        "versions": versions(),
+        "git_commit": _git_commit(),
+        "hardware": _hardware(),
+    }
+    write_config(folder, config.settings() | {PROVENANCE: provenance})
+
+
+def versions() -> dict[str, str]:
+    """The versions of this package and of those that its numbers depend on."""
+    return {"hf-plasticity": __version__} | {name: importlib.metadata.version(name) for name in PACKAGES}
+
+
+def _git_commit() -> str | None:
+    """The commit of the source tree that this package is imported from; `None` for an installed copy."""
+    tree = Path(__file__).parents[2]
+    if not (tree / ".git").exists():
+        return None
+    answer = subprocess.run(["git", "-C", str(tree), "rev-parse", "HEAD"], capture_output=True, text=True)
+    return answer.stdout.strip() or None
+
+
+def _hardware() -> str:
+    """The devices of the run: `"8 x NVIDIA H100 80GB HBM3"`."""
+    device = PartialState().device
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type} process"
+    return f"{PartialState().num_processes} x {name}"

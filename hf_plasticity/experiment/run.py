@@ -1,0 +1,161 @@
+"""A run: build the model and the trainer, train in the run folder, and show the results."""
+
+import copy
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from transformers import GPT2LMHeadModel, set_seed
+from transformers.utils import logging
+
+from ..distributed import from_main_process, is_main_process
+from ..models import gpt2_config
+from ..records import PROBES_FILE, PROVENANCE, REPORT_FILE, TRAINER_STATE_FILE, read_run
+from ..trainer import ContinualTrainer
+from ..trainer.config import DEFERRED
+from .config import ExperimentConfig
+from .data import RunData, open_data, training_stream, vocabulary
+from .folder import is_complete, run_folder, write_run_config
+
+
+if TYPE_CHECKING:
+    from ..hub.push import RunPusher
+
+
+def build_trainer(config: ExperimentConfig, data: RunData) -> ContinualTrainer:
+    """
+    Build the model from its seed, and its trainer.
+
+    Raises:
+        [`PlasticityError`]: Too little text, a batch that does not divide, or a vocabulary that is too small.
+    """
+    training = config.training
+    vocab_size = vocabulary(config, data.tokenizer)
+    stream = training_stream(config, data)
+    set_seed(training.seed)
+    model = GPT2LMHeadModel(
+        gpt2_config(
+            config.model.size,
+            vocab_size,
+            config.data.context_length,
+            bos_token_id=data.tokenizer.eos_token_id,
+            eos_token_id=data.tokenizer.eos_token_id,
+        )
+    )
+    # The run folder as a whole is uploaded (PushCallback), not the Trainer's checkpoints; and the Trainer writes its
+    # arguments to a file, which must not hold a token.
+    args = copy.copy(training)
+    args.push_to_hub, args.hub_token = False, None
+    probe_language = config.data.probe_language
+    return ContinualTrainer(
+        model=model,
+        args=args,
+        train_dataset=stream,
+        probe_blocks=(data.train[probe_language], data.validation[probe_language]),
+        eval_blocks={language: data.validation[language] for language in stream.schedule.languages},
+        processing_class=data.tokenizer,
+    )
+
+
+def start_pushing(config: ExperimentConfig) -> "RunPusher | None":
+    """
+    Start uploading a run while it trains, on the main process of a run with `push_to_hub`.
+
+    Raises:
+        [`HubRefusal`]: The Hub refuses this run.
+    """
+    training = config.training
+    if not training.push_to_hub or not is_main_process():
+        return None
+    from ..hub.contents import public
+    from ..hub.push import RunPusher, run_id
+    from ..hub.repository import RunRepository
+
+    repository = RunRepository(
+        training.hub_model_id or Path(training.output_dir).resolve().name,
+        public(config.numerics()),
+        run_id(training.output_dir),
+        token=training.hub_token,
+        private=training.hub_private_repo,
+    )
+    pusher = RunPusher(training.output_dir, repository, patience=training.hub_patience)
+    pusher.start()
+    return pusher
+
+
+def show_results(folder: str | Path) -> None:
+    """Write the report of a run, and print its probes as a table."""
+    from ..analysis.report import write_report
+    from ..hub.card import DRAWING
+
+    run = read_run(folder)
+    report = Path(folder) / REPORT_FILE
+    with DRAWING:
+        write_report([run], report)
+    if run.probes:
+        place = _unit(run.probes, run.config.get(PROVENANCE, {}).get("tasks_per_cycle"))
+        print(f"\n{place:>5} {'tokens':>16} {'start loss':>10} {'final loss':>10} {'AUC':>12} {'ΔAUC':>8}")
+    for probe in run.probes:
+        tokens = "" if probe["tokens"] is None else f"{probe['tokens']:,}"
+        delta = "" if probe["delta_auc"] is None else f"{probe['delta_auc']:+.2f}%"
+        print(
+            f"{probe[place]:>5} {tokens:>16} {probe['start_loss']:>10.4f} {probe['final_loss']:>10.4f} "
+            f"{probe['auc']:>12.2f} {delta:>8}"
+        )
+    print(f"\nrun folder  {folder}\nreport      {report}")
+
+
+def _unit(probes: list[dict[str, Any]], tasks_per_cycle: int | None) -> str:
+    """The largest unit of which every probe comes after a whole number."""
+    if any(probe["task"] is None for probe in probes):
+        return "step"
+    if tasks_per_cycle and all(probe["task"] % tasks_per_cycle == 0 for probe in probes):
+        return "cycle"
+    return "task"
+
+
+def report_is_current(folder: str | Path) -> bool:
+    """Whether a run folder has a report that is not older than its records."""
+    report = Path(folder) / REPORT_FILE
+    if not report.exists():
+        return False
+    records = [Path(folder) / name for name in (PROBES_FILE, TRAINER_STATE_FILE)]
+    return all(report.stat().st_mtime >= path.stat().st_mtime for path in records if path.exists())
+
+
+def run_experiment(config: ExperimentConfig) -> None:
+    """
+    Run the experiment in its folder, resume it, or report that it is complete.
+
+    Raises:
+        [`PlasticityError`]: It cannot be run as configured, or the Hub refuses it.
+        [`TrainingDivergedError`], [`ProbeDivergedError`]: A loss is not finite.
+        [`TrainingInterrupted`]: By a signal; the same call resumes.
+    """
+    folder = config.training.output_dir
+    # Transformers shows a bar for every file of weights it writes.
+    logging.disable_progress_bar()
+    with run_folder(config):
+        pusher = start_pushing(config)
+        if from_main_process(lambda: is_complete(config)):
+            if is_main_process():
+                if not report_is_current(folder):
+                    show_results(folder)
+                print(f"'{folder}' is complete. To extend it, give it more cycles.")
+            if pusher is not None:
+                pusher.finish()
+            return
+        data = open_data(config)
+        trainer = build_trainer(config, data)
+        write_run_config(config, data, trainer)
+        if pusher is not None:
+            from ..hub.push import PushCallback
+
+            trainer.add_callback(PushCallback(pusher, trainer.timeline, *config.training.probe_period))
+        trainer.train(resume_from_checkpoint=True)
+        trainer.save_state()
+        if is_main_process():
+            show_results(folder)
+            if config.training.probe == DEFERRED:
+                print(f"probes      deferred: hf-plasticity probe --model {folder} --follow")
+        if pusher is not None:
+            pusher.finish()

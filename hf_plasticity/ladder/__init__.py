@@ -1,0 +1,1 @@
+"""Many runs: several sizes, seeds and schedules, and one report of all."""

@@ -1,0 +1,250 @@
+"""Callbacks that act at regular points of a training: probes, diagnoses, evaluations, checkpoints."""
+
+import copy
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from .distributed import from_main_process
+from .errors import PlasticityError
+from .records import checkpoint_name, read_records
+
+
+UNITS = ("steps", "epochs", "tasks", "cycles")
+
+
+@dataclass
+class Timeline:
+    """
+    Converts optimizer steps to task instances, cycles and tokens.
+
+    Args:
+        task_steps (`int`, *optional*): Optimizer steps of a task instance, if the training has task instances.
+        tasks_per_cycle (`int`, *optional*): Task instances of a cycle, if the training has cycles.
+        tokens_per_step (`int`, *optional*): Training tokens of an optimizer step over all processes.
+
+    Raises:
+        [`PlasticityError`]: A count that is not positive, or cycles without task instances.
+    """
+
+    task_steps: int | None = None
+    tasks_per_cycle: int | None = None
+    tokens_per_step: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("task_steps", "tasks_per_cycle", "tokens_per_step"):
+            count = getattr(self, name)
+            if count is not None and count < 1:
+                raise PlasticityError(f"{name}: {count} is not a positive number")
+        if self.tasks_per_cycle is not None and self.task_steps is None:
+            raise PlasticityError(f"tasks_per_cycle: {self.tasks_per_cycle} without task_steps; give both")
+
+    @property
+    def cycle_steps(self) -> int | None:
+        """Optimizer steps of a cycle, or `None` if the training has no cycles."""
+        return None if self.tasks_per_cycle is None else self.tasks_per_cycle * self.task_steps
+
+    def position(self, step: int) -> dict[str, int | None]:
+        """
+        The position after `step` optimizer steps: completed `cycle`s and `task` instances, `step`, and `tokens`;
+        `None` for what the training does not have.
+        """
+        task = None if self.task_steps is None else step // self.task_steps
+        return {
+            "cycle": None if self.tasks_per_cycle is None else task // self.tasks_per_cycle,
+            "task": task,
+            "step": step,
+            "tokens": None if self.tokens_per_step is None else step * self.tokens_per_step,
+        }
+
+    def checkpoint_name(self, step: int) -> str:
+        """The name of the checkpoint probed after `step` steps: `cycle-003`, or `task-012` within a cycle."""
+        return checkpoint_name(self.position(step), self.tasks_per_cycle)
+
+    def describe(self, step: int) -> str:
+        """`"cycle 3"`, `"task 12"` within a cycle, or `"step 1000"` in a training without task instances."""
+        if self.task_steps is None or step % self.task_steps:
+            return f"step {step}"
+        if self.cycle_steps is None or step % self.cycle_steps:
+            return f"task {step // self.task_steps}"
+        return f"cycle {step // self.cycle_steps}"
+
+    def steps_between(self, every: float, unit: str, max_steps: int | None = None, epochs: float | None = None) -> int:
+        """
+        Optimizer steps between two points.
+
+        Args:
+            every (`int` or `float`): Units between two points. With the unit `"steps"`, a number below 1 is a share of
+                the whole training, as in `TrainingArguments.eval_steps`.
+            unit (`str`): One of `UNITS`.
+            max_steps (`int`, *optional*): Optimizer steps of the training, needed for a share and for epochs.
+            epochs (`float`, *optional*): Epochs of the training, needed for epochs.
+
+        Raises:
+            [`PlasticityError`]: An unknown unit, a number that is not a whole number, or a training without the unit.
+        """
+        if unit not in UNITS:
+            raise PlasticityError(f"unit: '{unit}' is unknown; choose one of {', '.join(UNITS)}")
+        if unit == "steps" and 0 < every < 1 and max_steps is not None:
+            return max(1, round(every * max_steps))
+        if every != int(every) or every < 1:
+            share = ", or a share of the training between 0 and 1" if unit == "steps" else ""
+            raise PlasticityError(f"every: {every} is not a whole number of {unit}{share}")
+        every = int(every)
+        if unit == "steps":
+            return every
+        if unit == "epochs":
+            if not epochs:
+                raise PlasticityError(f"unit: '{unit}' requires a training that counts epochs")
+            return max(1, round(every * max_steps / epochs))
+        if self.task_steps is None:
+            raise PlasticityError(f"task_steps: required for every {every} {unit}")
+        if unit == "tasks":
+            return every * self.task_steps
+        if self.cycle_steps is None:
+            raise PlasticityError(f"tasks_per_cycle: required for every {every} cycles")
+        return every * self.cycle_steps
+
+
+class PeriodicCallback(TrainerCallback):
+    """
+    Acts on the model at regular points of a training. Subclasses implement `act`.
+
+    A point comes before the step that follows it, so that the checkpoint of its step is already on disk and a killed
+    run repeats this point only. The last one comes at the end of the last epoch, before the Trainer loads the best
+    model (`load_best_model_at_end`) and before trackers close.
+
+    Args:
+        timeline ([`Timeline`]): Of the training.
+        every (`int` or `float`): Units between two points, see [`Timeline.steps_between`].
+        unit (`str`, *optional*, defaults to `"steps"`): `"steps"`, `"epochs"`, `"tasks"` or `"cycles"`.
+        at_start (`bool`, *optional*, defaults to `True`): Whether the untrained model is a point.
+        at_end (`bool`, *optional*, defaults to `False`): Whether the end of the training is a point wherever it falls.
+        output_dir (`str` or `Path`, *optional*): The run folder; `args.output_dir` by default.
+        trainer (`Trainer`, *optional*): The trainer whose `log` receives the scores. By default the one that runs the
+            callback.
+    """
+
+    # The file of the run folder that the callback writes its records to.
+    records_file: str | None = None
+    # Whether a training that begins at step 0 requires a folder without such records.
+    requires_new_folder = True
+
+    def __init__(
+        self,
+        timeline: Timeline,
+        every: float,
+        unit: str = "steps",
+        *,
+        at_start: bool = True,
+        at_end: bool = False,
+        output_dir: str | Path | None = None,
+        trainer: Trainer | None = None,
+    ):
+        if unit != "epochs" and not 0 < every < 1:
+            timeline.steps_between(every, unit)
+        self.timeline, self.every, self.unit = timeline, every, unit
+        self.at_start, self.at_end = at_start, at_end
+        self.output_dir, self.trainer = output_dir, trainer
+
+    def act(self, step: int, model: nn.Module, tokenizer: Any, folder: Path, args: TrainingArguments) -> None:
+        """
+        Act on the model after `step` optimizer steps.
+
+        Args:
+            step (`int`): Completed optimizer steps.
+            model (`nn.Module`): The model that is trained, as the Trainer passes it to callbacks.
+            tokenizer (`Any`): The Trainer's `processing_class`.
+            folder (`Path`): The run folder.
+            args (`TrainingArguments`): Of the training.
+        """
+        raise NotImplementedError
+
+    def prepare(self, model: nn.Module, folder: Path, args: TrainingArguments, state: TrainerState) -> None:
+        """Called once when training begins: checks what can be checked before the first step."""
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs: Any
+    ) -> None:
+        if self.trainer is None:
+            self.trainer = _running_trainer()
+        if state.global_step == 0 and self.requires_new_folder:
+            self._check_folder(self._folder(args))
+        self.prepare(model, self._folder(args), args, state)
+        # A run that was killed after its last step resumes here and has no epoch left.
+        if state.global_step >= state.max_steps > 0:
+            self._act_if_due(args, state, control, model, ended=True, **kwargs)
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs: Any
+    ) -> None:
+        self._act_if_due(args, state, control, model, ended=False, **kwargs)
+
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs: Any
+    ) -> None:
+        if state.global_step >= state.max_steps or control.should_training_stop:
+            self._act_if_due(args, state, control, model, ended=True, **kwargs)
+
+    def _act_if_due(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: nn.Module,
+        ended: bool,
+        processing_class: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        step = state.global_step
+        period = self.timeline.steps_between(self.every, self.unit, state.max_steps, state.num_train_epochs)
+        due = self.at_start if step == 0 else step % period == 0 or (ended and self.at_end)
+        if due:
+            with _flags_preserved(control):
+                self.act(step, model, processing_class, self._folder(args), args)
+
+    def _check_folder(self, folder: Path) -> None:
+        """Records belong to one training: those of another would be mixed with those of this one."""
+        if self.records_file and from_main_process(lambda: len(read_records(folder / self.records_file))):
+            raise PlasticityError(
+                f"output_dir: '{folder}' has {self.records_file} of another training; resume that training "
+                "(resume_from_checkpoint), choose another folder, or delete the file"
+            )
+
+    def _folder(self, args: TrainingArguments) -> Path:
+        return Path(self.output_dir or args.output_dir)
+
+    def log(self, scores: dict[str, float]) -> None:
+        """Send scores through `Trainer.log`, so that every tracker and the console show them."""
+        if self.trainer is not None:
+            self.trainer.log(scores)
+
+
+@contextmanager
+def _flags_preserved(control: TrainerControl) -> Iterator[None]:
+    # `Trainer.log` clears `should_log`: the training loss of this step would be missing from its own entry.
+    flags = copy.copy(vars(control))
+    try:
+        yield
+    finally:
+        vars(control).update(flags)
+
+
+def _running_trainer() -> Trainer | None:
+    """
+    The Trainer that is calling a callback. Transformers does not pass it to callbacks (transformers 5.23.0), and only
+    `Trainer.log` reaches every tracker.
+    """
+    frame = sys._getframe()
+    while frame is not None:
+        candidate = frame.f_locals.get("self")
+        if isinstance(candidate, Trainer):
+            return candidate
+        frame = frame.f_back
+    return None

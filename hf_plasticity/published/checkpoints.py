@@ -1,0 +1,221 @@
+"""The checkpoints of a suite: find them, order them by training step, check and load them."""
+
+import fnmatch
+import hashlib
+import os
+import re
+from collections import defaultdict
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import HfApi
+from huggingface_hub.hf_api import RepoFile
+from safetensors import SafetensorError
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from ..errors import PlasticityError
+from ..hub_errors import explain_hub_error, one_line
+from .config import SuiteConfig
+
+
+WEIGHTS = "*.safetensors"
+END_BYTES = 2**20
+
+
+def training_step(name: str) -> int | None:
+    """
+    The training step in a checkpoint's name: the number after `step`, also as `50K`, or else the last one; `None`
+    without any, and for a version such as `v1.0`.
+    """
+    if re.fullmatch(r"v\d+(\.\d+)*|\d+(\.\d+)+", name):
+        return None
+    numbers = re.findall(r"step[-_]?(\d+)([KkM]?)", name) or re.findall(r"(\d+)([KkM]?)", name)
+    if not numbers:
+        return None
+    digits, unit = numbers[-1]
+    return int(digits) * {"": 1, "K": 1_000, "M": 1_000_000}[unit.upper()]
+
+
+def find_checkpoints(suite: SuiteConfig) -> dict[int, str]:
+    """
+    The checkpoints to probe by their step, in order.
+
+    Raises:
+        [`PlasticityError`]: A pattern that fits nothing, a name without a number, or two with the same.
+    """
+    if Path(suite.model).is_dir():
+        there = sorted(path.name for path in Path(suite.model).iterdir() if (path / "config.json").exists())
+    else:
+        try:
+            refs = HfApi().list_repo_refs(suite.model)
+        except Exception as error:
+            raise _explained(suite, error) from None
+        there = [ref.name for ref in [*refs.branches, *refs.tags]]
+    chosen = [] if suite.revisions else [name for name in there if training_step(name) is not None]
+    if not chosen and not suite.revisions:
+        raise PlasticityError(
+            f"model: '{suite.model}' has no checkpoint with a number in its name; it has {_some(there)}"
+        )
+    for pattern in suite.revisions or []:
+        fitting = fnmatch.filter(there, pattern)
+        if not fitting:
+            raise PlasticityError(
+                f"revisions: '{suite.model}' has nothing by the name of '{pattern}'; it has {_some(there)}"
+            )
+        chosen += fitting
+    found: dict[int, str] = {}
+    for name in dict.fromkeys(chosen):
+        step = training_step(name)
+        if step is None:
+            raise PlasticityError(f"revisions: '{name}' has no number in its name to place it by")
+        if step in found:
+            raise PlasticityError(f"revisions: '{found[step]}' and '{name}' are both of step {step}; name one of them")
+        found[step] = name
+    return {step: found[step] for step in sorted(found)[:: suite.every]}
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:8]) + (", …" if len(names) > 8 else "") or "none"
+
+
+def _explained(suite: SuiteConfig, error: Exception) -> Exception:
+    explanation = explain_hub_error(suite.model, "model", error)
+    return (
+        error
+        if explanation is None
+        else PlasticityError(f"model: there is no folder of that name here, and {explanation}")
+    )
+
+
+def check_weights(suite: SuiteConfig, found: Mapping[int, str]) -> None:
+    """
+    See to it, before anything is downloaded or computed, that every checkpoint has weights that are loaded here, and
+    none those of another: published suites have had branches with the weights of the final model in place of their own
+    (EleutherAI/pythia, issues 205 and 206 on GitHub), and a curve through them looks like a training that it is not.
+
+    Raises:
+        [`PlasticityError`]: A checkpoint without safetensors, or several with the same file of weights.
+    """
+    local = Path(suite.model).is_dir()
+    files = {name: _local_files(suite, name) if local else _files_on_the_hub(suite, name) for name in found.values()}
+    holders = defaultdict(list)
+    for name, digests in files.items():
+        for digest in digests:
+            holders[digest].append(name)
+    if local:
+        holders = _alike_to_the_end(suite, holders)
+    shared = sorted({tuple(names) for names in holders.values() if len(names) > 1}, key=len)
+    if shared and not suite.allow_duplicates:
+        most = sorted(shared[-1], key=training_step)
+        raise PlasticityError(
+            f"revisions: {len(most)} checkpoints of '{suite.model}' hold the same weights ({_some(most)}), so "
+            "they are not what their names say; choose others, or add --allow_duplicates if it is meant"
+        )
+
+
+def check_tokenizers(suite: SuiteConfig, found: Mapping[int, str]) -> None:
+    """
+    See to it that the checkpoints of a folder share their tokenizer: they are compared on one and the same text.
+
+    Raises:
+        [`PlasticityError`]: Two have different ones.
+    """
+    if not Path(suite.model).is_dir():
+        return
+    holders: dict[bytes, str] = {}
+    for name in found.values():
+        path = Path(suite.model) / name / "tokenizer.json"
+        if path.exists():
+            holders.setdefault(hashlib.sha256(path.read_bytes()).digest(), name)
+    if len(holders) > 1:
+        raise PlasticityError(
+            f"tokenizer: checkpoints of '{suite.model}' have different ones ({_some(list(holders.values()))}); name "
+            "the one to probe them with by --tokenizer"
+        )
+
+
+def _files_on_the_hub(suite: SuiteConfig, name: str) -> list[str]:
+    """The hashes of a checkpoint's files of weights, without downloading them."""
+    try:
+        tree = list(HfApi().list_repo_tree(suite.model, revision=name))
+    except Exception as error:
+        raise _explained(suite, error) from None
+    files = {entry.path: entry for entry in tree if isinstance(entry, RepoFile)}
+    weights = _weights(suite, name, list(files))
+    return [files[path].lfs.sha256 if files[path].lfs else files[path].blob_id for path in weights]
+
+
+def _local_files(suite: SuiteConfig, name: str) -> list[tuple[int, bytes]]:
+    """The size of a checkpoint's files of weights, and what they begin and end with: soon read, and rarely shared."""
+    folder = Path(suite.model) / name
+    files = [path.name for path in folder.iterdir() if path.is_file()]
+    return [_ends(folder / path) for path in _weights(suite, name, files)]
+
+
+def _weights(suite: SuiteConfig, name: str, files: list[str]) -> list[str]:
+    """Which of a checkpoint's files are weights that are loaded here."""
+    weights = fnmatch.filter(files, WEIGHTS)
+    if not weights:
+        others = sorted(path for path in files if path.endswith((".bin", ".pt", ".msgpack", ".h5")))
+        raise PlasticityError(
+            f"revisions: '{name}' of '{suite.model}' has no safetensors"
+            + (f", only {_some(others)}, which may hold code and is not loaded" if others else "")
+        )
+    return weights
+
+
+def _ends(path: Path) -> tuple[int, bytes]:
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        digest = hashlib.sha256(file.read(END_BYTES))
+        file.seek(max(0, size - END_BYTES))
+        digest.update(file.read(END_BYTES))
+    return size, digest.digest()
+
+
+def _alike_to_the_end(suite: SuiteConfig, holders: Mapping[Any, list[str]]) -> dict[str, list[str]]:
+    """Of the checkpoints that begin and end alike, those whose files are the same throughout."""
+    suspects = {name for names in holders.values() if len(names) > 1 for name in names}
+    alike = defaultdict(list)
+    for name in suspects:
+        for path in sorted((Path(suite.model) / name).glob(WEIGHTS)):
+            digest = hashlib.sha256()
+            with path.open("rb") as file:
+                while chunk := file.read(END_BYTES):
+                    digest.update(chunk)
+            alike[digest.hexdigest()].append(name)
+    return alike
+
+
+def load_model(name_or_path: str | os.PathLike, revision: str | None = None) -> PreTrainedModel:
+    """
+    A causal language model in float32.
+
+    Args:
+        name_or_path (`str` or `os.PathLike`): A repository on the Hub, or a folder.
+        revision (`str`, *optional*): A branch, tag or commit of the repository.
+
+    Raises:
+        [`PlasticityError`]: It cannot be loaded, or weights are missing: Transformers would initialize them at random.
+    """
+    shown = f"'{name_or_path}'" if revision is None else f"'{revision}' of '{name_or_path}'"
+    options = {} if revision is None else {"revision": revision}
+    try:
+        model, found = AutoModelForCausalLM.from_pretrained(
+            name_or_path,
+            dtype=torch.float32,
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+            **options,
+        )
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        explanation = explain_hub_error(str(name_or_path), "model", error) or one_line(error)
+        raise PlasticityError(f"model: {shown} cannot be loaded: {explanation}") from None
+    missing = sorted(found["missing_keys"]) + sorted(str(key) for key in found["mismatched_keys"])
+    if missing:
+        names = ", ".join(missing[:3]) + (", …" if len(missing) > 3 else "")
+        raise PlasticityError(f"model: {shown} lacks weights that its configuration asks for ({names})")
+    return model

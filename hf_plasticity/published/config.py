@@ -1,0 +1,129 @@
+"""The settings of `hf-plasticity probe` for published checkpoints."""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..arguments import SettingsParser
+from ..data.config import DataConfig
+from ..data.sources import source_class
+from ..errors import PlasticityError
+from ..probing.config import ProbeConfig, probe_settings
+from ..settings import LENGTH, MACHINE, OUTPUT, setting
+
+
+CHECKPOINTS, BATCH = "checkpoints", "batch"
+SuiteProbeSettings = probe_settings(
+    steps=1_000,
+    eval_sequences=128,
+    dense_start=False,
+    batch_size=16,
+    learning_rate=1e-3,
+    warmup_steps=0,
+    lr_scheduler_type="constant_with_warmup",
+    weight_decay=0.1,
+    adam_beta1=0.9,
+    adam_beta2=0.95,
+    adam_epsilon=1e-8,
+    max_grad_norm=1.0,
+    seed=0,
+    repeats=1,
+    adaptation="full",
+    lora_rank=16,
+    lora_alpha=32,
+)
+
+
+@dataclass
+class SuiteConfig(SuiteProbeSettings):  # type: ignore[misc, valid-type]
+    """
+    Which published checkpoints are probed, and how. All checkpoints get the same probe.
+
+    Args:
+        model (`str`):
+            A repository on the Hub, a folder with a folder for each checkpoint, or the folder of one checkpoint.
+        revisions (`list[str]`, *optional*):
+            Branches or tags of the repository, or names of folders; also as patterns such as `step*`. By default all
+            whose name has a number. The training step of a checkpoint is the number after `step` in its name, or the
+            last number.
+        every (`int`, *optional*, defaults to 1):
+            Probe every n-th of them, from the first.
+        allow_duplicates (`bool`, *optional*, defaults to `False`):
+            Whether two checkpoints may have the same weights. Published suites have had such branches by mistake.
+        share (`str`, *optional*):
+            What several processes share: `"checkpoints"`, so that each probes some of them, as a single process would;
+            or the `"batch"`, so that all probe one checkpoint together. By default checkpoints, and the batch where
+            Accelerate shards the model (FSDP).
+        output_dir (`str`, *optional*):
+            The run folder; `runs/probe-<model>` by default.
+        tokens_per_step (`int`, *optional*):
+            Training tokens of a step of the suite, for the records.
+        per_device_train_batch_size (`int`, *optional*):
+            Sequences in one forward pass; the whole share of the process by default.
+        bf16 (`bool`, *optional*, defaults to `False`):
+            Mixed precision.
+        diagnose (`bool`, *optional*, defaults to `False`):
+            Whether to diagnose every checkpoint too, into `diagnostics.jsonl`, on the probe language's validation
+            sequences. Distances from the initialization require a checkpoint of step 0.
+        diagnostics_measures (`list[str]`, *optional*):
+            Names from `hf_plasticity.diagnostics.MEASURES`; by default the cheap ones.
+        diagnostics_sequences (`int`, *optional*, defaults to 64):
+            Validation sequences of a diagnosis.
+        allow_repeats (`bool`, *optional*, defaults to `False`):
+            Whether the probe's text may be used again when it runs out.
+        probe_... (*optional*):
+            Every setting of [`ProbeConfig`]; by default 1,000 steps with an evaluation every hundredth of them.
+    """
+
+    model: str | None = setting(None, help="A repository on the Hub, a folder of checkpoints, or one checkpoint.")
+    revisions: list[str] | None = setting(
+        None, help="Branches, tags or folders, also as patterns such as step*; all by default.", role=LENGTH
+    )
+    every: int = setting(1, help="Probe every n-th checkpoint.", role=LENGTH)
+    allow_duplicates: bool = setting(False, help="Allow checkpoints with the same weights.", role=LENGTH)
+    share: str | None = setting(
+        None, help="What several processes share: checkpoints, or the batch of one at a time.", role=MACHINE
+    )
+    output_dir: str | None = setting(None, help="Run folder.", role=OUTPUT)
+    tokens_per_step: int | None = setting(None, help="Training tokens of a step of the suite.")
+    per_device_train_batch_size: int | None = setting(None, help="Sequences in one forward pass.", role=MACHINE)
+    bf16: bool = setting(False, help="Mixed precision.")
+    diagnose: bool = setting(False, help="Diagnose every checkpoint too.", role=OUTPUT)
+    diagnostics_measures: list[str] | None = setting(
+        None, help="Measures of a diagnosis; by default the cheap ones.", role=OUTPUT
+    )
+    diagnostics_sequences: int = setting(64, help="Validation sequences of a diagnosis.", role=OUTPUT)
+    allow_repeats: bool = setting(False, help="Whether the probe's text may be used again when it runs out.")
+    disable_tqdm: bool = setting(False, help="Show no progress bars.", role=OUTPUT)
+    use_cpu: bool = setting(False, help="Leave accelerators unused.", role=MACHINE)
+
+    def probe_config(self) -> ProbeConfig:
+        """The probe of every checkpoint."""
+        return ProbeConfig.from_settings(
+            self, eval_every=max(1, self.probe_steps // 100), allow_repeats=self.allow_repeats
+        )
+
+
+def parse_suite(
+    arguments: Sequence[str] | None = None, description: str | None = None
+) -> tuple[SuiteConfig, DataConfig]:
+    """
+    The suite that a command line asks to probe, and the text.
+
+    Raises:
+        [`PlasticityError`]: An unknown setting, or a value that is not possible.
+    """
+    parser = SettingsParser((SuiteConfig, DataConfig), description=description)
+    parser.set_defaults(tokenizer=None)
+    suite, data = parser.parse(sys.argv[1:] if arguments is None else arguments)
+    if suite.model is None:
+        raise PlasticityError("model: missing; name a repository on the Hub, or a folder of checkpoints")
+    for name in ("every", "diagnostics_sequences"):
+        if getattr(suite, name) < 1:
+            raise PlasticityError(f"{name}: {getattr(suite, name)} is not a positive number")
+    if suite.share not in (None, CHECKPOINTS, BATCH):
+        raise PlasticityError(f"share: '{suite.share}' is unknown; choose {CHECKPOINTS} or {BATCH}")
+    data.probe_language = data.probe_language or source_class(data.source).default_probe_language
+    suite.output_dir = suite.output_dir or f"runs/probe-{Path(suite.model).name}"
+    return suite, data

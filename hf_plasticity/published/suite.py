@@ -1,0 +1,172 @@
+"""Probes the checkpoints of a published suite, on the Hub or in a folder."""
+
+import contextlib
+import dataclasses
+import os
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel
+from transformers.utils import logging
+
+from ..data.config import DataConfig
+from ..data.opening import open_blocks, open_source
+from ..data.tokenizers import load_tokenizer
+from ..diagnostics import DiagnosticsConfig
+from ..distributed import from_main_process, is_main_process, start_processes
+from ..errors import PlasticityError
+from ..experiment.folder import versions
+from ..experiment.run import show_results
+from ..network import num_non_embedding_parameters
+from ..periodic import Timeline
+from ..probing.recorder import ProbeRecorder
+from ..records import PROVENANCE, differences, read_config, run_lock, write_config
+from ..settings import NUMERICS, roles_of
+from .checkpoints import check_tokenizers, check_weights, find_checkpoints, load_model
+from .config import BATCH, CHECKPOINTS, SuiteConfig
+from .prober import CheckpointProber, make_accelerator
+
+
+def probe_suite(suite: SuiteConfig, data: DataConfig) -> None:
+    """
+    Probe every checkpoint that is not recorded yet, and write the report. The same command resumes; with more
+    revisions, it adds them.
+
+    Raises:
+        [`PlasticityError`]: It cannot be done as configured.
+        [`ProbeDivergedError`]: The loss of a probe is not finite.
+    """
+    # Transformers shows a bar for every model that it loads.
+    logging.disable_progress_bar()
+    accelerator = make_accelerator(suite.bf16, start_processes(suite.use_cpu))
+    with contextlib.ExitStack() as stack:
+        found = from_main_process(lambda: _begin(suite, data, stack))
+        if data.tokenizer is None:
+            local = Path(suite.model).is_dir()
+            data.tokenizer = os.path.join(suite.model, list(found.values())[-1]) if local else suite.model
+        tokenizer = load_tokenizer(data.tokenizer)
+        train_blocks, eval_blocks = open_blocks(
+            data, open_source(data), data.probe_language, tokenizer, show_progress=not suite.disable_tqdm
+        )
+        recorder = ProbeRecorder(
+            train_blocks,
+            eval_blocks,
+            suite.probe_config(),
+            data.probe_language,
+            Timeline(tokens_per_step=suite.tokens_per_step),
+            eval_blocks.bytes_per_token(suite.probe_eval_sequences),
+        )
+
+        text = {"train": train_blocks.fingerprint, "validation": eval_blocks.fingerprint}
+        from_main_process(lambda: _check_text(suite, data, text))
+        local = Path(suite.model).is_dir()
+
+        def load(name: str) -> PreTrainedModel:
+            model = load_model(Path(suite.model) / name) if local else load_model(suite.model, name)
+            _check_fit(model, name, data, len(tokenizer))
+            if is_main_process():
+                _write_config(suite, data, found, text, num_non_embedding_parameters(model))
+            return model
+
+        prober = CheckpointProber(
+            suite.output_dir,
+            recorder,
+            found.__getitem__,
+            load,
+            accelerator,
+            share=suite.share or (BATCH if accelerator.is_fsdp2 else CHECKPOINTS),
+            diagnostics=DiagnosticsConfig(measures=suite.diagnostics_measures),
+            diagnostics_blocks=eval_blocks.first(suite.diagnostics_sequences, "diagnostics_sequences")
+            if suite.diagnose
+            else None,
+            micro_batch_size=suite.per_device_train_batch_size,
+            show_progress=not suite.disable_tqdm,
+        )
+        prober.probe(list(found))
+        if is_main_process():
+            recorder.refer_to_first(suite.output_dir)
+            show_results(suite.output_dir)
+
+
+def _begin(suite: SuiteConfig, data: DataConfig, stack: contextlib.ExitStack) -> dict[int, str]:
+    """The checkpoints of the suite, with the run folder held for it until `stack` is closed."""
+    stack.enter_context(run_lock(suite.output_dir))
+    _check_folder(suite, data)
+    found = find_checkpoints(suite)
+    check_weights(suite, found)
+    if data.tokenizer is None:
+        check_tokenizers(suite, found)
+    return found
+
+
+def _roles(suite: SuiteConfig, data: DataConfig) -> dict[str, str]:
+    return roles_of(suite) | roles_of(data)
+
+
+def _settings(suite: SuiteConfig, data: DataConfig) -> dict[str, Any]:
+    settings = dataclasses.asdict(suite) | dataclasses.asdict(data) | suite.probe_config().as_settings()
+    return {name: value for name, value in settings.items() if value is not None}
+
+
+def _numerics(suite: SuiteConfig, data: DataConfig) -> dict[str, Any]:
+    """The settings that decide the numbers. The tokenizer is compared as part of the text (`_check_text`)."""
+    roles = _roles(suite, data)
+    return {
+        name: value
+        for name, value in _settings(suite, data).items()
+        if roles[name] == NUMERICS and name != "tokenizer"
+    }
+
+
+def _check_folder(suite: SuiteConfig, data: DataConfig) -> None:
+    if Path(suite.model).is_dir() and Path(suite.model).resolve() == Path(suite.output_dir).resolve():
+        raise PlasticityError(f"output_dir: '{suite.output_dir}' is the suite itself; choose another folder")
+    recorded = read_config(suite.output_dir)
+    if recorded is None:
+        return
+    if "schedule" in recorded:
+        raise PlasticityError(
+            f"output_dir: '{suite.output_dir}' holds a training run, not the probes of a suite; choose another folder"
+        )
+    different = differences(recorded, _numerics(suite, data))
+    if different:
+        raise PlasticityError(
+            f"output_dir: '{suite.output_dir}' belongs to other probes ({'; '.join(different)}); choose another folder"
+        )
+
+
+def _check_text(suite: SuiteConfig, data: DataConfig, text: dict[str, str]) -> None:
+    there = (read_config(suite.output_dir) or {}).get(PROVENANCE, {}).get("data", {}).get(data.probe_language, text)
+    if there != text:
+        raise PlasticityError(
+            f"output_dir: '{suite.output_dir}' was started with other text: that of '{data.probe_language}', or the "
+            "tokenizer, has changed since; choose another folder"
+        )
+
+
+def _check_fit(model: PreTrainedModel, name: str, data: DataConfig, tokens: int) -> None:
+    """Check that a model can read the blocks."""
+    known = model.get_input_embeddings().num_embeddings
+    if tokens > known:
+        raise PlasticityError(
+            f"tokenizer: '{data.tokenizer}' has {tokens} tokens and the vocabulary of '{name}' has {known}; name the "
+            "suite's tokenizer with --tokenizer"
+        )
+    longest = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
+    if longest is not None and data.context_length > longest:
+        raise PlasticityError(f"context_length: {data.context_length} is more than the {longest} tokens of '{name}'")
+
+
+def _write_config(
+    suite: SuiteConfig, data: DataConfig, found: dict[int, str], text: dict[str, str], parameters: int
+) -> None:
+    there = (read_config(suite.output_dir) or {}).get(PROVENANCE, {})
+    checkpoints = there.get("checkpoints", {}) | found
+    provenance = {
+        "num_non_embedding_parameters": parameters,
+        "checkpoints": {step: checkpoints[step] for step in sorted(checkpoints)},
+        "data": {data.probe_language: text},
+        "numerics": sorted(_numerics(suite, data)),
+        "versions": versions(),
+    }
+    write_config(suite.output_dir, _settings(suite, data) | {PROVENANCE: provenance})

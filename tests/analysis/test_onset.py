@@ -1,0 +1,189 @@
+"""Onsets read off probe records: each rule on curves worked out by hand, and what must not be read off at all."""
+
+import doctest
+import math
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from hf_plasticity.analysis import onset as onset_module
+from hf_plasticity.analysis.onset import Onset, find_onset, probe_scatter
+from hf_plasticity.errors import PlasticityError
+from support.launch import ROOT
+
+
+def probes(areas, **fields):
+    """Records of cycles of eight tasks of 5B tokens each, from cycle 1 on."""
+    return [
+        {
+            "cycle": cycle,
+            "task": 8 * cycle,
+            "tokens": 8 * cycle * 5e9,
+            "auc": auc,
+            "language": "vi",
+            "adaptation": "full",
+            "probe_config_hash": "abc",
+            "seed": 0,
+        }
+        | fields
+        for cycle, auc in enumerate(areas, start=1)
+    ]
+
+
+def test_the_examples_are_true():
+    text = onset_module.find_onset.__doc__.replace("```", "")
+    test = doctest.DocTestParser().get_doctest(text, {}, "find_onset", None, 0)
+    assert test.examples and doctest.DocTestRunner().run(test).failed == 0
+
+
+def test_turning_point_is_the_minimum_after_which_the_area_rises():
+    assert find_onset(probes([100, 90, 80, 85, 110])) == Onset(24.0, 1.2e11, False, "turning_point")
+    # The wobble at cycle 2 is not the turn; of two equal minima the last one is.
+    assert find_onset(probes([100, 90, 95, 80, 80, 99])).task == 40.0
+
+
+def test_zero_crossing_is_interpolated_between_the_probes_around_it():
+    # ΔAUC −20, −5, +15 at tasks 24, 32, 40: zero a quarter of the way from 32 to 40.
+    crossing = find_onset(probes([100, 90, 80, 95, 115]), rule="zero_crossing")
+    assert crossing == Onset(34.0, 34 * 5e9, False, "zero_crossing")
+
+
+def test_zero_crossing_is_the_one_after_the_dip():
+    # Up to +1, down to −20, and up again through zero halfway between tasks 32 and 40.
+    assert find_onset(probes([100, 101, 80, 95, 105]), rule="zero_crossing").task == 36.0
+    assert find_onset(probes([100, 90, 95]), rule="zero_crossing").censored
+
+
+def test_zero_crossing_needs_the_probe_after_cycle_1():
+    with pytest.raises(PlasticityError, match="none after cycle 1"):
+        find_onset(probes([100, 90, 110])[1:], rule="zero_crossing")
+
+
+def test_statistical_onset_is_where_the_area_stays_above_its_running_minimum(monkeypatch):
+    # The standard error of a difference is √2; twice that is 2.83. Task 32 (+4) is above it, task 40 (+2) falls back,
+    # task 48 (+3) is above it for good.
+    curve = probes([100, 90, 80, 84, 82, 83, 90], auc_stderr=1.0)
+    monkeypatch.setattr(onset_module, "probe_scatter", lambda tasks, areas: None)
+    assert find_onset(curve, rule="statistical", z=2.0) == Onset(48.0, 48 * 5e9, False, "statistical")
+    assert find_onset(curve, rule="statistical", z=1.0).task == 32.0
+    assert find_onset(curve, rule="statistical", z=10.0) == Onset(56.0, 56 * 5e9, True, "statistical")
+
+
+def test_statistical_noise_comes_from_repeats():
+    # Flat curves over ten steps: areas 10 · (level ± 0.1), standard error 10 · 0.1 · √2 / √2 = 1.
+    def records(levels):
+        repeats = [[[level - 0.1] * 2, [level + 0.1] * 2] for level in levels]
+        return [
+            probe | {"repeats": curves, "probe_steps": [0, 10], "auc": -1.0}
+            for probe, curves in zip(probes(levels), repeats)
+        ]
+
+    assert find_onset(records([10, 9, 9.2, 9.4]), rule="statistical", z=2.0).task == 32.0
+    assert find_onset(records([10, 9, 9.3, 9.4]), rule="statistical", z=2.0).task == 24.0
+
+
+def test_statistical_noise_comes_from_seeds_which_are_averaged():
+    # Means 100, 90, 93 with standard error 1 each: 3 > 2 · √2, but 2.8 is not.
+    low, high = [99, 89, 92], [101, 91, 94]
+    assert find_onset(probes(low) + probes(high, seed=1), rule="statistical", z=2.0).task == 24.0
+    low, high = [99, 89, 91.8], [101, 91, 93.8]
+    assert find_onset(probes(low) + probes(high, seed=1), rule="statistical", z=2.0).censored
+    assert find_onset(probes([100, 90, 80, 95]) + probes([100, 70, 90, 95], seed=1)).task == 16.0
+
+
+def test_statistical_rule_without_noise_is_an_error():
+    with pytest.raises(PlasticityError, match="noise at task 8 is not known"):
+        find_onset(probes([100, 90, 110]), rule="statistical")
+
+
+def test_scatter_is_how_far_areas_lie_from_the_line_between_their_neighbours():
+    assert probe_scatter([8, 16, 24, 32, 40], [5, 4, 3, 2, 1]) == 0
+    assert probe_scatter([8, 16, 40, 48, 72], [10, 11, 14, 15, 18]) == 0, "at uneven distances too"
+    assert probe_scatter([8, 16, 24, 32], [1, 2, 1, 2]) is None
+    # Every area lies 2 from the line between its neighbours, and 2² / (¼ + ¼ + 1) is the variance.
+    assert probe_scatter([8, 16, 24, 32, 40], [0, 2, 0, 2, 0]) == pytest.approx(1.4826 * 2 / math.sqrt(1.5))
+    noise = np.random.default_rng(0).normal(size=4000)
+    assert probe_scatter(range(4000), 100 - np.arange(4000) / 10 + 3 * noise) == pytest.approx(3, rel=0.05)
+
+
+def test_statistical_noise_is_the_scatter_where_repeats_know_of_less():
+    generator = np.random.default_rng(1)
+    found = {2.0: 0, 3.0: 0}
+    for _ in range(400):
+        areas = 1000 + 10 * generator.normal(size=24)
+        for z in found:
+            found[z] += not find_onset(probes(areas, auc_stderr=1.0), rule="statistical", z=z).censored
+    assert found[3.0] < 0.08 * 400 < found[2.0], "flat curves that are said to have turned"
+    turned = [1000 + 10 * generator.normal() + max(0, k - 12) * 12 for k in range(24)]
+    onset = find_onset(probes(turned), rule="statistical")
+    assert not onset.censored and 8 * 13 < onset.task < 8 * 22
+
+
+@pytest.mark.parametrize("rule", ["turning_point", "zero_crossing", "statistical"])
+def test_a_curve_that_has_not_turned_is_censored_at_its_last_task(rule):
+    onset = find_onset(probes([100, 90, 85, 85], auc_stderr=1.0), rule=rule)
+    assert onset == Onset(task=32.0, tokens=1.6e11, censored=True, rule=rule)
+    assert str(onset) == "after task 32 (1.6e+11 tokens)"
+
+
+@pytest.mark.parametrize("rule", ["turning_point", "zero_crossing"])
+def test_a_curve_that_rises_from_its_first_probe_gives_an_upper_bound(rule):
+    onset = find_onset(probes([100, 110, 120]), rule=rule)
+    assert onset.task == 8.0 and onset.at_first_probe and not onset.censored
+    assert str(onset).startswith("by task 8 ")
+
+
+def test_the_untrained_model_is_not_part_of_the_search():
+    curve = probes([100, 90, 95])
+    untrained = curve[0] | {"cycle": 0, "task": 0, "tokens": 0, "auc": 1.0}
+    assert find_onset([untrained, *curve]) == find_onset(curve)
+    assert find_onset([untrained, *curve], rule="zero_crossing") == find_onset(curve, rule="zero_crossing")
+
+
+def test_the_order_of_records_does_not_matter():
+    curve = probes([100, 90, 95])
+    assert find_onset(curve[::-1]) == find_onset(curve)
+
+
+@pytest.mark.parametrize("field, value", [("language", "en"), ("adaptation", "lora"), ("probe_config_hash", "def")])
+def test_records_of_different_probes_are_never_mixed(field, value):
+    curve = probes([100, 90, 95])
+    with pytest.raises(PlasticityError, match=f"cannot be compared: {field} is .*{value}"):
+        find_onset([*curve[:2], curve[2] | {field: value}])
+
+
+def test_bad_records_are_named():
+    curve = probes([100, 90, 95])
+    with pytest.raises(PlasticityError, match="task 8 occurs twice with seed 0"):
+        find_onset([*curve, curve[0]])
+    with pytest.raises(PlasticityError, match="task 24 has no probe with seed 1"):
+        find_onset(curve + probes([100, 90], seed=1))
+    with pytest.raises(PlasticityError, match="task 16 has no auc"):
+        find_onset([curve[0], curve[1] | {"auc": None}])
+    with pytest.raises(PlasticityError, match="too short"):
+        find_onset(curve[:1])
+    with pytest.raises(PlasticityError, match="too short"):
+        find_onset([])
+    with pytest.raises(PlasticityError, match="aucs: nan"):
+        find_onset([curve[0], curve[1] | {"auc": math.nan}])
+    with pytest.raises(PlasticityError, match="rule: 'minimum'"):
+        find_onset(curve, rule="minimum")
+
+
+def test_analysis_works_where_torch_is_not_installed():
+    script = """
+import sys
+class NoTorch:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("torch", "transformers", "evaluate"):
+            raise ImportError(name)
+sys.meta_path.insert(0, NoTorch())
+from hf_plasticity.analysis.law import fit_onset_law
+from hf_plasticity.analysis.onset import find_onset
+probe = dict(cycle=1, language="vi", adaptation="full", probe_config_hash="0", seed=0, tokens=1)
+find_onset([probe | dict(task=k, auc=auc) for k, auc in ((1, 3), (2, 1), (3, 2))])
+assert fit_onset_law(["5M", "12M", "27M"], [4, 8, 20]).exponent > 0
+"""
+    subprocess.run([sys.executable, "-c", script], check=True, cwd=ROOT)

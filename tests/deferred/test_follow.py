@@ -1,0 +1,162 @@
+"""A run with `probe: deferred` and its follower in its folder: the numbers of an inline run."""
+
+import shutil
+
+import pytest
+import yaml
+from torch.testing import assert_close
+
+from hf_plasticity import PlasticityError, load_run
+from hf_plasticity.experiment import parse_experiment
+from hf_plasticity.records import DEFERRED_LOCK_FILE, run_lock
+from support.following import FLAGS, FOLLOW, assert_same, follow, train, wait_until
+from support.launch import CONTINUAL, FSDP2_ON_CPU, KILLED, PROBE, launch, launch_killed, start
+from support.runs import recorded, weights
+
+
+def test_deferred_training_keeps_its_checkpoints_and_probes_nothing(deferred, inline, capsys):
+    assert_close(weights(deferred), weights(inline), rtol=0, atol=0)
+    assert not (deferred / "probes.jsonl").exists() and not (deferred / "diagnostics.jsonl").exists()
+    assert recorded(deferred)[1] == recorded(inline)[1] != [], "forgetting is measured in training"
+
+
+def test_a_follower_finds_what_the_run_would_have_found(deferred, inline, capsys):
+    follow(deferred)
+    assert_same(deferred, inline)
+    assert capsys.readouterr().out.count("%") == 2, "the table of probes"
+    before = (deferred / "probes.jsonl").read_bytes()
+    follow(deferred)
+    assert (deferred / "probes.jsonl").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--bf16", "--probe_repeats=2", "--per_device_train_batch_size=2"],
+        ["--probe_adaptation=lora", "--probe_lora_rank=2", "--train_tokenizer=300", "--gradient_checkpointing"],
+    ],
+)
+def test_so_it_does_whatever_the_run_computes_with(tmp_path, flags):
+    folders = tmp_path / "inline", tmp_path / "deferred"
+    common = [*FLAGS, *flags]
+    for folder, probe in zip(folders, ("inline", "deferred")):
+        process = launch(*common, f"--output_dir={folder}", f"--probe={probe}", direct=True)
+        assert process.returncode == 0, process.stderr[-3000:]
+    process = launch("--model", folders[1], *FOLLOW, script=PROBE, direct=True)
+    assert process.returncode == 0, process.stderr[-3000:]
+    assert_same(folders[1], folders[0])
+
+
+def test_a_follower_beside_the_run_probes_what_appears_and_ends_with_it(inline, tmp_path):
+    folder = tmp_path / "run"
+    trainer = start(*FLAGS, f"--output_dir={folder}", "--probe=deferred", direct=True)
+    try:
+        wait_until((folder / "config.yaml").exists)
+        follower = launch("--model", folder, *FOLLOW, script=PROBE, direct=True)
+        assert trainer.wait(timeout=100) == 0
+    finally:
+        trainer.kill()
+    assert follower.returncode == 0, follower.stderr[-3000:]
+    assert_same(folder, inline)
+
+
+def test_a_follower_killed_at_its_weakest_points_goes_on(deferred, inline):
+    for event in ("probe:6", "record:1", "recorded:1"):
+        process = launch(event, PROBE, "--model", deferred, *FOLLOW, script=KILLED, direct=True)
+        assert process.returncode < 0, process.stderr[-3000:]
+    follow(deferred)
+    assert_same(deferred, inline)
+
+
+def test_a_run_that_is_killed_and_gets_more_cycles_is_followed_to_its_end(inline, tmp_path):
+    folder = tmp_path / "run"
+    launch_killed("task:11", *FLAGS, f"--output_dir={folder}", "--probe=deferred")
+    follower = start("--model", folder, *FOLLOW, script=PROBE, direct=True)
+    try:
+        wait_until((folder / "cycle-001" / "probe.json").exists)
+        assert follower.poll() is None, "it waits for a run that has not been finished"
+        train(folder, "--probe=deferred")
+        assert follower.wait(timeout=60) == 0, follower.stderr.read()
+    finally:
+        follower.kill()
+    assert_same(folder, inline)
+    train(folder, "--probe=deferred", "--cycles=3")
+    follow(folder)
+    assert [record["cycle"] for record in load_run(folder).probes] == [0, 1, 2, 3]
+
+
+def test_a_run_does_not_go_on_inline_over_checkpoints_that_were_never_probed(deferred):
+    with pytest.raises(PlasticityError, match=r"^probe: cycle-000, cycle-001, cycle-002 of .* were left for later"):
+        train(deferred, "--cycles=3")
+    follow(deferred)
+    train(deferred, "--cycles=3")
+    run = load_run(deferred)
+    assert [record["cycle"] for record in run.probes] == [0, 1, 2, 3]
+    assert run.probes[1]["delta_auc"] == 0
+
+
+def test_what_cannot_be_followed_is_said_in_a_line(deferred, finished_deferred, inline, tmp_path, monkeypatch):
+    (tmp_path / "empty").mkdir()
+    shutil.copytree(deferred, tmp_path / "other-text")
+    config = yaml.safe_load((deferred / "config.yaml").read_text())
+    config["provenance"]["data"]["syn9"]["train"] = "0" * 12
+    (tmp_path / "other-text" / "config.yaml").write_text(yaml.safe_dump(config))
+    for run, flags, message in (
+        (inline, [], "follow: '.*' probes its cycles itself"),
+        (tmp_path / "none", [], "model: there is no run folder '.*none'"),
+        (deferred / "cycle-001", [], r"model: '.*' holds other things \(config.json\) and no run to follow"),
+        (tmp_path / "other-text", [], "data_dir: the text of 'syn9' here is not that of '.*'"),
+        (deferred, ["--probe_steps=7"], "probe_steps: 7 would not be heeded; with --follow the run's own"),
+        (deferred, ["--context_length=64"], "context_length: 64 would not be heeded"),
+        (deferred, ["--every=2"], "every: 2 would not be heeded"),
+        (deferred, ["--output_dir=elsewhere"], "output_dir: elsewhere would not be heeded"),
+        (deferred, ["--poll_seconds=0"], "poll_seconds: 0.0 is not a positive number"),
+        (deferred, ["--share=nothing"], "share: 'nothing' is unknown; choose checkpoints or batch"),
+    ):
+        with pytest.raises(PlasticityError, match=message) as caught:
+            follow(run, *flags)
+        assert "\n" not in str(caught.value)
+    shutil.rmtree(deferred / "cycle-001")
+    shutil.copyfile(inline / "probes.jsonl", deferred / "probes.jsonl")
+    untrained = (deferred / "probes.jsonl").read_text().splitlines()[0]
+    (deferred / "probes.jsonl").write_text(untrained + "\n")
+    with pytest.raises(
+        PlasticityError, match=r"model: the checkpoint of cycle 1 of .* is gone, and ΔAUC refers to it"
+    ):
+        follow(deferred)
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    with pytest.raises(PlasticityError, match="mixed_precision: bf16 is what it was launched with, and 'no' what the"):
+        follow(finished_deferred)
+    monkeypatch.delenv("ACCELERATE_MIXED_PRECISION")
+    for flags, message in (
+        (["--probe=later"], "probe: 'later' is unknown; choose inline or deferred"),
+        (["--probe=deferred", "--no_probe"], "no_probe: True leaves nothing to probe later"),
+        (["--probe=deferred", "--save_probe_checkpoints=false"], "save_probe_checkpoints: False leaves nothing"),
+    ):
+        with pytest.raises(PlasticityError, match=message):
+            parse_experiment([*FLAGS, *flags])
+
+
+def test_an_inline_run_waits_for_its_follower(deferred):
+    with (
+        run_lock(deferred, DEFERRED_LOCK_FILE),
+        pytest.raises(PlasticityError, match="is in use by another process; wait for it, stop it"),
+    ):
+        train(deferred, "--cycles=3")
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+@pytest.mark.parametrize("sharded", [False, True])
+def test_several_processes_follow_a_run_of_several_to_the_bit(tmp_path, sharded):
+    flags = [flag for flag in FLAGS if flag != "--use_cpu"]
+    how = {"processes": 2, **({"script": FSDP2_ON_CPU} if sharded else {})}
+    before = {script: [script] if sharded else [] for script in (CONTINUAL, PROBE)}
+    folders = tmp_path / "inline", tmp_path / "deferred"
+    for folder, probe in zip(folders, ("inline", "deferred")):
+        process = launch(*before[CONTINUAL], *flags, f"--output_dir={folder}", f"--probe={probe}", **how)
+        assert process.returncode == 0, process.stderr[-3000:]
+    process = launch(*before[PROBE], "--model", folders[1], *FOLLOW, **{"script": PROBE, **how})
+    assert process.returncode == 0, process.stderr[-3000:]
+    assert_same(folders[1], folders[0])
+    assert process.stdout.count("ΔAUC") == 1, "one table"

@@ -1,0 +1,118 @@
+"""The user's own mistakes: one line that names the field, the value and what would be right; nothing is touched."""
+
+import errno
+
+import pytest
+
+from hf_plasticity import PlasticityError
+from hf_plasticity.cli import errors_on_one_line
+from hf_plasticity.experiment import parse_experiment, run_experiment
+from support.launch import TINY
+
+
+FLAGS = [*TINY, "--disable_tqdm=true", "--use_cpu"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("--sizes 5M", "argument '--sizes' is unknown; did you mean 'size'?"),
+        ("--size 6M", "size: '6M' is not a model size; choose one of 25K, 100K, 220K"),
+        ("--cycles three", "argument --cycles: invalid int value: 'three'"),
+        ("--cycles 0", "cycles: 0 is not a positive number"),
+        ("--task_steps -5", "task_steps: -5 is not a positive number"),
+        ("--schedule rotate", "schedule: 'rotate' is neither one of rotation, stationary, gradual nor a list"),
+        ("--schedule syn1,xx", "schedule: 'syn1,xx' is neither"),
+        ("--languages syn1 syn9", "probe_language: 'syn9' is among the training languages; it has to be held out"),
+        ("--languages syn1 syn1", "languages: 'syn1 syn1' names a language twice"),
+        ("--lr_scheduler_type waves", "lr_scheduler_type: 'waves' is unknown; choose one of linear"),
+        ("--warmup_steps 99", "warmup_steps: 99 is not between 0 and the 80 steps"),
+        ("--learning_rate -1", "learning_rate: -1.0 is not a positive number"),
+        ("--config missing.yaml", "config: there is no file 'missing.yaml'"),
+    ],
+)
+def test_a_command_line_that_cannot_be_is_refused_at_once(flags, message):
+    with pytest.raises(PlasticityError) as caught:
+        parse_experiment(flags.split())
+    assert str(caught.value).startswith(message) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("cycle: 3", "setting 'cycle' is unknown; did you mean 'cycles'?"),
+        ("size: [", "is not valid YAML"),
+        ("- size", "is not a mapping of settings"),
+        ("cycles: many", "argument --cycles: invalid int value: 'many'"),
+        ("probe_adaptation: prefix", "probe_adaptation: 'prefix' is unknown"),
+    ],
+)
+def test_a_configuration_file_that_cannot_be_is_refused_at_once(tmp_path, text, message):
+    path = tmp_path / "wrong.yaml"
+    path.write_text(text)
+    with pytest.raises(PlasticityError, match=r".") as caught:
+        run_experiment(parse_experiment(["--config", str(path), f"--output_dir={tmp_path / 'run'}", *FLAGS]))
+    assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_yaml_spells_numbers_lists_and_mappings_as_it_does(tmp_path):
+    path = tmp_path / "settings.yaml"
+    path.write_text(
+        "learning_rate: 1e-3\nlanguages: [en, 'no']\nlr_scheduler_type: warmup_stable_decay\nno_probe: true\n"
+        "lr_scheduler_kwargs: {num_decay_steps: 5}\nsource: local\ndata_dir: text\nbf16: false\nrun_name:\n"
+    )
+    study = parse_experiment(["--config", str(path), "--languages", "de"])
+    assert study.training.learning_rate == 1e-3 and study.training.no_probe and not study.training.bf16
+    assert study.data.languages == ["de"], "a flag overrides the file"
+    assert study.training.lr_scheduler_kwargs == {"num_decay_steps": 5}
+    assert study.data.probe_language == "vi"
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("--source tape", "source: 'tape'"),
+        ("--source local", "data_dir"),
+        ("--source hub", "dataset"),
+        ("--source local --data_dir nowhere", "data_dir: "),
+        ("--vocab_size 200", "vocab_size: 200 is less than the tokenizer's 257 tokens"),
+        ("--global_batch_tokens 100", "global_batch_tokens: 100 is not a multiple of context_length 32"),
+        ("--tokenizer no/such", "tokenizer: "),
+        ("--languages syn1 xx", "xx"),
+        ("--context_length 1 --global_batch_tokens 64", "context_length: 1 leaves no token to predict"),
+        ("--validation_fraction 1.5", "validation_fraction: 1.5 is not between 0 and 1"),
+        ("--train_tokenizer 100", "100"),
+    ],
+)
+def test_a_study_that_cannot_be_is_refused_before_anything_is_trained(tmp_path, flags, message, capsys):
+    folder = tmp_path / "run"
+    with pytest.raises(SystemExit) as caught, errors_on_one_line("continual.py"):
+        run_experiment(
+            parse_experiment([*FLAGS, f"--output_dir={folder}", f"--data_cache_dir={tmp_path}", *flags.split()])
+        )
+    error = capsys.readouterr().err.strip()
+    assert caught.value.code == 2 and message in error
+    assert error.startswith("continual.py: error: ") and "\n" not in error
+    assert not list(folder.glob("c*")), "no configuration, checkpoint or cycle"
+
+
+def test_a_corpus_too_small_for_the_run_is_an_error_with_both_numbers(tmp_path, capsys):
+    for language in ("en", "vi"):
+        (tmp_path / f"{language}.txt").write_text("".join(f"{language} line {n}\n" for n in range(200)))
+    with pytest.raises(SystemExit), errors_on_one_line("continual.py"):
+        run_experiment(
+            parse_experiment(
+                [*FLAGS, "--source=local", f"--data_dir={tmp_path}", "--languages", "en", "--cycles=1",
+                 "--task_steps=99", "--global_batch_tokens=64",
+                 f"--output_dir={tmp_path / 'run'}", f"--data_cache_dir={tmp_path}"]
+            )
+        )  # fmt: skip
+    assert "languages: 'en' has " in (error := capsys.readouterr().err)
+    assert "training tokens and the run needs 6,336; give it more text, shorten the run" in error
+
+
+def test_a_full_disk_is_said_in_one_line(capsys):
+    with pytest.raises(SystemExit) as caught, errors_on_one_line("continual.py"):
+        raise OSError(errno.ENOSPC, "No space left on device", "runs/x/checkpoint-8")
+    assert caught.value.code == 2
+    assert "the disk is full (runs/x/checkpoint-8); free some and start again" in capsys.readouterr().err

@@ -1,0 +1,233 @@
+"""The model card of a run: all of it, word by word, and what the Hub reads of it."""
+
+from pathlib import Path
+
+import pytest
+from huggingface_hub import ModelCard
+
+import hf_plasticity.hub
+from hf_plasticity.hub.card import render_card
+from hf_plasticity.records import RunRecord
+from support.launch import ROOT
+from support.study_config import CONFIG
+
+
+def probe(cycle, auc, **changes):
+    return {
+        "cycle": cycle,
+        "task": 2 * cycle,
+        "step": 19074 * cycle,
+        "tokens": 19074 * cycle * 524288,
+        "language": "vi",
+        "adaptation": "full",
+        "probe_steps": [0, 9537],
+        "losses": [11.5, 3.25],
+        "auc": auc,
+        "start_loss": 11.5,
+        "final_loss": 3.25,
+        "bits_per_byte": 1.234567,
+        "probe_config_hash": "abc",
+    } | changes
+
+
+def make_run(probes, **settings):
+    return RunRecord("plasticity-5m", Path("nowhere"), CONFIG | settings, probes)
+
+
+# ΔAUC by hand: 34,300 is 2% below the 35,000 of cycle 1, 35,875 is 2.5% above.
+PROBES = [probe(0, 40000.0), probe(1, 35000.0), probe(2, 34300.0), probe(3, 35875.0)]
+GOLDEN = """\
+---
+datasets:
+- uonlp/CulturaX
+language:
+- en
+- zh
+library_name: transformers
+license: apache-2.0
+pipeline_tag: text-generation
+tags:
+- hf-plasticity
+- plasticity
+- continual-learning
+- research
+- arxiv:2606.24752
+model-index:
+- name: plasticity-5m
+  results:
+  - task:
+      type: text-generation
+      name: Adaptation to Vietnamese after cycle 3
+    dataset:
+      name: Vietnamese, held out
+      type: uonlp/CulturaX
+    metrics:
+    - type: probe_auc
+      value: 35875.0
+      name: Area under the probe's loss curve
+    - type: delta_auc
+      value: 2.5
+      name: ΔAUC (%)
+    - type: bits_per_byte
+      value: 1.2346
+      name: Bits per byte at the end of the probe
+---
+
+# plasticity-5m
+
+A 5M model (4,932,480 non-embedding parameters), trained for 3 cycles (30B tokens) on 2 languages in rotation, probed 4 times on Vietnamese. It learned Vietnamese fastest after cycle 2; after cycle 3, its AUC was 4.6% above that lowest point and 2.5% above the one after cycle 1.
+
+This repository holds one run of a study of **loss of plasticity**: whether a language model that is trained for long
+learns a new language more slowly than it once did. The model starts from random weights.
+At fixed points a copy of it is trained on a language that it never otherwise sees: how fast the copy's loss falls is
+the measurement. The copy is then thrown away.
+
+## How to load it
+
+The model at the end of the run is on `main`:
+
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained("org/plasticity-5m")
+tokenizer = AutoTokenizer.from_pretrained("org/plasticity-5m")
+```
+
+The model as it was at each probe is on a branch of its own, `cycle-000` being the untrained one:
+
+```python
+model = AutoModelForCausalLM.from_pretrained("org/plasticity-5m", revision="cycle-003")
+```
+
+Revisions (also in `revisions.txt`): `cycle-000`, `cycle-001`, `cycle-002`, `cycle-003`.
+
+All records of the run, with `hf-plasticity` or without:
+
+```python
+from hf_plasticity import load_run
+
+run = load_run("org/plasticity-5m")
+run.probes_frame()
+```
+
+```python
+from datasets import load_dataset
+
+load_dataset("parquet", data_files="hf://org/plasticity-5m/records/probes.parquet")
+```
+
+## Results
+
+Probes on Vietnamese (full adaptation). AUC is the area under the probe's validation-loss
+curve over its steps, in nats · steps per token: lower is faster learning. ΔAUC is its change against the reference;
+where it rises, plasticity is being lost.
+
+| Cycle | Tokens | Start loss | Final loss | AUC | ΔAUC | Bits per byte |
+|---|---|---|---|---|---|---|
+| 0 (untrained) | 0 | 11.500 | 3.250 | 40,000 | – | 1.235 |
+| 1 | 10B | 11.500 | 3.250 | 35,000 | reference | 1.235 |
+| 2 | 20B | 11.500 | 3.250 | 34,300 | −2.00% | 1.235 |
+| 3 | 30B | 11.500 | 3.250 | 35,875 | +2.50% | 1.235 |
+
+![ΔAUC over training](delta_auc.png)
+
+## How it was trained
+
+| | |
+|---|---|
+| Model | GPT-2-style decoder, 5M: 4,932,480 non-embedding parameters, context 2,048 tokens |
+| Text | [uonlp/CulturaX](https://huggingface.co/datasets/uonlp/CulturaX) |
+| Training languages, in order | English, Chinese |
+| Probe language, held out | Vietnamese |
+| Tokenizer | `Qwen/Qwen3-0.6B` |
+| Schedule | rotation, 3 cycles of 2 task instances |
+| Task instance | 9,537 steps of 524,288 tokens, starting with a fresh optimizer state |
+| Optimizer | AdamW, peak learning rate 0.003, β = (0.9, 0.95), weight decay 0.1 |
+| Learning rate | `cosine` with 100 warmup steps, in every task instance |
+| Probe | 9,537 steps, peak learning rate 0.003, loss on 1,280 validation sequences every 95 steps |
+| Repeated text | none: every task instance sees fresh text |
+| Seed | 1 |
+| Hardware | 8 x NVIDIA H100 80GB HBM3, bf16 |
+| Software | hf-plasticity 0.1.0, torch 2.13.0 |
+
+`config.yaml` has every setting; passed as `--config` to `recipes/continual.py`, it gives the run again.
+
+## Limitations
+
+These are research checkpoints for the study of how networks learn, not models for use: they are small, and neither
+instructed nor made safe. What they write can be wrong, biased or offensive. A learning curve depends on the probe's
+settings, so AUCs are to be compared only where those are equal.
+
+## Citation
+
+The study that this run follows:
+
+```bibtex
+@article{hernandezgarcia2026plasticity,
+  title   = {Can Scale Save Us From Plasticity Loss in Large Language Models?},
+  author  = {Hernandez-Garcia and Figliolia and Millidge},
+  journal = {arXiv preprint arXiv:2606.24752},
+  year    = {2026},
+  url     = {https://arxiv.org/abs/2606.24752}
+}
+```
+
+## Licence
+
+Apache 2.0.
+"""  # noqa: E501
+
+
+def test_the_card_of_a_finished_run():
+    branches = ["cycle-000", "cycle-001", "cycle-002", "cycle-003"]
+    assert render_card(make_run(PROBES), "org/plasticity-5m", branches, finished=True, figure=True) == GOLDEN
+
+
+def test_the_hub_reads_the_results_off_the_card():
+    data = ModelCard(GOLDEN).data
+    assert (data.language, data.license, data.library_name) == (["en", "zh"], "apache-2.0", "transformers")
+    assert (data.pipeline_tag, data.datasets, data.base_model) == ("text-generation", ["uonlp/CulturaX"], None)
+    results = {result.metric_type: result for result in data.eval_results}
+    assert {name: result.metric_value for name, result in results.items()} == {
+        "probe_auc": 35875.0,
+        "delta_auc": 2.5,
+        "bits_per_byte": 1.2346,
+    }
+    assert {result.dataset_type for result in results.values()} == {"uonlp/CulturaX"}
+    assert data.model_name == "plasticity-5m"
+
+
+def test_a_run_that_has_only_begun_has_a_card_that_says_so():
+    card = render_card(make_run([]), "org/name", [], finished=False, figure=False)
+    assert "The run goes on; `main` will hold its final model." in card
+    assert "No probe has been recorded yet." in card
+    for absent in ("None", "model-index", "revision=", "delta_auc.png", "NaN"):
+        assert absent not in card
+
+
+def test_a_run_without_probes_does_not_speak_of_a_copy():
+    card = render_card(make_run([], no_probe=True), "org/name", [], finished=True, figure=False)
+    assert "It was not probed along the way." in card and "No probe has been recorded." in card
+    assert "| Probe |" not in card and "copy" not in card
+
+
+def test_synthetic_languages_are_never_given_out_for_natural_ones():
+    run = make_run([probe(1, 1.0, language="vi")], source="synthetic", languages=["en"], tokenizer="byte")
+    card = render_card(run, "org/name", [], finished=True, figure=False)
+    assert ModelCard(card).data.language is None and ModelCard(card).data.datasets is None
+    assert "Vietnamese" not in card and "English" not in card
+    assert "| Text | procedurally generated languages, not natural ones" in card
+
+
+@pytest.mark.parametrize(
+    ("dataset", "datasets"),
+    [("org/corpus@v1", ["org/corpus"]), ("wikipedia", ["wikimedia/wikipedia"]), ("texts", None)],
+)
+def test_the_datasets_of_a_run_are_named(dataset, datasets):
+    card = render_card(make_run([], dataset=dataset), "org/name", [], finished=True, figure=False)
+    assert ModelCard(card).data.datasets == datasets
+
+
+def test_the_folder_of_cards_holds_the_template_that_is_used():
+    template = Path(hf_plasticity.hub.__file__).with_name("card.md.jinja")
+    assert (ROOT / "model_cards" / "run.md.jinja").read_text() == template.read_text()

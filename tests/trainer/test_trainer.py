@@ -1,0 +1,323 @@
+"""The continual trainer in one process: what it computes, that probes are invisible, that it goes on exactly."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils.data import TensorDataset
+from transformers import GPT2LMHeadModel, Trainer, TrainingArguments
+
+from hf_plasticity import PlasticityError
+from hf_plasticity.probing import PlasticityProbeCallback, ProbeConfig
+from hf_plasticity.records import DIAGNOSTICS_FILE, FORGETTING_FILE, PROBE_FIELDS, PROBES_FILE, read_records, read_run
+from hf_plasticity.trainer import ContinualConfig, TrainingDivergedError
+from support.tiny import CONTEXT, random_blocks, tiny_model
+from support.trainers import BATCH, TASK_STEPS, StopAt, assert_same, final_state, make_trainer, stop_at
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("blocks")
+
+
+def run(folder, cache, **settings):
+    trainer = make_trainer(folder, cache, **settings)
+    trainer.train()
+    return trainer
+
+
+@pytest.fixture(scope="module")
+def probed(tmp_path_factory, cache):
+    folder = tmp_path_factory.mktemp("probed")
+    return run(folder, cache, evaluate_forgetting=True, diagnose=True, diagnostics_sequences=4)
+
+
+@pytest.mark.parametrize("settings", [{"no_probe": True}, {"probe_adaptation": "lora"}, {"probe_repeats": 2}])
+def test_probes_are_invisible_to_the_run(tmp_path, cache, probed, settings):
+    assert_same(final_state(run(tmp_path, cache, **settings)), final_state(probed))
+
+
+def test_probes_are_invisible_to_a_run_in_bfloat16(tmp_path, cache):
+    runs = [run(tmp_path / str(off), cache, bf16=True, use_cpu=True, no_probe=off) for off in (False, True)]
+    assert_same(final_state(runs[0]), final_state(runs[1]))
+
+
+def test_the_precision_that_accelerate_sets_stands_in_the_configuration(tmp_path, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    assert ContinualConfig(output_dir=str(tmp_path), use_cpu=True).bf16
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp8")
+    with pytest.raises(PlasticityError, match="mixed_precision: 'fp8' is not supported; use bf16 or no"):
+        ContinualConfig(output_dir=str(tmp_path), use_cpu=True)
+
+
+def test_a_run_is_what_a_bare_loop_with_a_new_optimizer_for_each_task_gives(tmp_path, cache):
+    # A large epsilon, since Adam blows rounding up where a gradient is zero by design (the bias of the keys).
+    trainer = make_trainer(tmp_path, cache, dropout=0.0, lr_scheduler_type="cosine", adam_epsilon=1e-3, no_probe=True)
+    model = GPT2LMHeadModel(trainer.model.config)
+    model.load_state_dict(trainer.model.state_dict())
+    trainer.train()
+    losses = []
+    for step in range(24):
+        if step % TASK_STEPS == 0:
+            groups = [
+                {"params": [p for n, p in model.named_parameters() if p.ndim == 2], "weight_decay": 0.1},
+                {"params": [p for n, p in model.named_parameters() if p.ndim == 1], "weight_decay": 0.0},
+            ]
+            optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95), eps=1e-3)
+        place = step % TASK_STEPS
+        shape = [0.5, 1.0, 1.0, 0.5 * (1 + math.cos(math.pi / 2))][place]
+        for group in optimizer.param_groups:
+            group["lr"] = 1e-2 * shape
+        ids = trainer.train_dataset.__getitems__(range(step * BATCH, (step + 1) * BATCH))["input_ids"]
+        logits = model(input_ids=ids).logits[:, :-1].reshape(-1, 257)
+        loss = torch.nn.functional.cross_entropy(logits, ids[:, 1:].reshape(-1))
+        losses.append(loss.item())
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+    logged = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    assert logged == pytest.approx(losses, rel=1e-6)
+    torch.testing.assert_close(trainer.model.state_dict(), model.state_dict(), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "logged", "cycle_steps"),
+    [("stationary", ["mixture"], 12), ("gradual", ["a", "b", "c"], 12), ("c,a", ["c", "a"], 8)],
+)
+def test_every_schedule_is_probed_after_its_cycles(tmp_path, cache, schedule, logged, cycle_steps):
+    trainer = run(tmp_path, cache, schedule=schedule)
+    assert [probe["step"] for probe in read_run(tmp_path).probes] == [0, cycle_steps, 2 * cycle_steps]
+    log = [entry for entry in trainer.state.log_history if "loss" in entry]
+    assert list(dict.fromkeys(entry["language"] for entry in log)) == logged
+
+
+def test_without_reset_the_optimizer_goes_on(tmp_path, cache, probed):
+    trainer = run(tmp_path, cache, reset_optimizer=False, no_probe=True)
+    steps = {float(state["step"]) for state in trainer.optimizer.state.values()}
+    assert steps == {24.0}
+    assert {float(state["step"]) for state in probed.optimizer.state.values()} == {4.0}
+
+
+@pytest.mark.parametrize("micro_batch_size", [1, 2, 3])
+def test_accumulation_changes_nothing_but_memory(tmp_path, cache, micro_batch_size):
+    settings = {"dropout": 0.0, "no_probe": True, "adam_epsilon": 1e-3}
+    whole = run(tmp_path / "whole", cache, **settings)
+    cut = run(tmp_path / "cut", cache, per_device_train_batch_size=micro_batch_size, **settings)
+    assert cut.args.gradient_accumulation_steps == BATCH // micro_batch_size
+    for one, other in zip(final_state(whole)["log"], final_state(cut)["log"]):
+        assert one["loss"] == pytest.approx(other["loss"], rel=1e-6)
+
+
+def test_the_log_says_where_in_the_run_it_is(probed):
+    log = [entry for entry in probed.state.log_history if "loss" in entry]
+    assert [entry["language"] for entry in log] == ["a"] * 4 + ["b"] * 4 + ["c"] * 4 + ["a"] * 4 + ["b"] * 4 + [
+        "c"
+    ] * 4
+    assert [entry["task"] for entry in log] == [1 + step // 4 for step in range(24)]
+    assert [entry["cycle"] for entry in log] == [1] * 12 + [2] * 12
+    assert [entry["tokens"] for entry in log] == [96 * step for step in range(1, 25)]
+    assert [entry["learning_rate"] for entry in log[:8]] == [0.005, 0.01, 0.01, 0.01] * 2
+
+
+def test_a_log_entry_never_spans_two_task_instances(tmp_path, cache):
+    trainer = run(tmp_path, cache, logging_steps=3, no_probe=True)
+    assert [entry["step"] for entry in trainer.state.log_history if "loss" in entry] == [
+        3, 4, 6, 8, 9, 12, 15, 16, 18, 20, 21, 24,
+    ]  # fmt: skip
+
+
+def test_a_probe_is_recorded_before_training_and_after_every_cycle(probed):
+    records = read_records(Path(probed.args.output_dir) / PROBES_FILE)
+    assert [(r["cycle"], r["task"], r["step"], r["tokens"]) for r in records] == [
+        (0, 0, 0, 0), (1, 3, 12, 1152), (2, 6, 24, 2304),
+    ]  # fmt: skip
+    assert all(tuple(record) == PROBE_FIELDS for record in records)
+    assert [record["delta_auc"] for record in records[:2]] == [None, 0.0]
+    assert records[2]["delta_auc"] == pytest.approx(100 * (records[2]["auc"] / records[1]["auc"] - 1))
+    logged = [entry["probe/auc"] for entry in probed.state.log_history if "probe/auc" in entry]
+    assert logged == [record["auc"] for record in records]
+
+
+def test_every_probed_model_is_kept_loadable_with_its_record(probed):
+    folder = Path(probed.args.output_dir)
+    last = GPT2LMHeadModel.from_pretrained(folder / "cycle-002")
+    torch.testing.assert_close(last.state_dict(), probed.model.state_dict(), rtol=0, atol=0)
+    assert sorted(path.name for path in folder.glob("cycle-*")) == ["cycle-000", "cycle-001", "cycle-002"]
+    record = json.loads((folder / "cycle-001" / "probe.json").read_text())
+    assert record == read_records(folder / PROBES_FILE)[1]
+
+
+def test_the_network_is_looked_into_wherever_it_is_probed(probed):
+    records = read_records(Path(probed.args.output_dir) / DIAGNOSTICS_FILE)
+    assert [(r["cycle"], r["task"], r["step"], r["tokens"]) for r in records] == [
+        (0, 0, 0, 0), (1, 3, 12, 1152), (2, 6, 24, 2304),
+    ]  # fmt: skip
+    weights = [p.detach().abs().mean() for n, p in probed.model.named_parameters() if n.endswith("mlp.c_fc.weight")]
+    measured = records[2]["measures"]["parameter_magnitude"]
+    assert measured["overall"] > records[0]["measures"]["parameter_magnitude"]["overall"]
+    assert len(measured["per_layer"]) == len(weights) == 2
+
+
+def test_forgetting_is_measured_on_every_language_after_each_cycle(probed):
+    records = read_records(Path(probed.args.output_dir) / FORGETTING_FILE)
+    assert [record["cycle"] for record in records] == [1, 2]
+    ids = torch.from_numpy(probed.callback_handler.callbacks[-3].eval_blocks["b"][range(5)])
+    probed.model.eval()
+    with torch.no_grad():
+        logits = probed.model(input_ids=ids).logits[:, :-1].reshape(-1, 257)
+    expected = torch.nn.functional.cross_entropy(logits, ids[:, 1:].reshape(-1)).item()
+    assert records[1]["losses"]["b"] == pytest.approx(expected, abs=1e-6)
+
+
+def test_a_run_that_nothing_would_push_is_refused(tmp_path, cache):
+    trainer = make_trainer(tmp_path, cache, push_to_hub=True, no_probe=True)
+    with pytest.raises(PlasticityError, match="push_to_hub: nothing pushes this run; start it with `run_experiment`"):
+        trainer.train()
+
+
+@pytest.mark.parametrize(("step", "settings"), [(17, {}), (17, {"save_steps": 5, "logging_steps": 4})])
+def test_a_resumed_run_is_the_run(tmp_path, cache, step, settings):
+    whole = run(tmp_path / "whole", cache, **settings)
+    dying = make_trainer(tmp_path / "cut", cache, **settings)
+    stop_at(dying, step)
+    with pytest.raises(StopAt):
+        dying.train()
+    resumed = make_trainer(tmp_path / "cut", cache, **settings)
+    resumed.train(resume_from_checkpoint=True)
+    assert resumed._resumed_from is not None
+    assert_same(final_state(resumed), final_state(whole))
+    one, other = (read_run_probes(tmp_path / name) for name in ("whole", "cut"))
+    assert one == other
+
+
+def read_run_probes(folder):
+    return [{k: v for k, v in record.items() if k != "seconds"} for record in read_records(folder / PROBES_FILE)]
+
+
+def test_a_finished_run_goes_on_when_it_is_given_more_cycles(tmp_path, cache, probed):
+    short = run(tmp_path, cache, cycles=1)
+    assert short.state.global_step == 12
+    longer = make_trainer(tmp_path, cache)
+    longer.train(resume_from_checkpoint=True)
+    one, other = final_state(longer), final_state(probed)
+    for state in (one, other):
+        for entry in state["log"]:
+            del entry["epoch"]
+    assert_same(one, other)
+
+
+def test_a_checkpoint_that_is_not_whole_is_passed_over(tmp_path, cache, caplog):
+    trainer = run(tmp_path, cache, no_probe=True, save_total_limit=3)
+    last, before = tmp_path / "checkpoint-24", tmp_path / "checkpoint-20"
+    (last / "optimizer.pt").write_bytes((last / "optimizer.pt").read_bytes()[:-1])
+    (before / "complete.json").unlink()
+    resumed = make_trainer(tmp_path, cache, no_probe=True)
+    resumed.train(resume_from_checkpoint=True)
+    assert resumed._resumed_from == str(tmp_path / "checkpoint-16")
+    assert_same(final_state(resumed), final_state(trainer))
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_last_checkpoint(tmp_path, cache):
+    trainer = make_trainer(tmp_path, cache, no_probe=True)
+    training_step = trainer.training_step
+
+    def poisoned(*arguments, **options):
+        loss = training_step(*arguments, **options)
+        return loss * math.nan if trainer.state.global_step == 17 else loss
+
+    trainer.training_step = poisoned
+    with pytest.raises(TrainingDivergedError, match=r"loss is nan at step 18, in task 5 \(b\) of cycle 2"):
+        trainer.train()
+    assert read_run_state(tmp_path) == 16
+
+
+def test_weights_that_are_not_finite_are_not_saved(tmp_path, cache):
+    trainer = make_trainer(tmp_path, cache, no_probe=True)
+    step = trainer.create_optimizer().step
+
+    def ruining(*arguments, **options):
+        step(*arguments, **options)
+        if trainer.state.global_step == 19:
+            next(trainer.model.parameters()).data[0, 0] = math.inf
+
+    trainer.optimizer.step = ruining
+    with pytest.raises(TrainingDivergedError, match=r"weights are not finite at step 20, in task 5 \(b\) of cycle 2"):
+        trainer.train()
+    assert read_run_state(tmp_path) == 16
+
+
+def test_a_damaged_checkpoint_does_not_take_the_place_of_a_whole_one(tmp_path, cache):
+    """Resumed before a newer checkpoint that is damaged, a run that keeps one keeps the one it has just written."""
+    run(tmp_path, cache, no_probe=True, save_total_limit=None)
+    for step in (20, 24):
+        (tmp_path / f"checkpoint-{step}" / "optimizer.pt").unlink()
+    resumed = make_trainer(tmp_path, cache, no_probe=True, save_total_limit=1, save_steps=1)
+    stop_at(resumed, 18)
+    with pytest.raises(StopAt):
+        resumed.train(resume_from_checkpoint=True)
+    assert read_run_state(tmp_path) == 18
+
+
+def read_run_state(folder):
+    from hf_plasticity.trainer import last_complete_checkpoint
+
+    return int(last_complete_checkpoint(folder).rsplit("-", 1)[1])
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"global_batch_tokens": 100}, "global_batch_tokens: 100 is not a multiple of context_length 16"),
+        ({"per_device_train_batch_size": 4}, "per_device_train_batch_size: 4 does not divide the 6 sequences"),
+        ({"cycles": 0}, "cycles: 0 is not a positive number"),
+        ({"probe_eval_sequences": -1}, "probe_eval_sequences: -1 is not a positive number"),
+        ({"warmup_steps": 5}, "warmup_steps: 5 is not between 0 and the 4 steps"),
+        ({"learning_rate": None}, "learning_rate: none given"),
+        ({"learning_rate": 0.0}, "learning_rate: 0.0 is not a positive number"),
+        ({"max_steps": 9}, "max_steps: 9 would not be heeded; the run is as long as cycles and task_steps"),
+        ({"resume_from_checkpoint": "x"}, "resume_from_checkpoint: x would not be heeded"),
+        ({"fp16": True}, "fp16: the probe cannot scale"),
+        ({"gradient_accumulation_steps": 4}, "gradient_accumulation_steps: 4 is not the 1 that follow"),
+        ({"train_sampling_strategy": "random"}, "train_sampling_strategy: 'random' would change the order"),
+    ],
+)
+def test_a_run_that_cannot_be_is_refused(tmp_path, cache, settings, message):
+    with pytest.raises(PlasticityError, match=message):
+        make_trainer(tmp_path, cache, **settings)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_the_callback_is_invisible_in_a_plain_trainer_script(tmp_path, family):
+    ids = torch.from_numpy(random_blocks(40, seed=3))
+
+    def collate(rows):
+        batch = torch.stack([row for (row,) in rows])
+        return {"input_ids": batch, "labels": batch}
+
+    def plain(folder, *callbacks):
+        args = TrainingArguments(
+            output_dir=str(folder), max_steps=9, per_device_train_batch_size=4, logging_steps=1, report_to="none",
+            disable_tqdm=True, save_strategy="no", remove_unused_columns=False,
+        )  # fmt: skip
+        trainer = Trainer(tiny_model(family), args, train_dataset=TensorDataset(ids), data_collator=collate)
+        for callback in callbacks:
+            trainer.add_callback(callback)
+        trainer.train()
+        return trainer
+
+    callback = PlasticityProbeCallback(
+        random_blocks(40, seed=1),
+        random_blocks(6, seed=2),
+        ProbeConfig(steps=4, eval_every=2, eval_sequences=6, batch_size=8, learning_rate=1e-2),
+        language="zz",
+        every=3,
+    )
+    assert_same(final_state(plain(tmp_path / "with", callback)), final_state(plain(tmp_path / "without")))
+    records = read_run(tmp_path / "with").probes
+    assert [record["step"] for record in records] == [0, 3, 6, 9]
+    assert [record["cycle"] for record in records] == [None] * 4
+    assert records[1]["delta_auc"] == 0 and CONTEXT == 12
+    assert records[3]["delta_auc"] == pytest.approx(100 * (records[3]["auc"] / records[1]["auc"] - 1))
