@@ -2,11 +2,10 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from ..records import RunRecord
 from .groups import Group, group_by_seed, mean_curve
-from .series import ProbeSeries, auc, label, position, probe_series, shared_unit
+from .series import ProbeSeries, auc, position, probe_series, shared_unit
 from .text import Estimate
 
 
@@ -37,7 +36,7 @@ class Comparison:
         """The groups by what their ΔAUC refers to: only within one of these may ΔAUCs stand side by side."""
         found: dict[str, list[Group[ProbeSeries]]] = {}
         for group in self.groups:
-            found.setdefault(label(group.members[0].reference), []).append(group)
+            found.setdefault(group.members[0].label(group.members[0].reference), []).append(group)
         return found
 
 
@@ -52,7 +51,7 @@ def comparisons(runs: Sequence[RunRecord], onset_rule: str | None = None) -> lis
 
 
 def _apart(series: ProbeSeries) -> dict[str, str]:
-    return {"probe": series.probe_config_hash, "ΔAUC against": label(series.reference)}
+    return {"probe": series.probe_config_hash, "ΔAUC against": series.label(series.reference)}
 
 
 def auc_curve(series: ProbeSeries, unit: str) -> dict[float, Estimate]:
@@ -66,11 +65,12 @@ def delta_auc_curve(series: ProbeSeries, unit: str) -> dict[float, Estimate]:
     return {position(probe, unit): Estimate(change, error) for probe, change, error in changes}
 
 
-def last_shared(groups: Sequence[Group[ProbeSeries]]) -> dict[str, Any] | None:
-    """The last probe at a step at which every seed of these groups was probed; `None` where there is none."""
+def last_shared(groups: Sequence[Group[ProbeSeries]]) -> tuple[int, str] | None:
+    """The last step at which every seed of these groups was probed, and its name; `None` where there is none."""
     series = [series for group in groups for series in group.members]
     steps = set.intersection(*({probe["step"] for probe in one.trained} for one in series))
-    return next((probe for probe in reversed(series[0].trained) if probe["step"] in steps), None)
+    shared = [(probe["step"], series[0].label(probe)) for probe in series[0].trained if probe["step"] in steps]
+    return shared[-1] if shared else None
 
 
 def mean_at(

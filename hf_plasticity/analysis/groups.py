@@ -8,12 +8,12 @@ from typing import Generic, TypeVar
 
 from scipy import stats
 
-from ..records import RunRecord
+from ..records import PROVENANCE, RunRecord, numerics_of
 from .series import num_parameters
 from .text import MISSING, Estimate
 
 
-SEEDS, PROVENANCE = ("seed", "data_seed"), "provenance"
+SEEDS = ("seed", "data_seed")
 # With two seeds, the 95% interval of a mean is over twelve times as wide as the seeds are apart.
 FEWEST_SEEDS, LEVEL = 3, 0.95
 
@@ -82,8 +82,9 @@ def identity(run: RunRecord) -> dict[str, str]:
     """
     if not run.config:
         return {"folder": str(run.folder)}
-    names = (run.config.get(PROVENANCE) or {}).get("numerics") or run.config
-    return {name: str(run.config.get(name)) for name in sorted(names) if name not in (*SEEDS, PROVENANCE)}
+    listed = "numerics" in (run.config.get(PROVENANCE) or {})
+    settings = numerics_of(run.config) if listed else run.config
+    return {name: str(settings[name]) for name in sorted(settings) if name not in (*SEEDS, PROVENANCE)}
 
 
 def mean_curve(seeds: Sequence[dict[float, Estimate]]) -> dict[float, Estimate]:

@@ -35,7 +35,7 @@ def write_report(
     Write the report of one run, or of several side by side, as one HTML file that needs no network.
 
     Args:
-        runs (`Sequence[RunRecord]`): The runs, as [`~records.load_run`] returns them.
+        runs (`Sequence[RunRecord]`): The runs, as [`~records.read_run`] returns them.
         output (`str` or `os.PathLike`): The file to write. Its folder is created where it does not exist.
         figures (`str` or `os.PathLike`, *optional*): A folder to write every figure to as well, as SVG and PNG.
         onset_rule (`str`, *optional*): How onsets are determined, as in [`find_onset`], whose default it has.
@@ -51,9 +51,9 @@ def write_report(
 
     ```python
     from hf_plasticity.analysis.report import write_report
-    from hf_plasticity.records import load_run
+    from hf_plasticity.records import read_run
 
-    write_report([load_run("runs/quickstart")], "report.html")
+    write_report([read_run("runs/quickstart")], "report.html")
     ```
     """
     if not runs:

@@ -7,11 +7,12 @@ from functools import cached_property
 from statistics import median, stdev
 from typing import Any
 
+from ..data.sources import SOURCES
 from ..errors import PlasticityError
 from ..metrics.delta_auc.definition import delta_auc
 from ..metrics.probe_auc.definition import probe_auc
 from ..models import MODEL_SIZES
-from ..records import RunRecord
+from ..records import PROVENANCE, RunRecord
 from .onset import Onset, find_onset, probe_scatter
 from .text import Estimate
 
@@ -47,6 +48,9 @@ class ProbeSeries:
     def language_name(self) -> str:
         return language_name(self.run, self.language)
 
+    def label(self, probe: dict[str, Any]) -> str:
+        return label(self.run, probe)
+
     @cached_property
     def trained(self) -> list[dict[str, Any]]:
         """The probes of the trained model, without the one before the first step."""
@@ -59,12 +63,8 @@ class ProbeSeries:
 
     @property
     def reference(self) -> dict[str, Any] | None:
-        """
-        The probe to which ΔAUC refers: the one after cycle 1, or the first of the trained model where cycle 1 was not
-        probed or cycles are not recorded.
-        """
-        first = self.trained[0] if self.trained else None
-        return next((probe for probe in self.trained if probe.get("cycle") == 1), first)
+        """The probe to which ΔAUC refers, as in the records: the first of the trained model."""
+        return self.trained[0] if self.trained else None
 
     @property
     def best(self) -> dict[str, Any]:
@@ -157,7 +157,7 @@ def probe_series(run: RunRecord, onset_rule: str | None = None) -> list[ProbeSer
 
 def is_untrained(probe: dict[str, Any]) -> bool:
     """Whether a probe record is of the model before its first step."""
-    return probe.get("cycle") == 0 or (probe.get("cycle") is None and probe["step"] == 0)
+    return probe["step"] == 0
 
 
 def auc(probe: dict[str, Any]) -> Estimate:
@@ -175,23 +175,26 @@ def shared_unit(records: Iterable[dict[str, Any]]) -> str:
     return "tokens" if all(record.get("tokens") is not None for record in records) else "steps"
 
 
-def label(record: dict[str, Any]) -> str:
-    """The name of a probe: its cycle, or its step where the run has no cycles."""
-    return f"step {record['step']:,}" if record.get("cycle") is None else f"cycle {record['cycle']}"
+def label(run: RunRecord, record: dict[str, Any]) -> str:
+    """The name of a probe or diagnosis: its cycle, its task within a cycle, or its step in a run without cycles."""
+    if record.get("cycle") is None:
+        return f"step {record['step']:,}"
+    within = record["task"] % (run.config.get(PROVENANCE, {}).get("tasks_per_cycle") or 1)
+    return f"task {record['task']}" if within else f"cycle {record['cycle']}"
 
 
 def language_name(run: RunRecord, code: str) -> str:
     """
-    A language in words. Synthetic languages, and those of a run whose text source is not recorded, keep their code: a
+    A language in words. Generated languages, and those of a run whose text source is not recorded, keep their code: a
     code alone does not make a text Vietnamese.
     """
-    source = run.config.get("source")
-    return LANGUAGE_NAMES.get(code, code) if source not in (None, "synthetic") else code
+    source = SOURCES.get(run.config.get("source"))
+    return LANGUAGE_NAMES.get(code, code) if source is not None and source.natural else code
 
 
 def num_parameters(run: RunRecord) -> int | None:
     """Non-embedding parameters of a run's model, or `None` where they are not recorded."""
-    provenance = run.config.get("provenance") or {}
+    provenance = run.config.get(PROVENANCE) or {}
     if provenance.get("num_non_embedding_parameters") is not None:
         return provenance["num_non_embedding_parameters"]
     size = run.config.get("size")

@@ -3,11 +3,12 @@
 from collections.abc import Sequence
 from typing import Any
 
+from ..data.sources import SOURCES
 from ..records import RunRecord
 from .comparison import Comparison, auc_curve, last_shared, mean_at
 from .groups import Group, run_order
 from .onset_view import is_detected, onset_sentence
-from .series import ProbeSeries, auc, is_untrained, label, num_parameters
+from .series import ProbeSeries, auc, is_untrained, num_parameters
 from .text import auc_text, compact, listed, plural
 
 
@@ -31,7 +32,7 @@ def series_result(series: ProbeSeries) -> str:
     trained = series.trained
     if len(trained) < 2:
         return f"No result yet: {plural(len(trained), 'probe')} of the trained model, and a trend requires two."
-    best, last, reference = series.best, trained[-1], series.reference
+    best, last, reference, label = series.best, trained[-1], series.reference, series.label
     text = f"{onset_sentence(series)} AUC was lowest after {label(best)} ({auc_text(auc(best))})"
     if best is last:
         text += f", the last probe: {_against(last, reference)} {label(reference)}."
@@ -69,8 +70,9 @@ def run_summary(run: RunRecord, series: Sequence[ProbeSeries]) -> str:
     else:
         text += f", trained for {plural(last['cycle'], 'cycle')} ({amount})"
     if languages:
-        kind = "synthetic language" if config.get("source") == "synthetic" else "language"
-        text += f" on {plural(len(languages), kind)}"
+        source = config.get("source")
+        generated = source in SOURCES and not SOURCES[source].natural
+        text += f" on {plural(len(languages), f'{source} language' if generated else 'language')}"
     schedule = config.get("schedule")
     text += SCHEDULES.get(schedule, f", schedule {schedule}")
     times = "once" if len(run.probes) == 1 else f"{len(run.probes):,} times"
@@ -100,9 +102,9 @@ def schedule_sentences(comparison: Comparison) -> list[str]:
     for name, groups in named.items():
         last = last_shared(groups)
         if len({group.schedule for group in groups}) > 1 and last is not None:
-            aucs = [(mean_at(group, auc_curve, last["step"]), group.schedule) for group in groups]
+            aucs = [(mean_at(group, auc_curve, last[0]), group.schedule) for group in groups]
             values = listed([f"{auc_text(value)} ({schedule})" for value, schedule in aucs])
-            sentences.append(f"{name}: AUC after {label(last)} was {values}.")
+            sentences.append(f"{name}: AUC after {last[1]} was {values}.")
     return [" ".join(sentences)] if 0 < len(sentences) <= MOST_NAMES else []
 
 

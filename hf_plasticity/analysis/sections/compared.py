@@ -9,7 +9,7 @@ from ..comparison import Comparison, auc_curve, delta_auc_curve, last_shared, me
 from ..groups import Group
 from ..onset_view import is_detected, onset_cell
 from ..page import Drawing, Section, Table
-from ..series import ProbeSeries, auc, label
+from ..series import ProbeSeries, auc
 from ..text import Estimate, auc_text, change_text, compact
 
 
@@ -36,7 +36,7 @@ def groups_table(groups: Sequence[Group[ProbeSeries]], reference: str) -> Table:
     for group in groups:
         last, cells = last_shared([group]), [None, None, None]
         if last is not None:
-            cells = [label(last), *(mean_at(group, curve, last["step"]) for curve in (auc_curve, delta_auc_curve))]
+            cells = [last[1], *(mean_at(group, curve, last[0]) for curve in (auc_curve, delta_auc_curve))]
         onsets = f"{sum(map(is_detected, group.members))} of {len(group.members)}"
         rows.append([group.name, group.schedule, len(group.members), *cells, onsets])
     columns = {"Runs": str, "Schedule": str, "Seeds": str, "Last probe of all": str, "AUC": auc_text}
@@ -56,8 +56,8 @@ def runs_section(comparisons: Sequence[Comparison]) -> Section:
             caption = f"{comparison.name}. ±: one standard error over repeats of the probe"
             section.tables.append(Table(columns, rows, caption))
     rows = [
-        [*_names(series), series.language, series.adaptation, series.probe_config_hash, label(probe), probe["step"],
-         probe.get("tokens"), auc(probe), probe["start_loss"], probe["final_loss"]]
+        [*_names(series), series.language, series.adaptation, series.probe_config_hash, series.label(probe),
+         probe["step"], probe.get("tokens"), auc(probe), probe["start_loss"], probe["final_loss"]]
         for comparison in comparisons for series in comparison.series for probe in series.probes
     ]  # fmt: skip
     names = ("Run", "Size", "Schedule", "Seed", "Language", "Adaptation", "Configuration", "Probe", "Step")
@@ -74,4 +74,4 @@ def _names(series: ProbeSeries) -> list[Any]:
 def _run_row(series: ProbeSeries) -> list[Any]:
     best, last = series.best, series.trained[-1]
     change = Estimate(series.changes[-1], series.change_errors[-1])
-    return [*_names(series), auc(best), label(best), auc(last), label(last), change, onset_cell(series)]
+    return [*_names(series), auc(best), series.label(best), auc(last), series.label(last), change, onset_cell(series)]

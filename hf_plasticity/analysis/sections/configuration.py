@@ -1,6 +1,8 @@
-"""The configuration of a run."""
+"""The configuration of a run and of its probes."""
 
-from ...records import RunRecord
+import json
+
+from ...records import PROTOCOLS_FILE, PROVENANCE, RunRecord
 from ..page import Section, Table
 from ..text import setting
 
@@ -14,14 +16,19 @@ MAIN = (
 
 
 def configuration_section(run: RunRecord) -> Section:
-    """The main settings, then all settings and the software on request."""
-    if not run.config:
-        return Section("Configuration", notes=["No config.yaml: the model and its training are not known."])
-    config = {name: value for name, value in run.config.items() if name not in (*SECRETS, "provenance")}
-    provenance = dict(run.config.get("provenance") or {})
-    versions = provenance.pop("versions", None) or {}
-    columns = {"Setting": str, "Value": setting}
-    main = [[name, config[name]] for name in MAIN if config.get(name) is not None]
-    rows = [[name, value] for name, value in (config | provenance | versions).items()]
-    tables = [Table(columns, main), Table(columns, rows, f"All {len(rows)} settings and versions", folded=True)]
-    return Section("Configuration", tables=tables)
+    """The main settings, then all settings, the software and the settings of the probes on request."""
+    section, columns = Section("Configuration"), {"Setting": str, "Value": setting}
+    if run.config:
+        config = {name: value for name, value in run.config.items() if name not in (*SECRETS, PROVENANCE)}
+        provenance = dict(run.config.get(PROVENANCE) or {})
+        every = config | {name: value for name, value in provenance.items() if name != "versions"}
+        every |= provenance.get("versions") or {}
+        main = {name: config[name] for name in MAIN if config.get(name) is not None}
+        section.tables.append(Table(columns, [*map(list, main.items())]))
+        section.tables.append(Table(columns, [*map(list, every.items())], f"all {len(every)} settings", folded=True))
+    else:
+        section.notes.append("No config.yaml: the model and its training are not known.")
+    path = run.folder / PROTOCOLS_FILE
+    for name, protocol in (json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}).items():
+        section.tables.append(Table(columns, [*map(list, protocol.items())], f"settings of probe {name}", folded=True))
+    return section

@@ -73,7 +73,7 @@ def diagnostics_sections(run: RunRecord) -> list[Section]:
     sections = []
     for name, records in by_configuration(run.diagnostics).items():
         suffix = f" ({name})" if len(records) < len(run.diagnostics) else ""
-        sections += [layers_section(records, suffix), heads_section(records, suffix)]
+        sections += [layers_section(records, suffix), heads_section(run, records, suffix)]
     return sections
 
 
@@ -108,7 +108,7 @@ def measure_figure(records: Sequence[Record], measure: str) -> Figure:
     return figure
 
 
-def heads_section(records: Sequence[Record], suffix: str) -> Section:
+def heads_section(run: RunRecord, records: Sequence[Record], suffix: str) -> Section:
     """Maps of layer and head of the measures that are known by head."""
     section = Section(f"Attention heads{suffix}", size="whole")
     caption = "Head (across) and layer (up) in some of the diagnoses. Hatched: not measured."
@@ -116,21 +116,21 @@ def heads_section(records: Sequence[Record], suffix: str) -> Section:
         known = [record for record in records if np.isfinite(as_grid(record, measure, "per_head")).any()]
         if known:
             chosen = sorted({round(index) for index in np.linspace(0, len(known) - 1, MOST_MAPS)})
-            draw = partial(heads_figure, [known[index] for index in chosen], measure)
+            draw = partial(heads_figure, {label(run, known[index]): known[index] for index in chosen}, measure)
             section.drawings.append(Drawing(f"{words(measure)} by head", draw, caption))
     return section
 
 
-def heads_figure(records: Sequence[Record], measure: str) -> Figure:
-    """A map for each record, all on one scale."""
-    grids = [as_grid(record, measure, "per_head") for record in records]
+def heads_figure(records: dict[str, Record], measure: str) -> Figure:
+    """A map for each record under its name, all on one scale."""
+    grids = [as_grid(record, measure, "per_head") for record in records.values()]
     every = np.concatenate([grid.ravel() for grid in grids])
     norm = Normalize(*(limits(measure) or (np.nanmin(every), np.nanmax(every))))
     figure = Figure(figsize=(WHOLE[0] / 72, 230 / 72))
     figure.suptitle(words(measure), x=0.01, ha="left", fontsize="medium", fontweight="bold")
     panels = figure.subplots(1, MOST_MAPS, sharey=True)
-    for axes, record, grid in zip(panels, records, grids):
-        axes.set_title(label(record), fontsize="small", fontweight="normal")
+    for axes, name, grid in zip(panels, records, grids):
+        axes.set_title(name, fontsize="small", fontweight="normal")
         axes.patch.set(hatch="////", edgecolor="#b9b5ad")
         axes.pcolormesh(np.ma.masked_invalid(grid), cmap=SEQUENCE, norm=norm, rasterized=True)
         axes.grid(False)

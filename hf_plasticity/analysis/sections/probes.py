@@ -9,13 +9,16 @@ from matplotlib.figure import Figure
 from ..figures import DASHED, INK, at_least, legend, panel, shades, training_axis
 from ..onset_view import draw_onset_line
 from ..page import Drawing, Section, Table
-from ..series import ProbeSeries, auc, is_untrained, label, position, shared_unit
+from ..series import ProbeSeries, auc, is_untrained, position, shared_unit
 from ..text import Estimate, auc_text, change_text, compact, number
+
+
+HOW = {"full": "full fine-tuning", "lora": "LoRA", "partial": "fine-tuning a part of its parameters"}
 
 
 def probes_section(series: ProbeSeries) -> Section:
     """The figures of one series of probes."""
-    how = {"full": "full fine-tuning", "lora": "LoRA"}.get(series.adaptation, series.adaptation)
+    how = HOW.get(series.adaptation, series.adaptation)
     steps, repeats = series.probes[0]["probe_steps"], len(series.probes[0].get("repeats") or [1])
     text = f"Each probe trains a copy of the model for {steps[-1]:,} steps by {how}"
     text += f", {repeats} times. Error bars are one standard error over these repeats." if repeats > 1 else "."
@@ -24,13 +27,13 @@ def probes_section(series: ProbeSeries) -> Section:
         if series.scatter is not None:
             scatter = 100 * series.scatter / series.best["auc"]
             section.text[0] += f" AUCs scatter about their trend by {scatter:.2g}% (standard deviation)."
-        against = label(series.reference)
+        against = series.label(series.reference)
         caption = f"Change of the AUC against {against}. A rise is loss of plasticity."
         section.drawings = [
             Drawing("AUC", partial(auc_figure, series), "Area under each learning curve. Lower is faster learning."),
             Drawing("ΔAUC", partial(delta_auc_figure, series), caption),
         ]
-        if series.reference.get("cycle") != 1:
+        if against != "cycle 1":
             section.notes.append(f"No probe is recorded as cycle 1: ΔAUC is against {against} instead.")
     caption = "A curve for each probe, from the first (light) to the last (dark)."
     section.drawings.append(Drawing("learning curves", partial(learning_curves, series), caption))
@@ -59,7 +62,7 @@ def auc_figure(series: ProbeSeries) -> Figure:
 def delta_auc_figure(series: ProbeSeries) -> Figure:
     """ΔAUC of every probe of the trained model, with the onset where one was detected."""
     values = [Estimate(*one) for one in zip(series.changes, series.change_errors)]
-    return _over_training(series, f"ΔAUC against {label(series.reference)} (%)", values, 1.0, {"": 0.0})
+    return _over_training(series, f"ΔAUC against {series.label(series.reference)} (%)", values, 1.0, {"": 0.0})
 
 
 def _over_training(
@@ -114,11 +117,11 @@ def late_start(series: ProbeSeries) -> int | None:
 
 def probes_table(series: ProbeSeries) -> Section:
     """Every probe of one series with its numbers."""
-    against = f"ΔAUC against {label(series.reference)}" if series.trained else "ΔAUC"
+    against = f"ΔAUC against {series.label(series.reference)}" if series.trained else "ΔAUC"
     changes = dict(zip((probe["step"] for probe in series.trained), zip(series.changes, series.change_errors)))
     rows = [
         [
-            label(probe),
+            series.label(probe),
             probe["step"],
             probe.get("tokens"),
             auc(probe),
