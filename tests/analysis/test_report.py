@@ -277,7 +277,7 @@ def test_a_folder_of_runs_stands_for_the_runs_in_it(tmp_path):
     ladder = [make_run(tmp_path / "ladder" / name) for name in ("b", "a")]
     (tmp_path / "ladder" / "notes").mkdir()
     single = make_run(tmp_path / "single")
-    (single / "cycle-001").mkdir()
+    make_run(single / "inside")
     assert find_runs([tmp_path / "ladder"]) == sorted(ladder)
     assert find_runs([single, "org/name", str(tmp_path / "ladder")]) == [single, "org/name", *sorted(ladder)]
     # What holds no run is left for the reader of records to refuse.
