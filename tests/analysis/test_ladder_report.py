@@ -162,10 +162,10 @@ def test_several_runs_show_the_law_of_their_onsets(tmp_path):
     html = report(*(valley(tmp_path / f"run-{size}", size, lowest) for size, lowest in sizes.items()))
     assert "3 runs: 3 sizes (1000000, 2000000, 4000000)" in text_of(html)
     assert "An onset of plasticity loss was detected in 3 of 3 runs." in first_screen(html)
-    assert "The fitted law is T = 1.6×10⁻⁵·P^1.000" in text_of(html)
+    assert "The fitted law is T = 1.6e−05·P^1.000" in text_of(html)
     assert all(f"run-{size} {size} rotation 0 60.00 cycle {lowest}" in text_of(html) for size, lowest in sizes.items())
     [figure] = [svg for name, svg in figures_of(html).items() if name.startswith("onset and size")]
-    assert "paper: T = 1.3×10⁻⁵·P^0.827" in figure
+    assert "paper: T = 1.3e−05·P^0.827" in figure
 
 
 def test_onsets_not_yet_seen_are_drawn_as_bounds(tmp_path):
