@@ -342,7 +342,7 @@ class ContinualTrainer(Trainer):
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
             mark_complete(checkpoint)
-            rotate(checkpoint.parent, limit)
+            rotate(checkpoint, limit)
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         """As in the Trainer, which pickles its arguments, but without the token among them."""
