@@ -14,6 +14,8 @@ _HOMES = {
     "analysis.law": ("PAPER_LAW", "OnsetLaw", "fit_onset_law"),
     "analysis.onset": ("Onset", "find_onset"),
     "data.schedule": ("LANGUAGES", "PROBE_LANGUAGE"),
+    "data.texts": ("text_blocks",),
+    "data.tokenizers": ("byte_tokenizer",),
     "diagnostics": ("Diagnosis", "DiagnosticsCallback", "DiagnosticsConfig", "diagnose"),
     "errors": ("PlasticityError",),
     "hub": ("load_probe_checkpoint", "load_run"),

@@ -34,8 +34,13 @@ class ModelSize:
 
 # The paper's eight (huggingface.co/papers/2606.24752) have head dimension 64 and d_model / layers near 80; the paper
 # names only the counts, the shapes are our reconstruction from them. Below them, a micro ladder for CPUs and single
-# GPUs by the same rule as nearly as integers and two layers at least allow, with head dimension 32.
+# GPUs by the same rule as nearly as integers and two layers at least allow, with head dimension 32, or one head in
+# narrower models.
 MODEL_SIZES: dict[str, ModelSize] = {
+    "1.8K": ModelSize(8, 2, 1),
+    "3.8K": ModelSize(12, 2, 1),
+    "6.6K": ModelSize(16, 2, 1),
+    "14K": ModelSize(24, 2, 1),
     "25K": ModelSize(32, 2, 1),
     "100K": ModelSize(64, 2, 2),
     "220K": ModelSize(96, 2, 3),

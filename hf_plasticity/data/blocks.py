@@ -1,11 +1,14 @@
 """
-Blocks: documents joined by an end-of-text token and cut into token sequences of one length, kept in memory-mapped
-files that are prepared once and found again by a hash of everything they are made from.
+Blocks: documents joined by an end-of-text token and cut into token sequences of one length, stored in memory-mapped
+files. They are prepared once and found again by a hash of everything that they are made from.
 """
 
+import contextlib
 import json
-from collections.abc import Sequence
+import zlib
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,36 +19,39 @@ from tqdm.auto import tqdm
 from ..errors import PlasticityError
 from ..records import config_hash, write_atomically
 from .sources.base import SPLITS, Source, split_of
-from .tokenizers import encode_documents, tokenizer_fingerprint
+from .tokenizers import check_tokenizer, join_documents, tokenizer_fingerprint
 
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 FORMAT_VERSION = 1
-# Shards double from small, so that a short run prepares little, to large, so that a long one has few files.
+# Each shard is twice as large as the one before: a short run prepares little, and a long run has few files.
 FIRST_SHARD_TOKENS = 2**20
 LARGEST_SHARD_TOKENS = 2**28
+START = {"state": None, "tokens_used": 0}
 
 
 class Blocks:
     """
-    The token blocks of one language and split, prepared as far as they have been asked for.
+    The token blocks of one language and split, prepared on demand.
 
-    Several processes may share a folder: whichever needs a shard first makes it while the others wait.
+    Several processes may share a folder: the first that needs a shard writes it while the others wait. The checksum of
+    a shard is verified when a process first opens it.
 
     Args:
-        source ([`Source`]): Where the documents come from.
-        language (`str`): One of the source's languages.
+        source ([`Source`]): Provides the documents.
+        language (`str`): A language of the source.
         split (`str`): `"train"` or `"validation"`.
-        tokenizer (`PreTrainedTokenizerBase`): Must have an end-of-text token.
+        tokenizer (`PreTrainedTokenizerBase`): A fast tokenizer with an end-of-text token.
         context_length (`int`): Tokens in a block.
-        cache_dir (`str` or `Path`): Parent of the folders in which blocks are kept.
+        cache_dir (`str` or `Path`): Parent of the folders of prepared blocks.
         validation_fraction (`float`): Share of the documents, chosen by their hash, that form the validation split.
-        show_progress (`bool`, *optional*, defaults to `True`): Whether preparing shows a bar.
+        show_progress (`bool`, *optional*, defaults to `True`): Whether to show a progress bar during preparation.
 
     Raises:
-        [`PlasticityError`]: The source does not have the language, or one of its documents cannot be read.
+        [`PlasticityError`]: The source does not have the language, a document cannot be read, or prepared blocks are
+            damaged.
     """
 
     def __init__(
@@ -62,9 +68,8 @@ class Blocks:
         assert split in SPLITS
         if not 0 < validation_fraction < 1:
             raise PlasticityError(f"validation_fraction: {validation_fraction} is not between 0 and 1")
-        if context_length < 2:
-            raise PlasticityError(f"context_length: {context_length} leaves no token to predict; 2 is the least")
-        self.source, self.language, self.split, self.tokenizer = source, language, split, tokenizer
+        check_context_length(context_length)
+        self.source, self.language, self.split, self.tokenizer = source, language, split, check_tokenizer(tokenizer)
         self.context_length, self.validation_fraction = context_length, validation_fraction
         self.show_progress = show_progress
         self.dtype = np.dtype(np.uint16 if len(tokenizer) <= 2**16 else np.uint32)
@@ -80,6 +85,7 @@ class Blocks:
         self.fingerprint = config_hash(self.made_from)
         self.folder = Path(cache_dir) / f"{language}-{split}-{self.fingerprint}"
         self._open = lru_cache(maxsize=8)(self._open_shard)
+        self._verified: set[int] = set()
         self._read_index()
 
     def __len__(self) -> int:
@@ -92,13 +98,13 @@ class Blocks:
 
     @property
     def exhausted(self) -> bool:
-        """Whether the source has no more documents than those prepared."""
+        """Whether all documents of the source are prepared."""
         return self._index["exhausted"]
 
     def bytes_per_token(self, num_blocks: int) -> float:
         """
-        UTF-8 bytes of text for each token, end-of-text tokens included, around the first `num_blocks` blocks: in the
-        shards that hold them, however many more have been prepared.
+        UTF-8 bytes of text per token, end-of-text tokens included, in the shards that hold the first `num_blocks`
+        blocks. It does not depend on how many more blocks are prepared.
 
         Raises:
             [`PlasticityError`]: There is no text.
@@ -108,7 +114,8 @@ class Blocks:
         tokens = sum(shard["tokens_encoded"] for shard in shards)
         if tokens == 0:
             raise PlasticityError(
-                f"'{self.language}' has no {self.split} text; give it more documents, or another validation_fraction"
+                f"languages: '{self.language}' has no {self.split} text; give it more documents, or another "
+                "validation_fraction"
             )
         return sum(shard["bytes_encoded"] for shard in shards) / tokens
 
@@ -116,8 +123,12 @@ class Blocks:
         """
         The first blocks: `(count, context_length)`.
 
+        Args:
+            count (`int`): How many.
+            setting (`str`): The setting that asks for them, for the error message.
+
         Raises:
-            [`PlasticityError`]: There are fewer than `setting` asks for.
+            [`PlasticityError`]: There are fewer blocks.
         """
         if len(self.prepare(count)) < count:
             raise PlasticityError(
@@ -128,15 +139,15 @@ class Blocks:
 
     def prepare(self, num_blocks: int) -> "Blocks":
         """
-        Make sure that the first `num_blocks` blocks are on disk, or all there are if the source has fewer.
+        Make sure that the first `num_blocks` blocks are on disk, or all blocks if the source has fewer.
 
         Returns:
-            [`Blocks`]: Itself, with `len()` at least `num_blocks` unless it is `exhausted`.
+            [`Blocks`]: Itself. `len()` is at least `num_blocks` unless the source is `exhausted`.
         """
         if num_blocks <= len(self) or self.exhausted:
             return self
         self.folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(self.folder / ".lock"):
+        with self._locked():
             self._read_index()
             with tqdm(
                 desc=f"tokenizing {self.language} ({self.split})",
@@ -158,7 +169,7 @@ class Blocks:
 
     def __getitem__(self, indices: int | Sequence[int] | np.ndarray) -> np.ndarray:
         """
-        Blocks by number, prepared now if they have not been.
+        Blocks by number; those that are missing are prepared first.
 
         Args:
             indices (`int` or sequence of `int`): Block numbers, of shape `(n,)`.
@@ -167,7 +178,7 @@ class Blocks:
             `np.ndarray` of shape `(n, context_length)` and type `int64`, or `(context_length,)` for a single number.
 
         Raises:
-            [`PlasticityError`]: The source ran out before the highest of them.
+            [`PlasticityError`]: The source has fewer blocks, or a shard is damaged.
         """
         numbers = np.atleast_1d(np.asarray(indices, dtype=np.int64))
         if numbers.size and numbers.max() >= len(self):
@@ -183,12 +194,38 @@ class Blocks:
             result[chosen] = self._open(int(shard))[numbers[chosen] - self._ends[shard]]
         return result if np.ndim(indices) else result[0]
 
-    def release(self, before: int) -> None:
-        """Delete the shards that hold only blocks below `before`; they are made again should they be needed."""
-        for shard, end in enumerate(self._ends[1:]):
-            if end <= before and (path := self._shard_path(shard)).exists():
+    def release(self, start: int, stop: int) -> None:
+        """Delete the shards whose blocks all lie in `start … stop − 1`. They are written again when needed."""
+        for shard, (first, end) in enumerate(pairwise(self._ends)):
+            if start <= first and end <= stop and (path := self._shard_path(shard)).exists():
                 path.unlink(missing_ok=True)
                 self._open.cache_clear()
+                self._verified.discard(shard)
+
+    def documents(self) -> Iterator[str]:
+        """The documents of this split that the prepared blocks are made from, in order, read from the source again."""
+        following = self._index["next"]
+        if following == START:
+            return
+        for documents, state in self.source.batches(self.language):
+            yield from self._of_split(documents)
+            if following is not None and state == following["state"]:
+                return
+
+    def _of_split(self, documents: Sequence[str]) -> list[str]:
+        return [text for text in documents if split_of(text, self.validation_fraction) == self.split]
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        """
+        Hold the folder. Files are only ever written by the holder, so the temporary files in it are of processes that
+        were killed.
+        """
+        with FileLock(self.folder / ".lock"):
+            for pattern in (".shard-*.bin.*", ".index.json.*"):
+                for path in self.folder.glob(pattern):
+                    path.unlink(missing_ok=True)
+            yield
 
     def _shard_path(self, shard: int) -> Path:
         return self.folder / f"shard-{shard:05d}.bin"
@@ -197,20 +234,30 @@ class Blocks:
         entry, path = self._index["shards"][shard], self._shard_path(shard)
         shape = (entry["blocks"], self.context_length)
         if not path.exists():
-            with FileLock(self.folder / ".lock"):
+            with self._locked():
                 if not path.exists():
                     self._make_shard(shard, entry["start"], bar=None)
         if path.stat().st_size != shape[0] * shape[1] * self.dtype.itemsize:
-            raise PlasticityError(f"'{path}' is damaged; delete its folder and it is prepared anew")
-        return np.memmap(path, dtype=self.dtype, mode="r", shape=shape)
+            raise self._damaged(path)
+        tokens = np.memmap(path, dtype=self.dtype, mode="r", shape=shape)
+        if shard not in self._verified:
+            # An index that was written before there were checksums has none.
+            if "checksum" in entry and entry["checksum"] != zlib.crc32(tokens):
+                raise self._damaged(path)
+            self._verified.add(shard)
+        return tokens
+
+    def _damaged(self, path: Path) -> PlasticityError:
+        return PlasticityError(f"'{path}' is damaged; delete the folder '{self.folder}' to have it prepared again")
 
     def _make_shard(
         self, shard: int, start: dict[str, Any], bar: tqdm | None
     ) -> tuple[dict[str, Any], dict[str, Any] | None]:
         """
-        Write one shard from `start`, a source state and the tokens of the batch there that earlier shards hold.
+        Write the shard that begins at `start`: a state of the source, and how many tokens of the batch there belong to
+        earlier shards.
 
-        Returns its entry in the index, and where the next one starts, `None` at the end of the source.
+        Returns its entry in the index, and where the next shard begins, or `None` at the end of the source.
         """
         wanted = _blocks_of_shard(shard, self.context_length)
         tokens = np.empty(wanted * self.context_length, dtype=self.dtype)
@@ -218,9 +265,8 @@ class Blocks:
         following = None
         used = start["tokens_used"]
         for documents, state in self.source.batches(self.language, start["state"]):
-            chosen = [text for text in documents if split_of(text, self.validation_fraction) == self.split]
-            encoded, lengths = encode_documents(self.tokenizer, chosen)
-            encoded = np.insert(encoded, np.cumsum(lengths), self.tokenizer.eos_token_id)
+            chosen = self._of_split(documents)
+            encoded = join_documents(self.tokenizer, chosen)
             bytes_encoded += sum(len(text.encode("utf-8", "surrogatepass")) for text in chosen)
             tokens_encoded += len(encoded)
             taken = encoded[used : used + len(tokens) - filled]
@@ -234,27 +280,29 @@ class Blocks:
                 break
             used = 0
         blocks = filled // self.context_length
+        data = tokens[: blocks * self.context_length].tobytes()
         if blocks:
-            write_atomically(self._shard_path(shard), tokens[: blocks * self.context_length].tobytes())
+            write_atomically(self._shard_path(shard), data)
         entry = {
             "blocks": blocks,
             "start": start,
             "bytes_encoded": bytes_encoded,
             "tokens_encoded": tokens_encoded,
+            "checksum": zlib.crc32(data),
         }
         return entry, following
 
     def _read_index(self) -> None:
         path = self.folder / "index.json"
         if path.exists():
-            self._index = json.loads(path.read_text(encoding="utf-8"))
+            try:
+                self._index = json.loads(path.read_text(encoding="utf-8"))
+            except ValueError:  # not JSON, or not UTF-8
+                raise self._damaged(path) from None
+            if not isinstance(self._index, dict) or not {"shards", "next", "exhausted"} <= self._index.keys():
+                raise self._damaged(path)
         else:
-            self._index = {
-                "made_from": self.made_from,
-                "shards": [],
-                "next": {"state": None, "tokens_used": 0},
-                "exhausted": False,
-            }
+            self._index = {"made_from": self.made_from, "shards": [], "next": START, "exhausted": False}
         self._count()
 
     def _write_index(self) -> None:
@@ -265,8 +313,17 @@ class Blocks:
         self._ends = np.cumsum([0, *(shard["blocks"] for shard in self._index["shards"])])
 
 
+def check_context_length(context_length: int) -> None:
+    """
+    Raises:
+        [`PlasticityError`]: A block of this length has no token to predict.
+    """
+    if context_length < 2:
+        raise PlasticityError(f"context_length: {context_length} leaves no token to predict; give 2 or more")
+
+
 def blocks_on_disk(num_blocks: int, context_length: int) -> int:
-    """The blocks on disk once `num_blocks` have been asked for of a source that has enough: whole shards."""
+    """The blocks on disk after `num_blocks` were prepared from a source that has enough: whole shards."""
     blocks = shard = 0
     while blocks < num_blocks:
         blocks += _blocks_of_shard(shard, context_length)

@@ -1,10 +1,12 @@
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+
+from ..settings import MACHINE, setting
 
 
 @dataclass
 class DataConfig:
     """
-    What text a run is made from.
+    The text of a run.
 
     > Parameters that choose the text
 
@@ -20,13 +22,17 @@ class DataConfig:
             For `"hub"`: the dataset's configuration for each language where it is not the language code, as a mapping
             or as a template such as `"20231101.{language}"`.
         text_column (`str`, *optional*, defaults to `"text"`):
-            The field of a document that holds its text.
+            For `"local"` and `"hub"`: the field of a document that holds its text.
         languages (`list[str]`, *optional*):
-            The training languages in the order of a cycle. By default the paper's eight, or eight synthetic ones.
+            The training languages in the order of a cycle. By default the eight of the paper, or eight synthetic ones.
         probe_language (`str`, *optional*):
             The held-out language. By default Vietnamese, or a ninth synthetic one.
+        fresh_languages (`bool`, *optional*, defaults to `False`):
+            For `"synthetic"`: trains every cycle on new languages. Cycle n replaces `syn1` by `syn1.<n>`, and so on;
+            the probe language stays the same.
         validation_fraction (`float`, *optional*, defaults to 0.05):
-            Share of the documents of each language, chosen by a hash of their text, that is only ever evaluated on.
+            Share of the documents of each language, chosen by a hash of their text, that is held out of training for
+            evaluation.
 
     > Parameters that turn text into blocks
 
@@ -34,46 +40,49 @@ class DataConfig:
         tokenizer (`str`, *optional*, defaults to `"byte"`):
             `"byte"`, a Hub id, or a folder.
         train_tokenizer (`int`, *optional*):
-            Trains a byte-level BPE of this many tokens on the run's languages instead, and keeps it in the run folder.
+            Trains a byte-level BPE tokenizer with this many tokens on the languages of the run instead, and saves it
+            in the run folder.
         context_length (`int`, *optional*, defaults to 128):
             Tokens in a sequence (the paper: 2,048).
+        permute_tokens (`bool`, *optional*, defaults to `False`):
+            Applies to each task instance its own random permutation of the vocabulary (permuted MNIST, for text). The
+            permutation is a function of the seed and the task instance. Special tokens, the end-of-text token among
+            them, are not permuted, nor is the text of probes and evaluations.
         data_cache_dir (`str`, *optional*):
-            Where prepared blocks are kept; `hf_plasticity/` in the Hugging Face cache by default.
+            The folder of prepared blocks. By default `hf_plasticity/` in the Hugging Face cache.
         streaming (`bool`, *optional*, defaults to `False`):
-            Prepares the blocks of a task instance when it comes and deletes them a task instance later, for corpora
+            Prepares the blocks of a task instance when it starts and deletes them one task instance later, for corpora
             that do not fit on the disk.
     """
 
-    source: str = field(default="synthetic", metadata={"help": "synthetic, local or hub."})
-    data_dir: str | None = field(default=None, metadata={"help": "For --source local: the folder of the text."})
-    dataset: str | None = field(
-        default=None,
-        metadata={"help": "For --source hub: culturax, c4, fineweb-2, wikipedia, or any dataset by name or folder."},
+    source: str = setting("synthetic", help="synthetic, local or hub.")
+    data_dir: str | None = setting(help="For --source local: the folder of the text.", role=MACHINE)
+    dataset: str | None = setting(
+        help="For --source hub: culturax, c4, fineweb-2, wikipedia, or any dataset by name or folder."
     )
-    dataset_configs: str | None = field(
-        default=None,
-        metadata={
-            "help": "For --source hub: language to configuration, as a mapping (JSON) or a {language} template."
-        },
+    dataset_configs: str | None = setting(
+        help="For --source hub: language to configuration, as a mapping (JSON) or a {language} template."
     )
-    text_column: str = field(default="text", metadata={"help": "The field of a document that holds its text."})
-    languages: list[str] | None = field(
-        default=None, metadata={"help": "Training languages in the order of a cycle; the paper's eight by default."}
+    text_column: str = setting("text", help="For --source local or hub: the field of a document that holds its text.")
+    languages: list[str] | None = setting(
+        help="Training languages in the order of a cycle; by default the eight of the paper, or eight synthetic ones."
     )
-    probe_language: str | None = field(
-        default=None, metadata={"help": "The held-out language; Vietnamese by default, with text that is real."}
+    probe_language: str | None = setting(help="The held-out language; by default Vietnamese, or a synthetic one.")
+    fresh_languages: bool = setting(False, help="For --source synthetic: train every cycle on new languages.")
+    validation_fraction: float = setting(
+        0.05, help="Share of the documents of each language that is held out for evaluation."
     )
-    validation_fraction: float = field(
-        default=0.05, metadata={"help": "Share of each language's documents that is only evaluated on."}
+    tokenizer: str = setting("byte", help="byte, a Hub id, or a folder.")
+    train_tokenizer: int | None = setting(
+        help="Train a byte-level BPE tokenizer with this many tokens on the languages of the run."
     )
-    tokenizer: str = field(default="byte", metadata={"help": "byte, a Hub id, or a folder."})
-    train_tokenizer: int | None = field(
-        default=None, metadata={"help": "Train a byte-level BPE of this many tokens on the languages instead."}
+    context_length: int = setting(128, help="Tokens in a sequence.")
+    permute_tokens: bool = setting(
+        False, help="Train each task instance on text under its own random permutation of the vocabulary."
     )
-    context_length: int = field(default=128, metadata={"help": "Tokens in a sequence."})
-    data_cache_dir: str | None = field(
-        default=None, metadata={"help": "Where prepared blocks are kept; in the Hugging Face cache by default."}
+    data_cache_dir: str | None = setting(
+        help="The folder of prepared blocks; in the Hugging Face cache by default.", role=MACHINE
     )
-    streaming: bool = field(
-        default=False, metadata={"help": "Prepare a task instance's blocks when it comes, delete them afterwards."}
+    streaming: bool = setting(
+        False, help="Prepare the blocks of a task instance when it starts and delete them later.", role=MACHINE
     )

@@ -1,6 +1,5 @@
-"""From a configuration of text to its source and its blocks."""
+"""The source and the blocks that a configuration describes."""
 
-import json
 import os
 
 from huggingface_hub import constants
@@ -9,30 +8,38 @@ from transformers import PreTrainedTokenizerBase
 from ..errors import PlasticityError
 from .blocks import Blocks
 from .config import DataConfig
-from .sources import Source, make_source
+from .sources import SOURCES, Source, source_class
 
 
 def open_source(data: DataConfig) -> Source:
     """
-    Where documents come from.
+    The source of the documents.
 
     Raises:
-        [`PlasticityError`]: There is no such source, or options do not fit it.
+        [`PlasticityError`]: There is no such source, or a setting does not apply to it.
     """
-    return make_source(
-        data.source,
-        data_dir=data.data_dir,
-        dataset=data.dataset,
-        dataset_configs=_dataset_configs(data),
-        text_column=data.text_column,
-    )
+    chosen, defaults = source_class(data.source), DataConfig()
+    owners: dict[str, list[str]] = {}
+    for name, kind in SOURCES.items():
+        for setting in kind.settings:
+            owners.setdefault(setting, []).append(f"'{name}'")
+    for setting, names in owners.items():
+        value = getattr(data, setting)
+        if setting not in chosen.settings and value != getattr(defaults, setting):
+            raise PlasticityError(f"{setting}: '{value}' is for the source {' or '.join(names)}, not '{data.source}'")
+    if data.fresh_languages and not chosen.fresh_languages:
+        able = ", ".join(f"'{name}'" for name, kind in SOURCES.items() if kind.fresh_languages)
+        raise PlasticityError(
+            f"fresh_languages: the source '{data.source}' cannot generate new languages; choose the source {able}"
+        )
+    return chosen.from_config(data)
 
 
 def open_blocks(
     data: DataConfig, source: Source, language: str, tokenizer: PreTrainedTokenizerBase, show_progress: bool
 ) -> tuple[Blocks, Blocks]:
     """
-    Training and validation blocks of a language, as far as they have been prepared.
+    Training and validation blocks of a language. Nothing is prepared yet.
 
     Raises:
         [`PlasticityError`]: The source does not have the language, or cannot be reached.
@@ -52,13 +59,3 @@ def open_blocks(
         for split in ("train", "validation")
     )
     return train, validation
-
-
-def _dataset_configs(data: DataConfig) -> dict[str, str] | str | None:
-    """The mapping or template of `dataset_configs`, from how it is written on a command line."""
-    if data.dataset_configs is None or not data.dataset_configs.startswith('{"'):
-        return data.dataset_configs
-    try:
-        return json.loads(data.dataset_configs)
-    except json.JSONDecodeError as error:
-        raise PlasticityError(f"dataset_configs: '{data.dataset_configs}' is not valid JSON: {error}") from None

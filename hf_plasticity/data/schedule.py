@@ -1,10 +1,10 @@
 """
-The schedule: which language each task instance trains on, and which block of it each slot of the run takes.
+The schedule: which language each task instance trains on, and which sequence of it each slot of the run takes.
 
-A run is a row of *slots*, one a training sequence: step s of a run with B sequences a global batch takes the slots
-`s·B … (s+1)·B − 1`, and task instance k the slots `k·W … (k+1)·W − 1`, W its steps times B. A slot is turned into a
-language and an *ordinal*, the number of the sequence within its language, by arithmetic alone: any slot can be looked
-up without the ones before it, on any process, after any restart.
+A run is a row of *slots*, one for each training sequence: step s of a run with B sequences in a global batch takes the
+slots `s·B … (s+1)·B − 1`, and task instance k the slots `k·W … (k+1)·W − 1`, where W is its number of steps times B.
+Arithmetic turns a slot into a language and an *ordinal*, the number of the sequence within its language. Any slot can
+be looked up without the earlier ones, on any process, after any restart.
 """
 
 from abc import ABC, abstractmethod
@@ -25,16 +25,19 @@ MIXTURE = "mixture"
 class Schedule(ABC):
     """
     Args:
-        languages (`Sequence[str]`): The task instances of one cycle, in order. A language may come more than once.
+        languages (`Sequence[str]`): The task instances of one cycle, in order. A language may occur more than once.
         task_slots (`int`): Sequences in a task instance (W).
+        fresh_languages (`bool`, *optional*, defaults to `False`): Whether every cycle has languages of its own: cycle
+            n, from 2 on, takes `"<language>.<n>"` in place of `"<language>"`.
     """
 
-    def __init__(self, languages: Sequence[str], task_slots: int):
+    def __init__(self, languages: Sequence[str], task_slots: int, fresh_languages: bool = False):
         self.cycle = tuple(languages)
-        self.languages = tuple(dict.fromkeys(self.cycle))
+        self.languages = tuple(dict.fromkeys(self.cycle))  # of the first cycle, where the languages are fresh
         self.task_slots = task_slots
+        self.fresh_languages = fresh_languages
         self._language_of_task = np.array([self.languages.index(language) for language in self.cycle])
-        # visits[k] of a task in the first cycle: how many task instances of its language came before it
+        # for each task of a cycle, how many task instances of its language precede it in the cycle
         self._visit_of_task = np.array([self.cycle[:k].count(language) for k, language in enumerate(self.cycle)])
         self._visits_per_cycle = np.array([self.cycle.count(language) for language in self.cycle])
 
@@ -42,9 +45,18 @@ class Schedule(ABC):
     def tasks_per_cycle(self) -> int:
         return len(self.cycle)
 
+    def language(self, index: int) -> str:
+        """The name of a language by its index, as returned by `locate`."""
+        cycle, place = divmod(index, len(self.languages))
+        return self._language_of(cycle, self.cycle.index(self.languages[place]))
+
     def task_language(self, task: int) -> str:
-        """The language that task instance `task` (from 0) is named by."""
-        return self.cycle[task % self.tasks_per_cycle]
+        """The language of task instance `task` (from 0)."""
+        return self._language_of(*divmod(task, self.tasks_per_cycle))
+
+    def task_of(self, slots: np.ndarray) -> np.ndarray:
+        """The task instance (from 0) to which the sequence of each slot belongs: `(n,)`."""
+        return np.asarray(slots) // self.task_slots
 
     @abstractmethod
     def locate(self, slots: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -53,71 +65,110 @@ class Schedule(ABC):
             slots (`np.ndarray` of shape `(n,)`): Slots of the run, from 0.
 
         Returns:
-            `tuple[np.ndarray, np.ndarray]`: For each slot its language, as an index into `languages`, and its ordinal
-            within that language; both of shape `(n,)`. No two slots of a run share both.
+            `tuple[np.ndarray, np.ndarray]`: For each slot the index of its language, whose name is `language(index)`,
+            and its ordinal within that language; both of shape `(n,)`. No two slots of a run share both.
         """
 
-    def sequences_needed(self, tasks: int) -> dict[str, int]:
-        """For each language, the sequences that a run of `tasks` task instances can ask for."""
-        names = [self.task_language(task) for task in range(tasks)]
-        return {language: names.count(language) * self.task_slots for language in self.languages}
+    def sequences_used(self, tasks: int) -> dict[str, int]:
+        """For each language, the sequences that the first `tasks` task instances consist of."""
+        counts = dict.fromkeys(self.languages, 0)
+        for task in range(tasks):
+            language = self._language_of(*divmod(task, self.tasks_per_cycle))
+            counts[language] = counts.get(language, 0) + self.task_slots
+        return counts
 
-    def _first_ordinal(self, task: np.ndarray) -> np.ndarray:
-        """The ordinal at which each task instance starts in its language."""
+    def sequences_needed(self, tasks: int) -> dict[str, int]:
+        """For each language, the sequences that have to be available for a run of `tasks` task instances."""
+        return self.sequences_used(tasks)
+
+    def _language_of(self, cycle: int, place: int) -> str:
+        language = self.cycle[place]
+        return f"{language}.{cycle + 1}" if self.fresh_languages and cycle else language
+
+    def _of_cycle(self, cycle: np.ndarray, place: np.ndarray, ordinal: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Language and ordinal of a sequence, from its ordinal among those of its language in its cycle."""
+        language = self._language_of_task[place]
+        if self.fresh_languages:
+            return language + cycle * len(self.languages), ordinal
+        return language, cycle * self._visits_per_cycle[place] * self.task_slots + ordinal
+
+    def _of_task(self, task: np.ndarray, offset: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Language and ordinal of sequence number `offset` of task instance `task`."""
         cycle, place = np.divmod(task, self.tasks_per_cycle)
-        return (cycle * self._visits_per_cycle[place] + self._visit_of_task[place]) * self.task_slots
+        return self._of_cycle(cycle, place, self._visit_of_task[place] * self.task_slots + offset)
 
 
 class RotationSchedule(Schedule):
-    """One language a task instance, with a hard boundary between them: the study's continual run."""
+    """One language per task instance, with hard boundaries: the continual run of the study."""
 
     def locate(self, slots: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        task, offset = np.divmod(slots, self.task_slots)
-        return self._language_of_task[task % self.tasks_per_cycle], self._first_ordinal(task) + offset
+        return self._of_task(*np.divmod(slots, self.task_slots))
 
 
 class StationarySchedule(Schedule):
     """
-    All task instances of a cycle at once: the slots deal out the cycle's languages in turn, so that every batch is as
-    even a mixture as it can be, and every cycle has consumed the very data that a rotation has.
+    All task instances of a cycle at once. The slots take the languages of the cycle in turn, so that every batch is as
+    even a mixture as possible, and after every cycle the run has consumed the same data as a rotation.
     """
 
     def task_language(self, task: int) -> str:
         return MIXTURE
 
-    def sequences_needed(self, tasks: int) -> dict[str, int]:
-        places, extra = divmod(tasks * self.task_slots, self.tasks_per_cycle)
+    def sequences_used(self, tasks: int) -> dict[str, int]:
+        cycles, tasks = divmod(tasks, self.tasks_per_cycle)
         counts = dict.fromkeys(self.languages, 0)
-        for place, language in enumerate(self.cycle):
-            counts[language] += places + (place < extra)
+        for cycle in range(cycles + (tasks > 0)):
+            slots = (self.tasks_per_cycle if cycle < cycles else tasks) * self.task_slots
+            turns, extra = divmod(slots, self.tasks_per_cycle)
+            for place in range(self.tasks_per_cycle):
+                language = self._language_of(cycle, place)
+                counts[language] = counts.get(language, 0) + turns + (place < extra)
         return counts
 
     def locate(self, slots: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         turn, place = np.divmod(slots, self.tasks_per_cycle)
-        return self._language_of_task[place], turn * self._visits_per_cycle[place] + self._visit_of_task[place]
+        cycle, turn = np.divmod(turn, self.task_slots)
+        return self._of_cycle(cycle, place, turn * self._visits_per_cycle[place] + self._visit_of_task[place])
 
 
 class GradualSchedule(Schedule):
     """
-    A rotation with blended boundaries: around each, over `blend` of a task instance, the share of the coming language
-    rises in a straight line from none to all. Every task instance still consumes the data that it has in a rotation.
+    A rotation with blended boundaries: around each boundary, over `blend` of a task instance, the share of the next
+    language rises linearly from 0 to 1. Every task instance still consumes the data that it has in a rotation.
 
     Args:
         blend (`float`): Length of a boundary in task instances, above 0 and at most 1.
         seed (`int`): Decides which slots of a boundary change over early.
     """
 
-    def __init__(self, languages: Sequence[str], task_slots: int, blend: float, seed: int):
-        super().__init__(languages, task_slots)
+    def __init__(
+        self, languages: Sequence[str], task_slots: int, blend: float, seed: int, fresh_languages: bool = False
+    ):
+        super().__init__(languages, task_slots, fresh_languages)
         if not 0 < blend <= 1:
             raise PlasticityError(f"blend: {blend} is not above 0 and at most 1 task instance")
         self.half = int(blend * task_slots / 2)
         self.seed = seed
 
+    def task_of(self, slots: np.ndarray) -> np.ndarray:
+        return self._sequence_of(slots)[0]
+
     def locate(self, slots: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return self._of_task(*self._sequence_of(slots))
+
+    def sequences_needed(self, tasks: int) -> dict[str, int]:
+        """The last boundary of the run takes sequences of the task instance that would follow, in any order."""
+        counts = self.sequences_used(tasks)
+        if self.half:
+            language = self.task_language(tasks)
+            counts[language] = counts.get(language, 0) + self.task_slots
+        return counts
+
+    def _sequence_of(self, slots: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Task instance of each slot, and the number of its sequence within that task instance."""
         slots = np.asarray(slots)
         task, offset = np.divmod(slots, self.task_slots)
-        ordinal = offset.copy()
+        number = offset.copy()
         # The boundary after task instance k takes the last `half` slots of k and the first `half` of k + 1.
         near_start = (offset < self.half) & (task > 0)
         near_end = offset >= self.task_slots - self.half
@@ -128,11 +179,11 @@ class GradualSchedule(Schedule):
             coming = self._coming(int(k))
             rank = np.where(coming, np.cumsum(coming), np.cumsum(~coming)) - 1
             task[inside] = k + coming[place]
-            ordinal[inside] = np.where(coming[place], 0, self.task_slots - self.half) + rank[place]
-        return self._language_of_task[task % self.tasks_per_cycle], self._first_ordinal(task) + ordinal
+            number[inside] = np.where(coming[place], 0, self.task_slots - self.half) + rank[place]
+        return task, number
 
     def _coming(self, boundary: int) -> np.ndarray:
-        """Which slots of a boundary belong to the coming task instance: half of them, the later the likelier."""
+        """Which slots of a boundary belong to the next task instance: half of them, mostly the later ones."""
         length = 2 * self.half
         noise = np.random.default_rng([self.seed, boundary]).random(length) - 0.5
         order = np.argsort((np.arange(length) + 0.5) / length + noise, kind="stable")
@@ -142,21 +193,28 @@ class GradualSchedule(Schedule):
 
 
 def make_schedule(
-    schedule: str, languages: Sequence[str], task_slots: int, blend: float = 0.5, seed: int = 0
+    schedule: str,
+    languages: Sequence[str],
+    task_slots: int,
+    blend: float = 0.5,
+    seed: int = 0,
+    fresh_languages: bool = False,
 ) -> Schedule:
     """
-    The schedule behind a name, or behind a list of languages.
+    The schedule of a name, or of a list of languages.
 
     Args:
         schedule (`str`): `"rotation"`, `"stationary"`, `"gradual"`, or the task instances of a cycle separated by
-            commas (`"en,zh,en,fr"`), trained on in that order.
+            commas (`"en,zh,en,fr"`), which are trained on in that order.
         languages (`Sequence[str]`): The training languages, in the order of a cycle.
         task_slots (`int`): Sequences in a task instance.
         blend (`float`, *optional*, defaults to 0.5): Length of a boundary of `"gradual"`, in task instances.
         seed (`int`, *optional*, defaults to 0): Seed of the boundaries of `"gradual"`.
+        fresh_languages (`bool`, *optional*, defaults to `False`): Whether every cycle has languages of its own, see
+            [`Schedule`].
 
     Raises:
-        [`PlasticityError`]: An unknown name, a language named twice, or one that is not in `languages`.
+        [`PlasticityError`]: An unknown name, a duplicate language, or one that is not in `languages`.
     """
     if not languages:
         raise PlasticityError("languages: none given; name at least one")
@@ -166,11 +224,11 @@ def make_schedule(
             f"give the order as schedule: {','.join(languages)}"
         )
     if schedule == "rotation":
-        return RotationSchedule(languages, task_slots)
+        return RotationSchedule(languages, task_slots, fresh_languages)
     if schedule == "stationary":
-        return StationarySchedule(languages, task_slots)
+        return StationarySchedule(languages, task_slots, fresh_languages)
     if schedule == "gradual":
-        return GradualSchedule(languages, task_slots, blend, seed)
+        return GradualSchedule(languages, task_slots, blend, seed, fresh_languages)
     order = [language.strip() for language in schedule.split(",")]
     unknown = [language for language in order if language not in languages]
     if unknown:
@@ -178,4 +236,4 @@ def make_schedule(
             f"schedule: '{schedule}' is neither one of {', '.join(SCHEDULES)} nor a list of the languages "
             f"{', '.join(languages)}"
         )
-    return RotationSchedule(order, task_slots)
+    return RotationSchedule(order, task_slots, fresh_languages)

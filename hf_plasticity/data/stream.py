@@ -10,28 +10,34 @@ from torch.utils.data import Dataset
 from ..errors import PlasticityError
 from .blocks import Blocks
 from .schedule import Schedule
+from .sources.base import shuffled_range
+from .tokenizers import vocabulary_of
 
 
 class TrainingStream(Dataset):
     """
     Every sequence of a run, in the order of training: item `slot` is the sequence of that slot of the schedule.
 
-    Within a language, the sequences of one task instance's length are visited in an order shuffled by
-    `(seed, language, which of them)`, so that neighbours in a document do not meet in a batch, whereas the text of a
-    task instance stays the same for every seed. Nothing depends on the number of processes, on what was read before,
-    or on how long the run will be.
+    The sequences of a language are divided into windows of the length of a task instance, and the order within each
+    window is shuffled by `(seed, language, window)`. Neighbours in a document therefore do not meet in a batch, and
+    the text of a task instance is the same for every seed. Nothing depends on the number of processes, on what was
+    read before, or on the length of the run.
 
     Args:
-        blocks (`Mapping[str, Blocks]`): The training blocks of each language.
+        blocks (`Mapping[str, Blocks]`): The training blocks of each language of the run.
         schedule ([`Schedule`]): Maps slots to languages.
         tasks (`int`): Length of the run in task instances.
-        seed (`int`): Decides the order within a task instance.
-        allow_repeats (`bool`, *optional*, defaults to `False`): Whether a language that has run out starts again.
-        streaming (`bool`, *optional*, defaults to `False`): Whether blocks are prepared as they are needed, and
-            deleted a task instance later, instead of all before the start.
+        seed (`int`): Decides the order within a task instance, and the permutations of `permute_tokens`.
+        allow_repeats (`bool`, *optional*, defaults to `False`): Whether a language that runs out of text starts again.
+        streaming (`bool`, *optional*, defaults to `False`): Whether blocks are prepared when they are needed and
+            deleted one task instance later, instead of all being prepared at the start.
+        permute_tokens (`bool`, *optional*, defaults to `False`): Whether each task instance has its own random
+            permutation of the vocabulary, a function of `(seed, task instance)`. Special tokens, the end-of-text token
+            among them, are not permuted.
 
     Raises:
-        [`PlasticityError`]: A language has fewer tokens than the run needs (with `streaming`: once it runs out).
+        [`PlasticityError`]: A language has fewer tokens than the run needs (with `streaming`: raised when it runs
+            out), or the vocabulary cannot be permuted.
     """
 
     def __init__(
@@ -42,26 +48,31 @@ class TrainingStream(Dataset):
         seed: int,
         allow_repeats: bool = False,
         streaming: bool = False,
+        permute_tokens: bool = False,
     ):
-        self.blocks = [blocks[language] for language in schedule.languages]
+        self.blocks = blocks
         self.schedule, self.tasks, self.seed = schedule, tasks, seed
-        self.allow_repeats, self.streaming = allow_repeats, streaming
-        self.context_length = self.blocks[0].context_length
-        self._order = lru_cache(maxsize=2 * len(self.blocks))(self._order_of_window)
+        self.allow_repeats, self.streaming, self.permute_tokens = allow_repeats, streaming, permute_tokens
+        first = blocks[schedule.languages[0]]
+        self.context_length = first.context_length
+        self._order = lru_cache(maxsize=2 * len(schedule.languages))(self._order_of_window)
+        if permute_tokens:
+            self._tokens = vocabulary_of(first.tokenizer)
+            self._permutation = lru_cache(maxsize=4)(self._permutation_of_task)
         if not streaming:
             self._prepare()
 
     def _prepare(self) -> None:
-        for blocks, needed in zip(self.blocks, self.schedule.sequences_needed(self.tasks).values()):
-            blocks.prepare(needed)
+        for language, needed in self.schedule.sequences_needed(self.tasks).items():
+            blocks = self.blocks[language].prepare(needed)
             have, need = blocks.num_tokens, needed * self.context_length
             if have == 0:
                 raise PlasticityError(
-                    f"languages: '{blocks.language}' has no complete block of {self.context_length} training tokens"
+                    f"languages: '{language}' has no complete block of {self.context_length} training tokens"
                 )
             if have < need and not self.allow_repeats:
                 raise PlasticityError(
-                    f"languages: '{blocks.language}' has {have:,} training tokens and the run needs {need:,}; "
+                    f"languages: '{language}' has {have:,} training tokens and the run needs {need:,}; "
                     "give it more text, shorten the run (cycles, task_steps), or set allow_repeats"
                 )
 
@@ -70,35 +81,51 @@ class TrainingStream(Dataset):
 
     def epochs(self, slot: int) -> dict[str, float]:
         """
-        For each language that repeats, how often its text has been gone through when `slot` is reached; empty while
-        every token has been fresh.
+        For each language that repeats, how many passes over its text precede `slot`; empty while all tokens are fresh.
         """
-        counts = dict.fromkeys(self.schedule.languages, 0)
-        for language, needed in self.schedule.sequences_needed(slot // self.schedule.task_slots).items():
-            counts[language] = needed
-        return {
-            blocks.language: round(counts[blocks.language] / len(blocks), 3)
-            for blocks in self.blocks
-            if blocks.exhausted and counts[blocks.language] > len(blocks)
-        }
+        passes = {}
+        for language, used in self.schedule.sequences_used(slot // self.schedule.task_slots).items():
+            blocks = self.blocks[language]
+            if blocks.exhausted and used > len(blocks):
+                passes[language] = round(used / len(blocks), 3)
+        return passes
 
     def locate(self, slots: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-        """For each slot the language, as an index into `schedule.languages`, and the number of its block."""
+        """For each slot the index of its language, as in [`Schedule.locate`], and the number of its block."""
         languages, ordinals = self.schedule.locate(np.asarray(slots, dtype=np.int64))
         numbers = np.empty_like(ordinals)
         length = self.schedule.task_slots
         for language in np.unique(languages):
             chosen = languages == language
-            window, place = np.divmod(ordinals[chosen], length)
-            shuffled = [self._order(int(language), int(w))[p] for w, p in zip(window, place)]
-            numbers[chosen] = window * length + np.array(shuffled)
-            if self.streaming:
-                self.blocks[language].release(before=(int(window.min()) - 1) * length)
+            blocks = self.blocks[self.schedule.language(int(language))]
+            windows, places = np.divmod(ordinals[chosen], length)
+            shuffled = [self._order(int(language), int(window))[place] for window, place in zip(windows, places)]
+            wanted = windows * length + np.array(shuffled)
             if self.allow_repeats:
-                self.blocks[language].prepare(int(numbers[chosen].max()) + 1)
-                if self.blocks[language].exhausted:
-                    numbers[chosen] %= len(self.blocks[language])
+                blocks.prepare(int(wanted.max()) + 1)
+                if blocks.exhausted:
+                    wanted %= len(blocks)
+            numbers[chosen] = wanted
+            if self.streaming:
+                self._release(int(language), blocks, int(windows.min()), int(windows.max()))
         return languages, numbers
+
+    def _release(self, language: int, blocks: Blocks, first_window: int, last_window: int) -> None:
+        """Delete the blocks of a language that no window needs from the one before `first_window` to `last_window`."""
+        length, count = self.schedule.task_slots, len(blocks)
+        start, stop = max(first_window - 1, 0) * length, (last_window + 1) * length
+        if not blocks.exhausted or stop <= count:
+            blocks.release(0, start)
+        elif stop - start < count:
+            # The text repeats: the blocks to keep are an interval of a circle.
+            start, stop, repeats = start % count, start % count + stop - start, start >= count
+            blocks.release(max(stop - count, 0), start)
+            if repeats:
+                blocks.release(stop, count)
+        before = language - 2 * len(self.schedule.languages)
+        if self.schedule.fresh_languages and before >= 0:
+            finished = self.blocks[self.schedule.language(before)]
+            finished.release(0, len(finished))
 
     def __getitems__(self, slots: Sequence[int]) -> dict[str, torch.Tensor]:
         """A batch: `input_ids` and `labels`, the same tensor of shape `(len(slots), context_length)`."""
@@ -106,7 +133,11 @@ class TrainingStream(Dataset):
         batch = np.empty((len(slots), self.context_length), dtype=np.int64)
         for language in np.unique(languages):
             chosen = languages == language
-            batch[chosen] = self.blocks[language][numbers[chosen]]
+            batch[chosen] = self.blocks[self.schedule.language(int(language))][numbers[chosen]]
+        if self.permute_tokens:
+            tasks = self.schedule.task_of(np.asarray(slots, dtype=np.int64))
+            for task in np.unique(tasks):
+                batch[tasks == task] = self._permutation(int(task))[batch[tasks == task]]
         input_ids = torch.from_numpy(batch)
         return {"input_ids": input_ids, "labels": input_ids}
 
@@ -114,10 +145,16 @@ class TrainingStream(Dataset):
         return {name: tensor[0] for name, tensor in self.__getitems__([slot]).items()}
 
     def _order_of_window(self, language: int, window: int) -> np.ndarray:
-        name = self.schedule.languages[language].encode()
+        name = self.schedule.language(language).encode()
         return np.random.default_rng([self.seed, window, *name]).permutation(self.schedule.task_slots).astype(np.int32)
+
+    def _permutation_of_task(self, task: int) -> np.ndarray:
+        """The id that replaces each token id in a task instance: `(highest id + 1,)`."""
+        table, text_ids = np.arange(self._tokens.size), self._tokens.text_ids
+        table[text_ids] = text_ids[shuffled_range(len(text_ids), self.seed, task, *b"permute_tokens")]
+        return table
 
 
 def collate_batch(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The stream hands out whole batches; there is nothing left to collate."""
+    """The stream returns whole batches, so there is nothing to collate."""
     return batch

@@ -1,9 +1,10 @@
-"""Tokenizers: the byte tokenizer, one trained here, any from a folder or the Hub; and documents to tokens, fast."""
+"""Tokenizers: bytes, trained on the text of a run, or loaded from a folder or the Hub; and documents to tokens."""
 
 import functools
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from itertools import chain
 
 import numpy as np
@@ -19,8 +20,8 @@ END_OF_TEXT = "<|endoftext|>"
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:
     """
-    A tokenizer without a file: token b is the byte b of the UTF-8 text, and token 256 is the end of text. Any text
-    comes back exactly. Saved, it loads with `AutoTokenizer.from_pretrained` like any other.
+    A tokenizer without a file: token b is the byte b of the UTF-8 text, and token 256 is the end of text. Decoding
+    returns any text exactly. Once saved, it loads with `AutoTokenizer.from_pretrained` like any other.
     """
     tokenizer = Tokenizer(models.BPE(vocab={character: byte for byte, character in enumerate(_alphabet())}, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
@@ -30,7 +31,7 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
 
 def train_tokenizer(texts: Iterator[str], vocab_size: int) -> PreTrainedTokenizerFast:
     """
-    Train a byte-level BPE tokenizer that splits text into words as GPT-2 does. Any text comes back exactly.
+    Train a byte-level BPE tokenizer that splits text into words as GPT-2 does. Decoding returns any text exactly.
 
     Args:
         texts (`Iterator[str]`): The documents to learn from; read once.
@@ -41,8 +42,8 @@ def train_tokenizer(texts: Iterator[str], vocab_size: int) -> PreTrainedTokenize
     """
     if vocab_size < 258:
         raise PlasticityError(
-            f"vocab_size: {vocab_size} leaves no token to train beside the 256 bytes and the end of text; give 258 or "
-            "more, or take the tokenizer 'byte'"
+            f"vocab_size: {vocab_size} leaves no token to train besides the 256 bytes and the end of text; give 258 "
+            "or more, or use the tokenizer 'byte'"
         )
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -75,25 +76,38 @@ def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerBase:
         tokenizer = AutoTokenizer.from_pretrained(name_or_path, trust_remote_code=False)
     except Exception as error:
         raise PlasticityError(f"tokenizer: {_why_not_loaded(name_or_path, error)}") from None
-    if not tokenizer.is_fast:
-        raise PlasticityError(
-            f"tokenizer: '{name_or_path}' has no fast tokenizer (tokenizer.json); convert it or take another"
-        )
-    if not tokenizer.backend_tokenizer.encode("a", add_special_tokens=False).ids:
-        # What Transformers makes of a folder with a model in it and no tokenizer.
+    if tokenizer.is_fast and not tokenizer.backend_tokenizer.encode("a", add_special_tokens=False).ids:
+        # Transformers makes an empty tokenizer from a folder with a model in it and no tokenizer.
         raise PlasticityError(f"tokenizer: '{name_or_path}' holds no tokenizer, or an empty one; name another")
+    return check_tokenizer(tokenizer)
+
+
+def check_tokenizer(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    """
+    The tokenizer itself, if blocks can be made with it.
+
+    Raises:
+        [`PlasticityError`]: It is not a fast tokenizer, or has no end-of-text token.
+    """
+    if not isinstance(tokenizer, PreTrainedTokenizerBase):
+        raise PlasticityError(
+            f"tokenizer: {type(tokenizer).__name__} is not a tokenizer of Transformers; load one with AutoTokenizer"
+        )
+    name = tokenizer.name_or_path or type(tokenizer).__name__
+    if not tokenizer.is_fast:
+        raise PlasticityError(f"tokenizer: '{name}' is not a fast tokenizer (tokenizer.json); convert or replace it")
     if tokenizer.eos_token_id is None:
         raise PlasticityError(
-            f"tokenizer: '{name_or_path}' has no end-of-text token (eos_token), which separates the documents; set "
-            "one in its tokenizer_config.json"
+            f"tokenizer: '{name}' has no end-of-text token (eos_token), which separates the documents; set one in its "
+            "tokenizer_config.json, or as tokenizer.eos_token"
         )
     return tokenizer
 
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
     """
-    Hexadecimal digits that stand for what the tokenizer does: vocabulary, merges, normaliser, pre-tokeniser and
-    special tokens. The same from whichever path it was loaded, and whatever truncation or padding it last used.
+    Hexadecimal digits that identify what the tokenizer does: vocabulary, merges, normalizer, pre-tokenizer and special
+    tokens. They do not depend on the path it was loaded from, or on the truncation and padding that it last used.
     """
     content = json.loads(tokenizer.backend_tokenizer.to_str())
     del content["truncation"], content["padding"]
@@ -103,15 +117,15 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
 
 def encode_documents(tokenizer: PreTrainedTokenizerBase, documents: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     """
-    Tokenise documents on all cores, without special tokens: one that is spelled out in a document is plain text there.
+    Tokenize documents on all cores, without special tokens. The name of a special token in a document is plain text.
 
     Args:
         tokenizer (`PreTrainedTokenizerBase`): A fast tokenizer.
         documents (`Sequence[str]`): The documents.
 
     Returns:
-        `tuple[np.ndarray, np.ndarray]`: The tokens (int32) of all documents one after the other, and each document's
-        number of tokens (int64).
+        `tuple[np.ndarray, np.ndarray]`: The tokens (int32) of all documents in a row, and the number of tokens of each
+        document (int64).
     """
     if _is_byte_tokenizer(tokenizer):
         encoded = [document.encode() for document in documents]
@@ -120,7 +134,8 @@ def encode_documents(tokenizer: PreTrainedTokenizerBase, documents: Sequence[str
     before = backend.encode_special_tokens
     backend.encode_special_tokens = True
     try:
-        # Not `tokenizer(documents)`, which builds masks and offsets, and warns of documents beyond the model's length.
+        # Not `tokenizer(documents)`, which builds masks and offsets, and warns about documents longer than the model's
+        # context.
         encoded = [encoding.ids for encoding in backend.encode_batch_fast(documents, add_special_tokens=False)]
     finally:
         backend.encode_special_tokens = before
@@ -128,10 +143,49 @@ def encode_documents(tokenizer: PreTrainedTokenizerBase, documents: Sequence[str
     return np.fromiter(chain.from_iterable(encoded), dtype=np.int32, count=lengths.sum()), lengths
 
 
+def join_documents(tokenizer: PreTrainedTokenizerBase, documents: Sequence[str]) -> np.ndarray:
+    """
+    The tokens of documents in a row, each document followed by the end-of-text token: `(n,)`, int32. Blocks are this
+    row, cut into pieces of the context length.
+    """
+    tokens, lengths = encode_documents(tokenizer, documents)
+    return np.insert(tokens, np.cumsum(lengths), tokenizer.eos_token_id)
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """
+    Args:
+        size (`int`): The highest token id plus one.
+        text_ids (`np.ndarray` of shape `(n,)`): The ids of all tokens but the special ones, sorted.
+    """
+
+    size: int
+    text_ids: np.ndarray
+
+
+def vocabulary_of(tokenizer: PreTrainedTokenizerBase) -> Vocabulary:
+    """
+    The token ids that `permute_tokens` exchanges.
+
+    Raises:
+        [`PlasticityError`]: There are fewer than two.
+    """
+    ids = set(tokenizer.get_vocab().values())
+    special = {token for token, added in tokenizer.added_tokens_decoder.items() if added.special}
+    text_ids = sorted(ids - special - set(tokenizer.all_special_ids))
+    if len(text_ids) < 2:
+        raise PlasticityError(
+            f"permute_tokens: the tokenizer has {len(text_ids)} tokens besides its special tokens, and a permutation "
+            "requires at least 2; use another tokenizer, or leave permute_tokens out"
+        )
+    return Vocabulary(size=max(ids) + 1, text_ids=np.array(text_ids, dtype=np.int64))
+
+
 def _alphabet() -> list[str]:
     """
-    The characters that stand for the 256 bytes in byte-level vocabularies (GPT-2): a printable byte for itself, the
-    others for the characters from U+0100 on.
+    The characters that represent the 256 bytes in byte-level vocabularies (GPT-2): a printable byte represents itself,
+    the other bytes are represented by the characters from U+0100.
     """
     printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     others = iter(range(0x100, 0x200))
@@ -142,7 +196,7 @@ def _why_not_loaded(name_or_path: str, error: Exception) -> str:
     if (reason := explain_hub_error(name_or_path, "model", error)) is not None:
         return reason
     if "trust_remote_code" in str(error):
-        return f"'{name_or_path}' needs code of its own, which is never executed; take one that has a tokenizer.json"
+        return f"'{name_or_path}' needs code of its own, which is never executed; use one that has a tokenizer.json"
     return f"'{name_or_path}' holds no tokenizer that can be loaded: {one_line(error)}"
 
 

@@ -8,8 +8,8 @@ from typing import Any
 
 from ..arguments import SettingsParser
 from ..data.config import DataConfig
-from ..data.schedule import LANGUAGES, PROBE_LANGUAGE, make_schedule
-from ..data.sources import SYNTHETIC_LANGUAGES, SYNTHETIC_PROBE_LANGUAGE
+from ..data.schedule import make_schedule
+from ..data.sources import source_class
 from ..errors import PlasticityError
 from ..models import model_size, peak_learning_rate
 from ..settings import DERIVED, NUMERICS, PRIVATE, roles_of, setting
@@ -100,9 +100,9 @@ def parse_experiment(
     )
     model, data, training = parser.parse(sys.argv[1:] if arguments is None else arguments, settings)
     model_size(model.size)
-    synthetic = data.source == "synthetic"
-    data.languages = data.languages or list(SYNTHETIC_LANGUAGES if synthetic else LANGUAGES)
-    data.probe_language = data.probe_language or (SYNTHETIC_PROBE_LANGUAGE if synthetic else PROBE_LANGUAGE)
+    source = source_class(data.source)
+    data.languages = data.languages or list(source.default_languages)
+    data.probe_language = data.probe_language or source.default_probe_language
     if data.probe_language in data.languages:
         raise PlasticityError(
             f"probe_language: '{data.probe_language}' is among the training languages; it has to be held out"

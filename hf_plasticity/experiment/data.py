@@ -2,8 +2,9 @@
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,29 @@ TOKENIZER_FOLDER, TRAINED_FROM_FILE = "tokenizer", "trained_from.json"
 TOKENIZER_TRAINING_CHARACTERS = 2_000_000
 
 
+class BlocksOfSplit(Mapping[str, Blocks]):
+    """
+    The blocks of one split by language, opened when they are first looked up: with `fresh_languages` a run has more
+    languages than its configuration lists.
+
+    Args:
+        languages (`Sequence[str]`): The languages of the configuration.
+        open_language (`Callable[[str], Blocks]`): Opens the blocks of a language.
+    """
+
+    def __init__(self, languages: Sequence[str], open_language: Callable[[str], Blocks]):
+        self._languages, self._open = tuple(languages), lru_cache(maxsize=None)(open_language)
+
+    def __getitem__(self, language: str) -> Blocks:
+        return self._open(language)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._languages)
+
+    def __len__(self) -> int:
+        return len(self._languages)
+
+
 @dataclass
 class RunData:
     """
@@ -33,13 +57,13 @@ class RunData:
 
     Args:
         tokenizer (`PreTrainedTokenizerBase`): The tokenizer of all blocks.
-        train (`dict[str, Blocks]`): Training blocks of each language, the probe language included.
-        validation (`dict[str, Blocks]`): Validation blocks of each language.
+        train (`Mapping[str, Blocks]`): Training blocks of each language, the probe language included.
+        validation (`Mapping[str, Blocks]`): Validation blocks of each language.
     """
 
     tokenizer: PreTrainedTokenizerBase
-    train: dict[str, Blocks]
-    validation: dict[str, Blocks]
+    train: Mapping[str, Blocks]
+    validation: Mapping[str, Blocks]
 
     def fingerprints(self) -> dict[str, dict[str, str]]:
         """Hashes of everything that the blocks of each language are made from."""
@@ -70,12 +94,19 @@ def open_run_data(config: ExperimentConfig, source: Source, tokenizer: PreTraine
     Raises:
         [`PlasticityError`]: The source does not have a language, or cannot be reached.
     """
-    blocks = {
-        language: open_blocks(config.data, source, language, tokenizer, not config.training.disable_tqdm)
-        for language in [*config.data.languages, config.data.probe_language]
-    }
-    train, validation = ({language: pair[split] for language, pair in blocks.items()} for split in (0, 1))
-    return RunData(tokenizer, train, validation)
+    languages = [*config.data.languages, config.data.probe_language]
+
+    @cache
+    def both_splits(language: str) -> tuple[Blocks, Blocks]:
+        return open_blocks(config.data, source, language, tokenizer, not config.training.disable_tqdm)
+
+    for language in languages:
+        both_splits(language)
+    return RunData(
+        tokenizer,
+        train=BlocksOfSplit(languages, lambda language: both_splits(language)[0]),
+        validation=BlocksOfSplit(languages, lambda language: both_splits(language)[1]),
+    )
 
 
 def _tokenizer(config: ExperimentConfig, source: Source) -> PreTrainedTokenizerBase:
@@ -146,6 +177,7 @@ def run_schedule(config: ExperimentConfig, batch_size: int) -> Schedule:
         task_slots=training.task_steps * batch_size,
         blend=training.blend,
         seed=training.seed,
+        fresh_languages=config.data.fresh_languages,
     )
 
 
@@ -165,4 +197,5 @@ def training_stream(config: ExperimentConfig, data: RunData) -> TrainingStream:
         seed=training.seed if training.data_seed is None else training.data_seed,
         allow_repeats=training.allow_repeats,
         streaming=config.data.streaming,
+        permute_tokens=config.data.permute_tokens,
     )

@@ -101,6 +101,11 @@ def _clear(folder: Path) -> None:
     shutil.rmtree(folder / cycle_name(0), ignore_errors=True)
 
 
+def recorded_threads(folder: str | Path) -> int | None:
+    """The CPU threads that a started run computes with, or `None`."""
+    return (read_config(folder) or {}).get("cpu_threads") if has_started(folder) else None
+
+
 def is_complete(config: ExperimentConfig) -> bool:
     """Whether the training in the run folder has reached the length that the configuration asks for."""
     state = Path(config.training.output_dir) / TRAINER_STATE_FILE

@@ -11,7 +11,7 @@ from ..analysis.plots import WIDE, delta_auc_figure
 from ..analysis.run_report import missing, number, summary
 from ..analysis.series import ProbeSeries, is_untrained, language_name, num_parameters, probe_series
 from ..analysis.theme import compact, png_bytes, signed_percent
-from ..data.sources.hub import HUB_PRESETS
+from ..data.sources import SOURCES
 from ..records import RunRecord
 
 
@@ -73,7 +73,7 @@ def render_card(run: RunRecord, repo_id: str, branches: list[str], finished: boo
 def metadata(run: RunRecord, series: list[ProbeSeries]) -> ModelCardData:
     """What the Hub reads of a card. A run starts from random weights, so it names no base model."""
     config = run.config
-    natural = config.get("source") != "synthetic"
+    natural = SOURCES[config["source"]].natural if "source" in config else True
     results = [result for one in series if one.trained for result in evaluation_results(run, one)]
     return ModelCardData(
         language=list(config.get("languages", [])) if natural else None,
@@ -96,12 +96,12 @@ def evaluation_results(run: RunRecord, series: ProbeSeries) -> list[EvalResult]:
         "delta_auc": ("ΔAUC (%)", series.changes[-1]),
         "bits_per_byte": ("Bits per byte at the end of the probe", last.get("bits_per_byte")),
     }
-    kind = {"synthetic": "synthetic", "local": "local"}.get(run.config.get("source"))
+    datasets = datasets_of(run)
     return [
         EvalResult(
             task_type="text-generation",
             task_name=f"Adaptation to {language} after {after}",
-            dataset_type=kind or (datasets_of(run) or ["unknown"])[-1],
+            dataset_type=datasets[-1] if datasets else run.config.get("source", "unknown"),
             dataset_name=f"{language}, held out",
             metric_type=metric,
             metric_name=metric_name,
@@ -114,25 +114,14 @@ def evaluation_results(run: RunRecord, series: ProbeSeries) -> list[EvalResult]:
 
 def datasets_of(run: RunRecord) -> list[str]:
     """The datasets on the Hub that a run reads."""
-    config = run.config
-    if config.get("source") != "hub":
-        return []
-    preset = HUB_PRESETS.get(config["dataset"])
-    if preset is None:
-        return [config["dataset"].split("@")[0]] if "/" in config["dataset"] else []
-    used = [*config["languages"], config["probe_language"]]
-    return list(dict.fromkeys(preset[language][0] for language in used if language in preset))
+    source = run.config.get("source")
+    return [] if source is None else SOURCES[source].hub_datasets(run.config)
 
 
 def text_of(run: RunRecord) -> str:
     """Where the text of a run comes from, in words."""
     source = run.config.get("source")
-    if source == "synthetic":
-        return "procedurally generated languages, not natural ones; they are made up by `hf-plasticity`"
-    if source == "local":
-        return "text files of the author's own"
-    found = [f"[{name}](https://huggingface.co/datasets/{name})" for name in datasets_of(run)]
-    return " and ".join(found) or str(run.config.get("dataset", "text that the records do not name"))
+    return "text that the records do not name" if source is None else SOURCES[source].describe(run.config)
 
 
 def table(series: ProbeSeries) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from transformers import PreTrainedTokenizerBase
 from ..data.blocks import LARGEST_SHARD_TOKENS, Blocks, blocks_on_disk
 from ..data.opening import open_source
 from ..data.schedule import Schedule
-from ..data.sources import LocalSource, Source, split_of
+from ..data.sources import Source, split_of
 from ..data.tokenizers import encode_documents
 from ..errors import PlasticityError
 from ..experiment.config import ExperimentConfig
@@ -89,12 +89,10 @@ def text_of_study(
     """
     length = study.data.context_length
     source = open_source(study.data)
-    data, why = None, ""
-    if study.data.source != "synthetic":
-        data, why = _opened(study, source, tokenizer)
+    data, why = (None, "") if source.unlimited else _opened(study, source, tokenizer)
     found = []
     for language, split, use, sequences in sequences_needed(study, schedule, batch_size):
-        if study.data.source == "synthetic":
+        if source.unlimited:
             available, how = None, "unlimited"
         elif data is None:
             available, how = None, f"unknown: {why}"
@@ -121,8 +119,8 @@ def _opened(
     try:
         return open_run_data(study, source, tokenizer), ""
     except PlasticityError as error:
-        # What is wrong with a folder at hand is to be put right now; the Hub may be out of reach from where one plans.
-        if study.data.source != "hub":
+        # A remote source may be unreachable from the machine that plans; any other error is the user's.
+        if not source.remote:
             raise
         return None, str(error)
 
@@ -132,15 +130,14 @@ def _available(blocks: Blocks, sequences: int) -> tuple[int | None, str]:
         return blocks.num_tokens, "counted"
     if len(blocks) >= sequences:
         return blocks.num_tokens, "prepared"
-    if isinstance(blocks.source, LocalSource):
-        return _estimate(blocks), "estimated"
-    return None, "unknown: not prepared"
+    size = blocks.source.num_bytes(blocks.language)
+    return (None, "unknown: not prepared") if size is None else (_estimate(blocks, size), "estimated")
 
 
-def _estimate(blocks: Blocks) -> int:
+def _estimate(blocks: Blocks, size: int) -> int:
     """Tokens of a split: the size of the files, times tokens of the split for each byte in the first documents."""
     documents, _ = next(iter(blocks.source.batches(blocks.language)))
     chosen = [text for text in documents if split_of(text, blocks.validation_fraction) == blocks.split]
     tokens, lengths = encode_documents(blocks.tokenizer, chosen)
     read = sum(len(text.encode("utf-8", "surrogatepass")) for text in documents)
-    return int(blocks.source.num_bytes(blocks.language) * (len(tokens) + len(lengths)) / read)
+    return int(size * (len(tokens) + len(lengths)) / read)

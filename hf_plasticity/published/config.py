@@ -7,8 +7,7 @@ from pathlib import Path
 
 from ..arguments import SettingsParser
 from ..data.config import DataConfig
-from ..data.schedule import PROBE_LANGUAGE
-from ..data.sources import SYNTHETIC_PROBE_LANGUAGE
+from ..data.sources import source_class
 from ..errors import PlasticityError
 from ..probing.config import ProbeConfig, probe_settings
 from ..settings import LENGTH, MACHINE, OUTPUT, setting
@@ -62,6 +61,8 @@ class SuiteConfig(SuiteProbeSettings):  # type: ignore[misc, valid-type]
             Training tokens of a step of the suite, for the records.
         per_device_train_batch_size (`int`, *optional*):
             Sequences in one forward pass; the whole share of the process by default.
+        cpu_threads (`int`, *optional*):
+            CPU threads of each process; by default all available cores, divided among the processes.
         bf16 (`bool`, *optional*, defaults to `False`):
             Mixed precision.
         diagnose (`bool`, *optional*, defaults to `False`):
@@ -89,6 +90,7 @@ class SuiteConfig(SuiteProbeSettings):  # type: ignore[misc, valid-type]
     output_dir: str | None = setting(None, help="Run folder.", role=OUTPUT)
     tokens_per_step: int | None = setting(None, help="Training tokens of a step of the suite.")
     per_device_train_batch_size: int | None = setting(None, help="Sequences in one forward pass.", role=MACHINE)
+    cpu_threads: int | None = setting(None, help="CPU threads of each process; all cores by default.", role=MACHINE)
     bf16: bool = setting(False, help="Mixed precision.")
     diagnose: bool = setting(False, help="Diagnose every checkpoint too.", role=OUTPUT)
     diagnostics_measures: list[str] | None = setting(
@@ -125,8 +127,6 @@ def parse_suite(
             raise PlasticityError(f"{name}: {getattr(suite, name)} is not a positive number")
     if suite.share not in (None, CHECKPOINTS, BATCH):
         raise PlasticityError(f"share: '{suite.share}' is unknown; choose {CHECKPOINTS} or {BATCH}")
-    data.probe_language = data.probe_language or (
-        SYNTHETIC_PROBE_LANGUAGE if data.source == "synthetic" else PROBE_LANGUAGE
-    )
+    data.probe_language = data.probe_language or source_class(data.source).default_probe_language
     suite.output_dir = suite.output_dir or f"runs/probe-{Path(suite.model).name}"
     return suite, data

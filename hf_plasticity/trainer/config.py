@@ -86,6 +86,13 @@ class ContinualConfig(ProbeSettings, TrainingArguments):  # type: ignore[misc, v
         save_probe_checkpoints (`bool`, *optional*, defaults to `True`):
             Whether to save every probed model as `cycle-003/`.
 
+    > Parameters that control the machine
+
+    Args:
+        cpu_threads (`int`, *optional*):
+            CPU threads of each process of a run on CPUs. By default all available cores, divided among the processes.
+            A run resumes with the number it was started with, since the last bits of its results depend on it.
+
     > Parameters that control the Hub, besides `push_to_hub`, `hub_model_id`, `hub_private_repo` and `hub_token`
 
     Args:
@@ -133,6 +140,9 @@ class ContinualConfig(ProbeSettings, TrainingArguments):  # type: ignore[misc, v
     probe_every_tasks: int | None = setting(None, help="Task instances between two probes, instead of cycles.")
     save_probe_checkpoints: bool = setting(True, help="Save every probed model as cycle-003/.", role=OUTPUT)
 
+    cpu_threads: int | None = setting(
+        None, help="CPU threads of each process; by default all cores, divided among the processes.", role=MACHINE
+    )
     hub_patience: float = setting(
         600.0, help="Seconds that the end of a run waits for a Hub that does not respond.", role=OUTPUT
     )

@@ -104,7 +104,7 @@ def test_prepared_blocks_are_found_again_and_anything_else_makes_new_ones(tmp_pa
 def test_released_shards_are_made_again_the_same(tmp_path, small_shards):
     blocks = make_blocks(tmp_path).prepare(10**6)
     before = blocks[np.arange(len(blocks))]
-    blocks.release(before=12)
+    blocks.release(0, 12)
     assert not blocks._shard_path(0).exists() and blocks._shard_path(len(blocks._ends) - 2).exists()
     assert (blocks[np.arange(len(blocks))] == before).all()
 
@@ -160,7 +160,7 @@ def test_a_corpus_too_small_is_an_error_with_both_numbers(tmp_path):
 
 def test_repeats_go_through_the_text_in_whole_epochs_and_are_counted(tmp_path):
     stream = make_stream(tmp_path, tasks=30, documents=50, allow_repeats=True)
-    have = len(stream.blocks[0])
+    have = len(stream.blocks["a"])
     languages, numbers = stream.locate(range(360))
     counts = np.bincount(numbers[languages == 0], minlength=have)
     assert counts.min() == 120 // have and counts.max() == counts.min() + 1
@@ -171,7 +171,7 @@ def test_repeats_go_through_the_text_in_whole_epochs_and_are_counted(tmp_path):
 def test_streaming_gives_the_same_sequences_and_leaves_little_on_disk(tmp_path, small_shards):
     canonical = digest(make_stream(tmp_path / "all", tasks=18), batch_size=4)
     stream = make_stream(tmp_path / "some", tasks=18, streaming=True)
-    assert len(stream.blocks[0]) == 0, "nothing is prepared before it is needed"
+    assert len(stream.blocks["a"]) == 0, "nothing is prepared before it is needed"
     assert digest(stream, batch_size=4) == canonical
     kept = {size: sum(1 for _ in (tmp_path / size).rglob("shard-*.bin")) for size in ("all", "some")}
     assert kept["some"] < kept["all"]

@@ -12,7 +12,9 @@ import pyarrow.parquet as pq
 import pytest
 from datasets.packaged_modules.parquet.parquet import Parquet
 
-from hf_plasticity.data.sources import SyntheticSource, hub, make_source
+from hf_plasticity.data.config import DataConfig
+from hf_plasticity.data.opening import open_source
+from hf_plasticity.data.sources import SyntheticSource, hub
 from hf_plasticity.data.sources.hub import HUB_PRESETS, HubSource
 from hf_plasticity.data.sources.local import LocalSource
 from hf_plasticity.data.tokenizers import load_tokenizer
@@ -271,31 +273,40 @@ def test_presets_cover_the_nine_languages():
     assert HUB_PRESETS["wikipedia"]["vi"] == ("wikimedia/wikipedia", "20231101.vi")
 
 
-class TestMakeSource:
+class TestOpenSource:
     def test_builds_each(self, tmp_path):
-        synthetic = make_source("synthetic", seed=3)
-        assert isinstance(synthetic, SyntheticSource) and synthetic.seed == 3
-        local = make_source("local", data_dir=str(tmp_path), text_column="body")
+        assert isinstance(open_source(DataConfig()), SyntheticSource)
+        local = open_source(DataConfig(source="local", data_dir=str(tmp_path), text_column="body"))
         assert isinstance(local, LocalSource) and local.text_column == "body"
-        streamed = make_source("hub", dataset="org/name", dataset_configs="a.{language}", text_column="body")
+        streamed = open_source(
+            DataConfig(source="hub", dataset="org/name", dataset_configs="a.{language}", text_column="body")
+        )
         assert isinstance(streamed, HubSource) and (streamed.configs, streamed.text_column) == ("a.{language}", "body")
+        mapped = open_source(DataConfig(source="hub", dataset="org/name", dataset_configs='{"yy": "b"}'))
+        assert mapped.configs == {"yy": "b"}
 
     @pytest.mark.parametrize(
-        "options, message",
+        "settings, message",
         [
             ({"source": "web"}, r"^source: 'web' is not a source; choose one of synthetic, local, hub$"),
-            ({"source": "local"}, r"^data_dir: missing; the source 'local' needs a folder"),
+            ({"source": "local"}, r"^data_dir: missing; the source 'local' requires a folder"),
             (
                 {"source": "hub"},
-                r"^dataset: missing; the source 'hub' needs a preset \(culturax, c4, .*\) or a dataset",
+                r"^dataset: missing; the source 'hub' requires a preset \(culturax, c4, .*\) or a dataset",
             ),
-            ({"source": "hub", "data_dir": "x"}, r"^data_dir: 'x' is for the source 'local', not for 'hub'$"),
             (
-                {"source": "synthetic", "dataset": "c4"},
-                r"^dataset: 'c4' is for the source 'hub', not for 'synthetic'$",
+                {"source": "hub", "dataset": "org/name", "dataset_configs": '{"yy": '},
+                r"^dataset_configs: '{\"yy\": ' is not valid JSON: ",
+            ),
+            ({"source": "hub", "data_dir": "x"}, r"^data_dir: 'x' is for the source 'local', not 'hub'$"),
+            ({"dataset": "c4"}, r"^dataset: 'c4' is for the source 'hub', not 'synthetic'$"),
+            ({"text_column": "body"}, r"^text_column: 'body' is for the source 'local' or 'hub', not 'synthetic'$"),
+            (
+                {"source": "local", "data_dir": ".", "fresh_languages": True},
+                r"^fresh_languages: the source 'local' cannot generate new languages; choose the source 'synthetic'$",
             ),
         ],
     )
-    def test_options_that_do_not_fit(self, options, message):
+    def test_settings_that_do_not_fit(self, settings, message):
         with pytest.raises(PlasticityError, match=message):
-            make_source(**options)
+            open_source(DataConfig(**settings))

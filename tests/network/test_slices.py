@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from hf_plasticity.network import Slices, shard_of
+from support.launch import SUPPORT
 
 
 TESTS = Path(__file__).parents[1]

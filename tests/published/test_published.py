@@ -16,7 +16,7 @@ from transformers import (
 from hf_plasticity import PlasticityError, ProbeConfig, diagnose, load_run, run_probe
 from hf_plasticity.cli import main
 from hf_plasticity.data.blocks import Blocks
-from hf_plasticity.data.sources import make_source
+from hf_plasticity.data.sources import SyntheticSource
 from hf_plasticity.data.tokenizers import byte_tokenizer, train_tokenizer
 from hf_plasticity.published.checkpoints import find_checkpoints
 from hf_plasticity.records import DamagedRecordWarning
@@ -40,7 +40,7 @@ def test_a_suite_on_the_hub_gets_the_probe_of_the_callback(hub, repo_id, tmp_pat
     run = probe(repo_id, tmp_path / "run", "--tokens_per_step=100")
     assert [(record["step"], record["tokens"]) for record in run.probes] == [(0, 0), (4, 400), (16, 1600)]
     blocks = [
-        Blocks(make_source("synthetic"), "syn9", split, byte_tokenizer(), 32, tmp_path / "blocks", 0.05, False)
+        Blocks(SyntheticSource(), "syn9", split, byte_tokenizer(), 32, tmp_path / "blocks", 0.05, False)
         for split in ("train", "validation")
     ]
     config = ProbeConfig(steps=4, eval_every=2, eval_sequences=4, batch_size=4, learning_rate=1e-3)
@@ -249,7 +249,7 @@ def test_checkpoints_are_diagnosed_too_where_it_is_asked_for(tmp_path):
     assert before.diagnostics == []
     run = probe(suite, tmp_path / "run", *flags)
     assert run.probes[:2] == before.probes, "and are not probed again"
-    blocks = Blocks(make_source("synthetic"), "syn9", "validation", byte_tokenizer(), 32, tmp_path / "b", 0.05, False)
+    blocks = Blocks(SyntheticSource(), "syn9", "validation", byte_tokenizer(), 32, tmp_path / "b", 0.05, False)
     untrained, model = (AutoModelForCausalLM.from_pretrained(suite / f"step{step}") for step in (0, 16))
     expected = diagnose(model, blocks[range(4)], reference=dict(untrained.named_parameters()))
     assert [record["step"] for record in run.diagnostics] == [0, 4, 16]

@@ -1,18 +1,27 @@
-"""What a source of documents promises to the blocks that are made from it."""
+"""What a source of documents provides, and what sources of files share."""
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
 
+import numpy as np
+
+from ..schedule import LANGUAGES, PROBE_LANGUAGE
+
+
+if TYPE_CHECKING:
+    from ..config import DataConfig
 
 SPLITS = ("train", "validation")
+BATCH_CHARACTERS = 10**6
 
 
 def split_of(document: str, validation_fraction: float) -> str:
     """
-    The split a document belongs to, by a hash of its text alone: equal documents share a split, so that no validation
-    document occurs in training, whatever the order, the source or the machine.
+    The split of a document, chosen by a hash of its text alone: equal documents are in the same split, so that no
+    validation document occurs in the training split, for any order, source and machine.
     """
     digest = hashlib.blake2b(document.encode("utf-8", "surrogatepass"), digest_size=8).digest()
     return "validation" if int.from_bytes(digest, "big") < validation_fraction * 2**64 else "train"
@@ -20,10 +29,48 @@ def split_of(document: str, validation_fraction: float) -> str:
 
 class Source(ABC):
     """
-    Documents of several languages, in an order that is always the same.
+    Documents of several languages, in an order that never changes.
 
-    A new source is one file with one subclass.
+    A new source is one file with a subclass, and one line in [`~hf_plasticity.data.sources.SOURCES`]. The rest of the
+    package reads these attributes of the class and never asks which source it has.
+
+    Attributes:
+        natural (`bool`): Whether the documents are natural language. A generated language keeps its code in reports.
+        unlimited (`bool`): Whether every language has as many documents as anybody asks for.
+        remote (`bool`): Whether documents are downloaded, so that the source can be unreachable.
+        fresh_languages (`bool`): Whether `"<language>.<n>"` is another new language for every n from 2 on.
+        default_languages (`tuple[str, ...]`): The training languages of a run that names none.
+        default_probe_language (`str`): The held-out language of a run that names none.
+        settings (`tuple[str, ...]`): The fields of [`DataConfig`] that only some sources read and this one does.
     """
+
+    natural: ClassVar[bool] = True
+    unlimited: ClassVar[bool] = False
+    remote: ClassVar[bool] = False
+    fresh_languages: ClassVar[bool] = False
+    default_languages: ClassVar[tuple[str, ...]] = LANGUAGES
+    default_probe_language: ClassVar[str] = PROBE_LANGUAGE
+    settings: ClassVar[tuple[str, ...]] = ()
+
+    @classmethod
+    def from_config(cls, config: "DataConfig") -> "Source":
+        """
+        The source that a configuration describes.
+
+        Raises:
+            [`PlasticityError`]: A setting that the source needs is missing or wrong.
+        """
+        return cls()
+
+    @classmethod
+    def describe(cls, settings: Mapping[str, Any]) -> str:
+        """Where the text of a run comes from, in words, by the run's recorded settings."""
+        return f"the source '{settings['source']}'"
+
+    @classmethod
+    def hub_datasets(cls, settings: Mapping[str, Any]) -> list[str]:
+        """The datasets on the Hub that a run reads, by the run's recorded settings."""
+        return []
 
     @abstractmethod
     def fingerprint(self, language: str) -> str:
@@ -39,16 +86,41 @@ class Source(ABC):
         self, language: str, state: dict[str, Any] | None = None
     ) -> Iterator[tuple[list[str], dict[str, Any]]]:
         """
-        The documents of `language` in batches of about a million characters, train and validation alike.
+        The documents of `language` in batches of about a million characters, both splits mixed.
 
         Args:
             language (`str`): A language of this source.
-            state (`dict`, *optional*): Where to start, as given out earlier; the beginning without it.
+            state (`dict`, *optional*): Where to start, as yielded earlier; by default the beginning.
 
         Yields:
-            `tuple[list[str], dict]`: A batch of documents (none empty), and a JSON-serialisable state from which
-            `batches` starts with this very batch, without reading those before it where the source allows.
+            `tuple[list[str], dict]`: A batch of documents (none empty), and a JSON-serializable state. From that
+            state `batches` starts with this batch, without reading the earlier ones where the source allows.
 
         Raises:
             [`PlasticityError`]: A document cannot be read: which file or row, and why.
         """
+
+    def num_bytes(self, language: str) -> int | None:
+        """The size of the text of `language` where it is known without reading the documents, otherwise `None`."""
+        return None
+
+
+def shuffled_range(length: int, *entropy: int) -> list[int]:
+    """
+    `range(length)` in a shuffled order that depends on the arguments alone. It is made from raw PCG64 output, so that
+    no version of NumPy changes it.
+    """
+    bits = np.random.PCG64(np.random.SeedSequence(entropy)).random_raw(length)
+    return np.argsort(bits, kind="stable").tolist()
+
+
+def hash_files(files: Iterable[Path], folder: Path) -> bytes:
+    """A digest of the contents of `files` and their names relative to `folder`."""
+    digest = hashlib.blake2b(digest_size=32)
+    for path in files:
+        content = hashlib.blake2b(digest_size=32)
+        with open(path, "rb") as file:
+            while block := file.read(2**22):
+                content.update(block)
+        digest.update(path.relative_to(folder).as_posix().encode() + b"\0" + content.digest())
+    return digest.digest()

@@ -2,24 +2,29 @@
 
 import contextlib
 import hashlib
+import json
 import os
 from collections.abc import Iterator, Mapping
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import datasets
 from huggingface_hub import HfApi
 
 from ...errors import PlasticityError
 from ...hub_errors import explain_hub_error, one_line
-from .base import Source
-from .order import BATCH_CHARACTERS, hash_files, shuffled_range
+from ..schedule import LANGUAGES, PROBE_LANGUAGE
+from .base import BATCH_CHARACTERS, Source, hash_files, shuffled_range
 
 
-FORMAT_VERSION = 1  # raised when the same dataset begins to give other documents, or another order
+if TYPE_CHECKING:
+    import datasets
 
-_NINE = ("en", "zh", "fr", "ja", "es", "de", "pt", "ru", "vi")
+    from ..config import DataConfig
+
+FORMAT_VERSION = 1  # to be raised when the same dataset gives other documents or another order
+
+_NINE = (*LANGUAGES, PROBE_LANGUAGE)
 # Preset: language -> (repository, configuration).
 HUB_PRESETS: dict[str, dict[str, tuple[str, str]]] = {
     "culturax": {language: ("uonlp/CulturaX", language) for language in _NINE},
@@ -41,26 +46,29 @@ HUB_PRESETS: dict[str, dict[str, tuple[str, str]]] = {
 
 class HubSource(Source):
     """
-    Documents of a dataset with one configuration a language, streamed by `datasets`. The files of a configuration are
-    visited in a shuffled order that is always the same (many corpora are sorted by the date of the crawl), the
-    documents of a file in its own order. No code from the repository is executed.
+    Documents of a dataset with one configuration per language, streamed with `datasets`. The files of a configuration
+    are read in a shuffled order that never changes (many corpora are sorted by the date of the crawl), the documents
+    of a file in their own order. No code from the repository is executed.
 
-    A branch is resolved to its commit when the dataset is first used, so that it cannot change under way. Continuing
-    from a state reads none of the files before it, and in Parquet none of the row groups before it; in another format,
-    the file is read again from its beginning.
+    A branch is resolved to its commit when the dataset is first used, so the text cannot change during a run. Starting
+    from a state skips the earlier files, and in Parquet the earlier row groups; a file in another format is read again
+    from its beginning.
 
     Args:
         dataset (`str`): A name of `HUB_PRESETS`, a dataset on the Hub (`org/name`, or `org/name@revision`), or a
             folder with a dataset repository.
         configs (`dict[str, str]` or `str`, *optional*): The configuration of each language, or a template such as
-            `"20231101.{language}"`. A language it does not name has its own code as configuration. Not for presets.
+            `"20231101.{language}"`. By default the language code. Not for presets.
         split (`str`, *optional*, defaults to `"train"`): The split of the dataset to read.
         text_column (`str`, *optional*, defaults to `"text"`): The column with the document.
-        revision (`str`, *optional*): A branch, tag or commit on the Hub, its default branch without it.
+        revision (`str`, *optional*): A branch, tag or commit on the Hub; by default the default branch.
 
     Raises:
         [`PlasticityError`]: `configs` does not fit the dataset.
     """
+
+    remote = True
+    settings = ("dataset", "dataset_configs", "text_column")
 
     def __init__(
         self,
@@ -72,7 +80,7 @@ class HubSource(Source):
     ):
         if configs is not None and dataset in HUB_PRESETS:
             raise PlasticityError(
-                f"dataset_configs: '{dataset}' is a preset with configurations of its own; leave dataset_configs out, "
+                f"dataset_configs: '{dataset}' is a preset and has its own configurations; remove dataset_configs, "
                 f"or name a dataset, such as '{HUB_PRESETS[dataset]['fr'][0]}'"
             )
         if isinstance(configs, str) and "{language}" not in configs:
@@ -83,7 +91,7 @@ class HubSource(Source):
         if revision is None and "@" in dataset and not os.path.isdir(dataset):
             dataset, revision = dataset.split("@", 1)
         if revision is not None and os.path.isdir(dataset):
-            raise PlasticityError(f"revision: '{revision}' cannot be chosen in the folder '{dataset}'; leave it out")
+            raise PlasticityError(f"revision: '{revision}' cannot be chosen in the folder '{dataset}'; remove it")
         self.dataset = dataset
         self.configs = configs
         self.split = split
@@ -91,6 +99,35 @@ class HubSource(Source):
         self.revision = revision
         self._commits: dict[str, str] = {}
         self._builders: dict[str, datasets.DatasetBuilder] = {}
+
+    @classmethod
+    def from_config(cls, config: "DataConfig") -> "HubSource":
+        if config.dataset is None:
+            raise PlasticityError(
+                f"dataset: missing; the source 'hub' requires a preset ({', '.join(HUB_PRESETS)}) or a dataset, as "
+                "'org/name'"
+            )
+        configs = config.dataset_configs
+        if configs is not None and configs.startswith('{"'):
+            try:
+                configs = json.loads(configs)
+            except json.JSONDecodeError as error:
+                raise PlasticityError(f"dataset_configs: '{configs}' is not valid JSON: {error}") from None
+        return cls(config.dataset, configs, text_column=config.text_column)
+
+    @classmethod
+    def describe(cls, settings: Mapping[str, Any]) -> str:
+        names = [f"[{name}](https://huggingface.co/datasets/{name})" for name in cls.hub_datasets(settings)]
+        return " and ".join(names) or str(settings.get("dataset", "a dataset that the records do not name"))
+
+    @classmethod
+    def hub_datasets(cls, settings: Mapping[str, Any]) -> list[str]:
+        dataset = settings.get("dataset", "")
+        if dataset not in HUB_PRESETS:
+            return [dataset.split("@")[0]] if "/" in dataset else []
+        preset = HUB_PRESETS[dataset]
+        used = [*settings.get("languages", []), settings.get("probe_language")]
+        return list(dict.fromkeys(preset[language][0] for language in used if language in preset))
 
     def fingerprint(self, language: str) -> str:
         repository, config = self._repository(language)
@@ -122,7 +159,10 @@ class HubSource(Source):
             raise PlasticityError(f"dataset: '{self.dataset}' has no documents for '{language}'")
 
     def _documents(self, language: str, first: dict[str, int]) -> Iterator[tuple[dict[str, int], str]]:
-        """Documents from `first` on, each with its place: file in the shuffled order, row group, and row in it."""
+        """
+        Documents from the position `first`, each with its own position: file in the shuffled order, row group of the
+        file, row of the row group.
+        """
         files = self._files(language)
         with self._explained(language):
             stream = self._builders[language].as_streaming_dataset(self.split)
@@ -155,7 +195,7 @@ class HubSource(Source):
             if language not in preset:
                 raise PlasticityError(
                     f"languages: the preset '{self.dataset}' has no '{language}', only {', '.join(preset)}; for "
-                    f"others name the dataset itself, such as '{preset['fr'][0]}', with dataset_configs"
+                    f"other languages name a dataset, such as '{preset['fr'][0]}', with dataset_configs"
                 )
             return preset[language]
         if isinstance(self.configs, str):
@@ -164,6 +204,8 @@ class HubSource(Source):
 
     def _files(self, language: str) -> list[str]:
         """The data files of a language, as `datasets` lists them."""
+        import datasets  # takes a second, which other sources need not wait for
+
         repository, config = self._repository(language)
         if language not in self._builders:
             with self._explained(language):
@@ -189,7 +231,7 @@ class HubSource(Source):
             self._commits[repository] = HfApi().dataset_info(repository, revision=self.revision).sha
         return self._commits[repository]
 
-    def _check(self, stream: datasets.IterableDataset, language: str) -> None:
+    def _check(self, stream: "datasets.IterableDataset", language: str) -> None:
         if stream.column_names is not None and self.text_column not in stream.column_names:
             raise PlasticityError(
                 f"dataset: '{self.dataset}' has no column '{self.text_column}' for '{language}'; its columns are "
@@ -197,7 +239,7 @@ class HubSource(Source):
             )
         if stream.num_shards != len(self._files(language)):
             raise PlasticityError(
-                f"dataset: '{self.dataset}' is in a format of which single files cannot be read; take one in Parquet "
+                f"dataset: '{self.dataset}' is in a format that cannot be read file by file; use a dataset in Parquet "
                 "or JSON Lines"
             )
 
@@ -215,4 +257,5 @@ class HubSource(Source):
 
 
 def _some(names: list[str], most: int = 20) -> str:
+    """The first names of a list that may be long."""
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

@@ -3,21 +3,23 @@
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ...errors import PlasticityError
 from ...hub_errors import one_line
-from .base import Source
-from .order import BATCH_CHARACTERS, hash_files, shuffled_range
+from .base import BATCH_CHARACTERS, Source, hash_files, shuffled_range
 
 
-FORMAT_VERSION = 1  # raised when the same files begin to give other documents, or another order
+if TYPE_CHECKING:
+    from ..config import DataConfig
+
+FORMAT_VERSION = 1  # to be raised when the same files give other documents or another order
 SUFFIXES = (".parquet", ".jsonl", ".txt")
 CHUNK_BYTES = 2**20  # of a text file, up to the next end of line; of a Parquet file a chunk is a row group
 POOL_BYTES = 2**27
@@ -25,7 +27,7 @@ POOL_BYTES = 2**27
 
 @dataclass(frozen=True)
 class _Chunk:
-    """A part of a file that is read at once: a row group, or the bytes from `start` on."""
+    """A part of a file that is read in one piece: a row group, or `size` bytes from `start`."""
 
     path: Path
     start: int
@@ -36,27 +38,41 @@ class _Chunk:
 class LocalSource(Source):
     """
     Documents from `<language>.parquet`, `<language>.jsonl` or `<language>.txt` in a folder, or from any number of such
-    files in `<language>/` and the folders below it. A text file holds one document a line; rows, fields and lines that
-    are null or blank are no documents.
+    files in `<language>/` and the folders below it. A text file has one document per line. Null or blank rows, fields
+    and lines are skipped.
 
-    Corpora are often sorted by topic or date, so the order is a shuffled one, and always the same: the row groups and
-    one-megabyte pieces of all files are shuffled, read into memory in pools of about 128 MB, and the documents of a
-    pool are shuffled again. A corpus that fits into one pool is therefore shuffled perfectly, and a larger one takes
-    no more memory. A row group larger than the pool is read whole.
+    Corpora are often sorted by topic or date, so documents are shuffled, always in the same way: the row groups and
+    one-megabyte pieces of all files are shuffled and read into memory in pools of about 128 MB, and the documents of
+    each pool are shuffled again. A corpus that fits into one pool is therefore shuffled completely, and a larger one
+    needs no more memory. A row group that is larger than a pool is read as a whole.
 
     Args:
         folder (`str` or `os.PathLike`): The folder.
-        text_column (`str`, *optional*, defaults to `"text"`): The Parquet column and JSON field with the document.
+        text_column (`str`, *optional*, defaults to `"text"`): The Parquet column or JSON field with the document.
 
     Raises:
         [`PlasticityError`]: The folder does not exist.
     """
+
+    settings = ("data_dir", "text_column")
 
     def __init__(self, folder: str | os.PathLike, text_column: str = "text"):
         self.folder = Path(folder)
         self.text_column = text_column
         if not self.folder.is_dir():
             raise PlasticityError(f"data_dir: folder '{folder}' does not exist")
+
+    @classmethod
+    def from_config(cls, config: "DataConfig") -> "LocalSource":
+        if config.data_dir is None:
+            raise PlasticityError(
+                "data_dir: missing; the source 'local' requires a folder with <language>.parquet files"
+            )
+        return cls(config.data_dir, config.text_column)
+
+    @classmethod
+    def describe(cls, settings: Mapping[str, Any]) -> str:
+        return "the author's own text files"
 
     def languages(self) -> list[str]:
         """The languages of the folder, sorted."""
@@ -87,8 +103,8 @@ class LocalSource(Source):
 
     def num_bytes(self, language: str) -> int:
         """
-        Size of the text of `language`, without taking it apart: that of the Parquet column, or of the files, with the
-        field names of JSONL.
+        The size of the text of `language`: that of the Parquet column, or of the files, which includes the field names
+        of JSONL.
         """
         return sum(chunk.size for pool in self._pools(language) for chunk in pool)
 

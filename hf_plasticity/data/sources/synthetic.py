@@ -1,8 +1,10 @@
-"""Procedurally generated languages: unlimited fresh text, the same everywhere, with nothing to download."""
+"""Procedurally generated languages: unlimited text, the same on every machine, without a download."""
 
 import hashlib
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -14,7 +16,7 @@ from .base import Source
 SYNTHETIC_LANGUAGES = ("syn1", "syn2", "syn3", "syn4", "syn5", "syn6", "syn7", "syn8")
 SYNTHETIC_PROBE_LANGUAGE = "syn9"
 
-FORMAT_VERSION = 1  # raised when the same seed begins to give other text
+FORMAT_VERSION = 1  # to be raised when the same seed gives other text
 DOCUMENTS_PER_BATCH = 1024
 MAX_WORDS = 256  # in a document; the shortest has a quarter of it
 
@@ -22,14 +24,14 @@ MAX_WORDS = 256  # in a document; the shortest has a quarter of it
 CLASS_SIZES = (8, 12, 20, 80, 120, 160, 240, 320, 400, 480, 560, 640)
 FUNCTION_CLASSES = 3
 QUESTION_CLASS = 0  # a sentence that begins with it ends with a question mark
-SENTENCE_START = len(CLASS_SIZES)  # stands before a sentence's first word as if it were a class
+SENTENCE_START = len(CLASS_SIZES)  # the class before the first word of a sentence
 SHARED_CLASSES = (0, 1, 3, 5, 7, 9)  # their successors are the same in every language
 LOAN_WORDS = 0.15  # share of the content words that all languages have in common
 
 
 @dataclass(frozen=True)
 class Script:
-    """How a language is written: its letters, what stands between words, and its marks for a pause and an end."""
+    """How a language is written: its letters, and its marks between words, for a pause and for an end."""
 
     consonants: str
     vowels: str
@@ -55,15 +57,18 @@ LOAN_SCRIPT = Script("bdfgklmnprstvz", "aeiou", "lnrs")
 
 class SyntheticSource(Source):
     """
-    Nine languages, `syn1` to `syn9`, each with letters and syllables of its own, a lexicon of three thousand words
-    with Zipfian frequencies, and a sparse bigram grammar over word classes. They share loan words and half of the
-    grammar, so that what was learned in one helps in another.
+    Nine languages, `syn1` to `syn9`, each with its own letters and syllables, a lexicon of three thousand words with
+    Zipfian frequencies, and a sparse bigram grammar over word classes. They share loan words and half of the grammar,
+    so that what was learned in one helps in another.
 
-    Document number i of a language depends on (seed, language, i) alone, and any document is reached at once. Every
-    choice is integer arithmetic on raw PCG64 output, so that the text is the same with all versions of NumPy.
+    `syn1.2`, `syn1.3`, … are further languages without end, and so for the other eight. Each is written with the
+    letters of the language before the dot and has a lexicon and a grammar of its own.
+
+    Document number i of a language depends on (seed, language, i) alone, and is generated without the earlier ones.
+    Every choice is integer arithmetic on raw PCG64 output, so the text is the same with all versions of NumPy.
 
     Args:
-        seed (`int`, *optional*, defaults to 0): Another seed makes nine other languages with the same letters.
+        seed (`int`, *optional*, defaults to 0): Another seed gives other languages with the same letters.
 
     Example:
 
@@ -76,10 +81,21 @@ class SyntheticSource(Source):
     ```
     """
 
+    natural = False
+    unlimited = True
+    fresh_languages = True
+    default_languages = SYNTHETIC_LANGUAGES
+    default_probe_language = SYNTHETIC_PROBE_LANGUAGE
+
     def __init__(self, seed: int = 0):
         if seed < 0:
             raise PlasticityError(f"seed: {seed} is negative; give 0 or more")
         self.seed = seed
+        self._language = lru_cache(maxsize=16)(self._make_language)
+
+    @classmethod
+    def describe(cls, settings: Mapping[str, Any]) -> str:
+        return "procedurally generated languages, not natural ones; `hf-plasticity` generates them"
 
     def fingerprint(self, language: str) -> str:
         digest = hashlib.blake2b(f"synthetic {FORMAT_VERSION} {self.seed} {language}".encode(), digest_size=16)
@@ -96,12 +112,14 @@ class SyntheticSource(Source):
             yield generator.documents(first, DOCUMENTS_PER_BATCH), {"document": first}
             first += DOCUMENTS_PER_BATCH
 
-    def _language(self, language: str) -> "_Language":
-        if language not in SCRIPTS:
+    def _make_language(self, language: str) -> "_Language":
+        parts = re.fullmatch(r"(\w+)(?:\.([2-9]|[1-9][0-9]+))?", language, re.ASCII)
+        if parts is None or parts[1] not in SCRIPTS:
             raise PlasticityError(
-                f"languages: '{language}' is not a synthetic language; the source `synthetic` has {', '.join(SCRIPTS)}"
+                f"languages: '{language}' is not a synthetic language; choose from {', '.join(SCRIPTS)} and the "
+                "further languages of each, such as syn1.2"
             )
-        return _Language(language, self.seed)
+        return _Language(parts[1], int(parts[2] or 1), self.seed)
 
 
 class _Language:
@@ -109,13 +127,20 @@ class _Language:
     The tables of one language and the text drawn from them.
 
     Shapes: D documents, W = `MAX_WORDS`, C classes, V words. A word is its number in the lexicon, where the words of a
-    class stand next to each other by falling frequency.
+    class are adjacent and sorted by falling frequency.
+
+    Args:
+        name (`str`): The language of `SCRIPTS` whose letters it is written with.
+        variant (`int`): 1 for the language of that name, n for `<name>.<n>`.
+        seed (`int`): The seed of the source.
     """
 
-    def __init__(self, language: str, seed: int):
-        number = 1 + list(SCRIPTS).index(language)
-        script = SCRIPTS[language]
-        common, own = _Random(seed, 0), _Random(seed, number)
+    def __init__(self, name: str, variant: int, seed: int):
+        number = 1 + list(SCRIPTS).index(name)
+        script = SCRIPTS[name]
+        # A seed sequence ignores trailing zeros: no two of these may differ by them alone.
+        entropy = (seed, number) if variant == 1 else (seed, number, variant)
+        common, own = _Random(seed, 0), _Random(*entropy)
         common_grammar, loans = _grammar(common), _lexicon(LOAN_SCRIPT, common)
         grammar, words = _grammar(own), _lexicon(script, own)
         grammar[list(SHARED_CLASSES)] = common_grammar[list(SHARED_CLASSES)]
@@ -131,7 +156,7 @@ class _Language:
         self.strings = np.array(
             [text + mark for mark in follows for start in (False, True) for text in _cased(words, start)], dtype=object
         )
-        self.seeds = np.random.SeedSequence([seed, number, 1])
+        self.seeds = np.random.SeedSequence([*entropy, 1])
 
     def documents(self, first: int, count: int) -> list[str]:
         """Documents number `first` to `first + count - 1`; each has `MAX_WORDS` random numbers, used or not."""
@@ -172,7 +197,7 @@ class _Language:
 
 
 class _Random:
-    """Random numbers for the tables, from raw PCG64 output (NumPy may change what its `Generator` makes of it)."""
+    """Random numbers for the tables, from raw PCG64 output: NumPy may change the results of its `Generator`."""
 
     def __init__(self, *seed: int):
         self.bits = np.random.PCG64(np.random.SeedSequence(seed))
@@ -184,7 +209,7 @@ class _Random:
         return int(self.uniform() * count)
 
     def skewed(self, items: str | list[str]) -> str:
-        """An item, the first ones much more often than the last."""
+        """An item; the first ones are much more frequent than the last."""
         return items[int(self.uniform() * self.uniform() * len(items))]
 
     def shuffled(self, items: str | list[str]) -> list[str]:
@@ -224,7 +249,10 @@ def _lexicon(script: Script, random: _Random) -> list[str]:
 
 
 def _zipf_thresholds() -> np.ndarray:
-    """Where each word ends (V,) on a scale of 2³² a class; in its class, a word is as frequent as 1 / (rank + 1)."""
+    """
+    The upper end (V,) of each word's interval on a scale of 2³² per class. Within its class, the frequency of a word
+    is proportional to 1 / (rank + 1).
+    """
     thresholds = []
     for word_class, size in enumerate(CLASS_SIZES):
         cumulative = np.cumsum(1.0 / np.arange(2, size + 2))
