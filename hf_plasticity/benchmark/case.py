@@ -30,6 +30,8 @@ class Case:
         threads (`int`): Threads of torch on the CPU; 0 leaves them as they are.
         processes (`int`): That train together.
         backend (`str`): Of `torch.compile`.
+        shrinks (`bool`): Whether a batch that does not fit in memory is halved until it does.
+        compile_only (`bool`): Whether to fill the cache of `torch.compile` and to measure nothing.
         memory_gb (`float`): Limit on the memory of the GPU, in GB (10⁹ bytes); 0 for none.
         options (`tuple[tuple[str, Any], ...]`): What this contender takes besides.
     """
@@ -49,6 +51,8 @@ class Case:
     threads: int = 0
     processes: int = 1
     backend: str = "inductor"
+    shrinks: bool = False
+    compile_only: bool = False
     memory_gb: float = 0.0
     options: tuple[tuple[str, Any], ...] = ()
 

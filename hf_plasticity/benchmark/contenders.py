@@ -23,6 +23,7 @@ from ..probing import ProbeConfig, run_probe
 from ..probing.evaluation import validation_loss
 from ..trainer import ContinualConfig, ContinualTrainer
 from .case import Case
+from .long_runs import cycle_seconds, resume_seconds
 
 
 if TYPE_CHECKING:
@@ -38,8 +39,8 @@ class RandomBlocks:
     exhausted = False
     stored = 512
 
-    def __init__(self, count: int, context_length: int, vocab_size: int):
-        self.language, self.count, self.context_length = LANGUAGE, count, context_length
+    def __init__(self, count: int, context_length: int, vocab_size: int, language: str = LANGUAGE):
+        self.language, self.count, self.context_length = language, count, context_length
         rows = min(count, self.stored)
         self.tokens = np.random.default_rng(0).integers(0, vocab_size, (rows, context_length), dtype=np.uint32)
 
@@ -52,6 +53,9 @@ class RandomBlocks:
 
     def prepare(self, num_blocks: int) -> "RandomBlocks":
         return self
+
+    def bytes_per_token(self, num_blocks: int) -> float:
+        return 1.0
 
     def __getitem__(self, numbers: np.ndarray) -> np.ndarray:
         return self.tokens[np.asarray(numbers) % len(self.tokens)].astype(np.int64)
@@ -217,9 +221,7 @@ def probe(case: Case, watch: "Watch") -> None:
     blocks = first_batches(case, config.steps * case.batch_size)
     for _ in range(1 + case.windows):
         with watch.call(), autocast(case):
-            run_probe(
-                forward, blocks, blocks, config, micro_batch_size=case.batch_size, show_progress=False
-            )
+            run_probe(forward, blocks, blocks, config, micro_batch_size=case.batch_size, show_progress=False)
 
 
 def plain_steps(case: Case, watch: "Watch") -> None:
@@ -251,6 +253,18 @@ def diagnosis(case: Case, watch: "Watch") -> None:
             diagnose(model, blocks)
 
 
+def resume(case: Case, watch: "Watch") -> None:
+    """From a checkpoint late in a run over ten billion prepared tokens to the first training step."""
+    with tempfile.TemporaryDirectory() as folder:
+        watch.results |= resume_seconds(case, folder)
+
+
+def cycles(case: Case, watch: "Watch") -> None:
+    """The seconds of each cycle of a run with probes and checkpoints."""
+    with tempfile.TemporaryDirectory() as folder:
+        watch.results |= {"cycles": cycle_seconds(case, folder)}
+
+
 CONTENDERS: dict[str, Callable[[Case, "Watch"], None]] = {
     "bare loop": bare_loop,
     "compiled loop": compiled_loop,
@@ -259,6 +273,8 @@ CONTENDERS: dict[str, Callable[[Case, "Watch"], None]] = {
     "probe": probe,
     "plain steps": plain_steps,
     "diagnosis": diagnosis,
+    "resume": resume,
+    "cycles": cycles,
 }
 
 
