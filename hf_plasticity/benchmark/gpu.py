@@ -105,8 +105,8 @@ def utilization_section(report: Report, title: str) -> None:
     report.section(
         title,
         ("model", "contender", "micro-batch", "tokens/s", "MFU, %", "speed", "peak memory, GB"),
-        f"bf16, vocabulary {PAPER_VOCABULARY:,}, context {PAPER_CONTEXT:,}. The micro-batch is the largest power of two "
-        f"that fits, at most {LARGEST_BATCH}. The FLOPs of a token are 72·L·d² + 12·L·d·T + 6·d·V, as in "
+        f"bf16, vocabulary {PAPER_VOCABULARY:,}, context {PAPER_CONTEXT:,}. The micro-batch is the largest power of "
+        f"two that fits, at most {LARGEST_BATCH}. The FLOPs of a token are 72·L·d² + 12·L·d·T + 6·d·V, as in "
         "`hf-plasticity plan`: all keys of causal attention count; embeddings, norms, the optimizer and anything "
         f"computed twice do not. The peak is {PEAK_FLOPS / 1e12:.0f} TFLOP/s, that of an H100 or H200 (SXM) in dense "
         "bf16. Speed is tokens per second divided by those of the bare loop, which is not compiled. Utilization in %: "
@@ -229,8 +229,8 @@ def head_losses(report: Report, paper: Case, sizes: tuple[str, ...], dry: bool) 
         "The loss over the vocabulary",
         ("model", "head loss", f"ms a step of {small} sequences", "peak memory, GB", *header),
         f"`ContinualTrainer`, bf16, vocabulary {PAPER_VOCABULARY:,}, context {PAPER_CONTEXT:,}. The largest "
-        f"micro-batch (at most {GLOBAL_BATCH} sequences, the study's global batch) is estimated from the peak memory of "
-        f"{small} and of {large} sequences and then trained with the memory of torch limited to that many GB (10⁹ "
+        f"micro-batch (at most {GLOBAL_BATCH} sequences, the study's global batch) is estimated from the peak memory "
+        f"of {small} and of {large} sequences and then trained with the memory of torch limited to that many GB (10⁹ "
         "bytes, without the CUDA context).",
     )
     for size in sizes:
@@ -283,8 +283,8 @@ def side_by_side(report: Report, case: Case, counts: tuple[int, ...], dry: bool)
     report.section(
         "Runs side by side",
         ("runs", "tokens/s of all", "times one run", "of one run's speed each"),
-        f"`ContinualTrainer`, {case.size}, context {case.context_length} × {case.batch_size}, fp32, each run a process "
-        "with one CPU thread, all on one device.",
+        f"`ContinualTrainer`, {case.size}, context {case.context_length} × {case.batch_size}, fp32: each run is a "
+        "process with one CPU thread, all on one device.",
     )
     if report.left() <= 0:
         report.add("not measured: time limit")

@@ -43,12 +43,7 @@ class Worker:
         described = [dataclasses.asdict(case) for case in cases]
         self._processes = [
             subprocess.Popen(
-                [
-                    sys.executable,
-                    "-m",
-                    "hf_plasticity.benchmark.worker",
-                    json.dumps([*map(dataclasses.asdict, cases)]),
-                ],
+                [sys.executable, "-m", "hf_plasticity.benchmark.worker", json.dumps(described)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=self._errors,

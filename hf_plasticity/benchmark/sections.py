@@ -47,10 +47,10 @@ def training(report: Report, groups: list[tuple[list[Case], int]]) -> None:
     report.section(
         "Training",
         ("model, context × batch", "contender", "tokens/s", "speed", "peak memory"),
-        "Each contender is a process of its own; they take turns, a window of a few optimizer steps each. Speed is the "
-        "time of the bare loop in a round divided by that of the contender: median and range over the rounds. Peak "
-        "memory in MB, of the process on a CPU, of torch's tensors on a GPU. The compiled loop trains as nanoGPT does: "
-        "`torch.compile`, and the next batch is fetched while the device computes.",
+        "Each contender is a process of its own; they take turns, a window of a few optimizer steps each. Speed is "
+        "the time of the bare loop in a round divided by that of the contender: median and range over the rounds. "
+        "Peak memory in MB, of the process on a CPU, of torch's tensors on a GPU. The compiled loop trains as nanoGPT "
+        "does: `torch.compile`, and the next batch is fetched while the device computes.",
     )
     for cases, rounds in groups:
         if report.left() <= 0:
