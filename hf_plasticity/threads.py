@@ -68,8 +68,8 @@ def choose_threads(requested: int | None, recorded: int | None) -> int:
     if recorded is not None:
         if recorded * processes > cores:
             logger.warning(
-                f"the run resumes with the {recorded} CPU threads it was started with, on {cores} cores: it is slow, but "
-                "its results stay the same"
+                f"the run resumes with the {recorded} CPU threads it was started with, on {cores} cores: it is slow, "
+                "but its results stay the same"
             )
         return recorded
     explicit = os.environ.get("OMP_NUM_THREADS", "")

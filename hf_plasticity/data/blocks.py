@@ -132,8 +132,8 @@ class Blocks:
         """
         if len(self.prepare(count)) < count:
             raise PlasticityError(
-                f"{setting}: {count} are asked for and the {self.split} split of '{self.language}' has {len(self)}; "
-                "give it more text, or ask for fewer"
+                f"{setting}: {count} are requested and the {self.split} split of '{self.language}' has {len(self)}; "
+                "give it more text, or request fewer"
             )
         return self[range(count)]
 

@@ -21,6 +21,7 @@ from ..errors import PlasticityError
 from ..experiment.config import ExperimentConfig, parse_experiment
 from ..experiment.run import show_results
 from ..hub.loading import is_repository
+from ..network.head_loss import FUSED, LOGITS
 from ..periodic import Timeline
 from ..probing.recorder import ProbeRecorder
 from ..published.checkpoints import load_model
@@ -165,6 +166,8 @@ class DeferredProber:
             self._load,
             make_accelerator(recorded["bf16"], use_cpu),
             share=deferred.share,
+            # Triton changes only the rounding, and this machine may not have it.
+            head_loss=FUSED if provenance["head_loss"] != LOGITS else LOGITS,
             diagnostics=DiagnosticsConfig(measures=training.diagnostics_measures),
             diagnostics_blocks=eval_blocks.first(training.diagnostics_sequences, "diagnostics_sequences")
             if training.diagnose

@@ -8,10 +8,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from accelerate.state import AcceleratorState
+from peft import PeftModel
 from torch import nn
+from transformers import PreTrainedModel
 
 from ..distributed import from_main_process, is_main_process
 from ..metrics.delta_auc.definition import delta_auc
+from ..network.head_loss import LOGITS, head_loss_of
 from ..periodic import Timeline
 from ..records import (
     PROBE_KEY,
@@ -192,7 +195,7 @@ def probe_conditions(model: nn.Module) -> dict[str, Any]:
 
     Returns:
         `dict`: `precision` of the weights and of the computation; `trained`: `"all"` parameters, or how many of them;
-        `neftune_noise_alpha` if training adds noise to the embeddings.
+        `head_loss` if it is not that of the logits; `neftune_noise_alpha` if training adds noise to the embeddings.
     """
     base = unwrapped(model)
     parameters = list(base.parameters())
@@ -202,6 +205,9 @@ def probe_conditions(model: nn.Module) -> dict[str, Any]:
         "precision": precision(parameters[0].dtype),
         "trained": ALL if trained == total else f"{trained} of {total} parameters",
     }
+    model = base.get_base_model() if isinstance(base, PeftModel) else base
+    if isinstance(model, PreTrainedModel) and head_loss_of(model) != LOGITS:
+        conditions["head_loss"] = head_loss_of(model)
     noise = getattr(base.get_input_embeddings(), "neftune_noise_alpha", None)
     return conditions if noise is None else conditions | {"neftune_noise_alpha": noise}
 

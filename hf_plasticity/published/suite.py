@@ -81,6 +81,7 @@ def probe_suite(suite: SuiteConfig, data: DataConfig) -> None:
             load,
             accelerator,
             share=suite.share or (BATCH if accelerator.is_fsdp2 else CHECKPOINTS),
+            head_loss=suite.head_loss,
             diagnostics=DiagnosticsConfig(measures=suite.diagnostics_measures),
             diagnostics_blocks=eval_blocks.first(suite.diagnostics_sequences, "diagnostics_sequences")
             if suite.diagnose

@@ -4,6 +4,7 @@ import functools
 import json
 import math
 import os
+import shutil
 import signal
 import time
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from torch import nn
 from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
+    PrinterCallback,
     ProgressCallback,
     Trainer,
     TrainerCallback,
@@ -32,6 +34,7 @@ from ..distributed import from_main_process
 from ..errors import PlasticityError, TrainingInterrupted
 from ..learning_rate import learning_rate_shape
 from ..network import local, preserve_model
+from ..network.head_loss import use_head_loss
 from ..periodic import PeriodicCallback, Timeline
 from ..probing import PlasticityProbeCallback
 from ..probing.callback import ProbeCheckpointCallback
@@ -39,7 +42,7 @@ from ..records import COMPLETE_FILE, TRAINER_STATE_FILE
 from .checkpoint import is_full_disk, last_complete_checkpoint, mark_complete, rotate
 from .config import DEFERRED, ContinualConfig
 from .forgetting import ForgettingCallback
-from .progress import TaskProgressCallback
+from .progress import LogLinesCallback, TaskProgressCallback
 from .signals import StopOnSignal
 
 
@@ -105,6 +108,7 @@ class ContinualTrainer(Trainer):
         # Otherwise the Trainer counts the T labels of a GPT-2 sequence instead of its T - 1 predictions, and scales
         # loss and gradients by (T - 1) / T (seen in transformers 5.23.0).
         model.loss_type = "ForCausalLM"
+        self.head_loss = use_head_loss(model, args.head_loss, args.device)
         self.timeline = Timeline(args.task_steps, self.schedule.tasks_per_cycle, args.global_batch_tokens)
         super().__init__(
             model=model,
@@ -122,6 +126,8 @@ class ContinualTrainer(Trainer):
             )
         if self.pop_callback(ProgressCallback) is not None:
             self.add_callback(TaskProgressCallback(self.position))
+        elif self.pop_callback(PrinterCallback) is not None:
+            self.add_callback(LogLinesCallback())
         self.add_callback(_TaskCallback(self))
         self.signals = StopOnSignal()
         self.add_callback(self.signals)
@@ -270,6 +276,12 @@ class ContinualTrainer(Trainer):
                 "is kept"
             )
 
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        """As in the Trainer, except that a tied output head is not missing: a checkpoint has it as the embedding."""
+        tied = set(self.model.all_tied_weights_keys)
+        load_result.missing_keys[:] = [key for key in load_result.missing_keys if key not in tied]
+        super()._issue_warnings_after_load(load_result)
+
     def settle_buckets(self) -> None:
         """
         Make DDP build its gradient buckets before the first step. It builds them after the first backward pass, and on
@@ -333,8 +345,11 @@ class ContinualTrainer(Trainer):
         self._check_finite(self._tr_loss.item())
         self._check_weights()
         checkpoint = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
-        if self.args.should_save:
+        if self.args.should_save and checkpoint.exists():
+            # Left by a start that was killed while it saved, perhaps on another number of processes.
             (checkpoint / COMPLETE_FILE).unlink(missing_ok=True)
+            shutil.rmtree(checkpoint)
+        self.accelerator.wait_for_everyone()
         # The Trainer would delete the last complete checkpoint before this one is complete.
         limit, self.args.save_total_limit = self.args.save_total_limit, None
         try:
@@ -348,6 +363,14 @@ class ContinualTrainer(Trainer):
         if self.args.should_save:
             mark_complete(checkpoint)
             rotate(checkpoint.parent, limit)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        """As in the Trainer, which pickles its arguments, but without the token among them."""
+        token, self.args.hub_token = self.args.hub_token, None
+        try:
+            super()._save(output_dir, state_dict)
+        finally:
+            self.args.hub_token = token
 
     def save_state(self) -> None:
         """As in the Trainer, but atomically: the file marks a run as complete."""
