@@ -4,7 +4,6 @@ The contenders: training loops, a probe, a diagnosis, all on the same models, da
 """
 
 import contextlib
-import dataclasses
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -19,6 +18,7 @@ from ..data.schedule import make_schedule
 from ..data.stream import TrainingStream, collate_batch
 from ..diagnostics import diagnose
 from ..models import gpt2_config
+from ..network.head_loss import use_head_loss
 from ..probing import ProbeConfig, run_probe
 from ..probing.evaluation import validation_loss
 from ..trainer import ContinualConfig, ContinualTrainer
@@ -67,10 +67,7 @@ def build_model(case: Case) -> GPT2LMHeadModel:
     with torch.device(case.device):
         model = GPT2LMHeadModel(gpt2_config(case.size, case.vocab_size, case.context_length))
     model.loss_type = "ForCausalLM"
-    if case.head_loss != "logits":
-        from ..network.head_loss import use_head_loss
-
-        use_head_loss(model, case.head_loss)
+    use_head_loss(model, case.head_loss)
     return model.train()
 
 
@@ -181,16 +178,14 @@ def stock_trainer(case: Case, watch: "Watch") -> None:
 
 def continual_settings(case: Case, folder: str) -> dict[str, Any]:
     """The settings of a run of one task instance without a probe."""
-    settings = common_arguments(case, folder) | {
+    return common_arguments(case, folder) | {
         "cycles": 1,
         "task_steps": case.steps,
         "no_probe": True,
         "warmup_steps": 0,
         "global_batch_tokens": case.tokens,
+        "head_loss": case.head_loss,
     }
-    if "head_loss" in {one.name for one in dataclasses.fields(ContinualConfig)}:
-        settings["head_loss"] = case.head_loss
-    return settings
 
 
 def continual_trainer(case: Case, watch: "Watch") -> None:
