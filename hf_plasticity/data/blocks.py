@@ -132,8 +132,8 @@ class Blocks:
         """
         if len(self.prepare(count)) < count:
             raise PlasticityError(
-                f"{setting}: {count} are asked for and the {self.split} split of '{self.language}' has {len(self)}; "
-                "give it more text, or ask for fewer"
+                f"{setting}: {count} are requested and the {self.split} split of '{self.language}' has {len(self)}; "
+                "give it more text, or request fewer"
             )
         return self[range(count)]
 
@@ -242,7 +242,7 @@ class Blocks:
         tokens = np.memmap(path, dtype=self.dtype, mode="r", shape=shape)
         if shard not in self._verified:
             # An index that was written before there were checksums has none.
-            if "checksum" in entry and entry["checksum"] != zlib.crc32(tokens):
+            if "checksum" in entry and entry["checksum"] != zlib.crc32(tokens.data):
                 raise self._damaged(path)
             self._verified.add(shard)
         return tokens

@@ -32,6 +32,8 @@ class DeferredConfig:
             What several processes share: the `"batch"` (default) or `"checkpoints"`.
         per_device_train_batch_size (`int`, *optional*):
             Sequences in one forward pass; that of the run by default.
+        cpu_threads (`int`, *optional*):
+            CPU threads of each process; those of the run by default, since the last bits depend on them.
         data_dir, data_cache_dir, dataset (`str`, *optional*):
             Where the text of the run is on this machine, if it is in another place.
     """
@@ -45,6 +47,7 @@ class DeferredConfig:
     per_device_train_batch_size: int | None = setting(
         None, help="Sequences in one forward pass; that of the run by default.", role=MACHINE
     )
+    cpu_threads: int | None = setting(None, help="CPU threads; those of the run by default.", role=MACHINE)
     data_dir: str | None = setting(None, help="Where the run's local text is on this machine.", role=MACHINE)
     data_cache_dir: str | None = setting(None, help="Where prepared blocks are kept on this machine.", role=MACHINE)
     dataset: str | None = setting(None, help="Where the run's dataset is on this machine.", role=MACHINE)

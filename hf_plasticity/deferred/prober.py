@@ -21,11 +21,13 @@ from ..errors import PlasticityError
 from ..experiment.config import ExperimentConfig, parse_experiment
 from ..experiment.run import show_results
 from ..hub.loading import is_repository
+from ..network.head_loss import FUSED, LOGITS
 from ..periodic import Timeline
 from ..probing.recorder import ProbeRecorder
 from ..published.checkpoints import load_model
 from ..published.prober import CheckpointProber, make_accelerator
 from ..records import DEFERRED_LOCK_FILE, PROVENANCE, checkpoint_task, read_config, run_lock
+from ..threads import choose_threads, set_threads
 from .config import DeferredConfig
 from .folder import DeferredFolder, Progress, check_deferred
 from .repository import DeferredRepository
@@ -132,6 +134,8 @@ class DeferredProber:
         self.run, self.config, self.poll_seconds = run, config, deferred.poll_seconds
         self._undelivered_since: float | None = None
         training, text, provenance = config.training, config.data, recorded[PROVENANCE]
+        if use_cpu:
+            set_threads(choose_threads(deferred.cpu_threads, recorded.get("cpu_threads")))
         if training.full_determinism:
             enable_full_determinism(training.seed)
         # Every checkpoint has the tokenizer, wherever the run loaded it from.
@@ -162,6 +166,8 @@ class DeferredProber:
             self._load,
             make_accelerator(recorded["bf16"], use_cpu),
             share=deferred.share,
+            # Triton changes only the rounding, and this machine may not have it.
+            head_loss=FUSED if provenance["head_loss"] != LOGITS else LOGITS,
             diagnostics=DiagnosticsConfig(measures=training.diagnostics_measures),
             diagnostics_blocks=eval_blocks.first(training.diagnostics_sequences, "diagnostics_sequences")
             if training.diagnose

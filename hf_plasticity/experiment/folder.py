@@ -16,7 +16,7 @@ from ..data.schedule import make_schedule
 from ..distributed import from_main_process, is_main_process
 from ..errors import PlasticityError
 from ..network import num_non_embedding_parameters
-from ..probing.checkpoint import RECORD_FILE
+from ..probing.checkpoint import RECORD_FILE, restore_probe_records
 from ..records import (
     CONFIG_FILE,
     DEFERRED_LOCK_FILE,
@@ -32,6 +32,7 @@ from ..records import (
     probed_checkpoints,
     read_config,
     read_records,
+    remove_temporary_files,
     run_lock,
     write_config,
 )
@@ -64,6 +65,8 @@ def _take_folder(config: ExperimentConfig, stack: contextlib.ExitStack) -> None:
     if config.training.probe == INLINE:
         # A deferred prober that is still running would probe the same checkpoints.
         stack.enter_context(run_lock(folder, DEFERRED_LOCK_FILE))
+    remove_temporary_files(folder)
+    restore_probe_records(folder)
     recorded = read_config(folder)
     if recorded is None:
         return
@@ -101,6 +104,11 @@ def _clear(folder: Path) -> None:
     shutil.rmtree(folder / cycle_name(0), ignore_errors=True)
 
 
+def recorded_threads(folder: str | Path) -> int | None:
+    """The CPU threads that a started run computes with, or `None`."""
+    return (read_config(folder) or {}).get("cpu_threads") if has_started(folder) else None
+
+
 def is_complete(config: ExperimentConfig) -> bool:
     """Whether the training in the run folder has reached the length that the configuration asks for."""
     state = Path(config.training.output_dir) / TRAINER_STATE_FILE
@@ -135,6 +143,7 @@ def write_run_config(config: ExperimentConfig, data: RunData, trainer: Continual
         "num_parameters": trainer.model.num_parameters(),
         "num_non_embedding_parameters": num_non_embedding_parameters(trainer.model),
         "tasks_per_cycle": trainer.schedule.tasks_per_cycle,
+        "head_loss": trainer.head_loss,
         # The settings that decide the results, so that analysis knows which runs differ by their seed only.
         "numerics": sorted(config.numerics()),
         "data": fingerprints,

@@ -4,17 +4,19 @@ import copy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from accelerate import PartialState
 from transformers import GPT2LMHeadModel, set_seed
 from transformers.utils import logging
 
 from ..distributed import from_main_process, is_main_process
 from ..models import gpt2_config
 from ..records import PROBES_FILE, PROVENANCE, REPORT_FILE, TRAINER_STATE_FILE, read_run
-from ..trainer import ContinualTrainer
+from ..threads import choose_threads, set_threads
+from ..trainer import ContinualTrainer, last_complete_checkpoint
 from ..trainer.config import DEFERRED
 from .config import ExperimentConfig
 from .data import RunData, open_data, training_stream, vocabulary
-from .folder import is_complete, run_folder, write_run_config
+from .folder import is_complete, recorded_threads, run_folder, write_run_config
 
 
 if TYPE_CHECKING:
@@ -102,6 +104,21 @@ def show_results(folder: str | Path) -> None:
     print(f"\nrun folder  {folder}\nreport      {report}")
 
 
+def announce(config: ExperimentConfig) -> None:
+    """Set the CPU threads, and print what the run computes on."""
+    training, state = config.training, PartialState()
+    device = f"{state.num_processes} process{'es' if state.num_processes > 1 else ''} on {state.device.type}"
+    if state.device.type == "cpu":
+        recorded = from_main_process(lambda: recorded_threads(training.output_dir))
+        training.cpu_threads = choose_threads(training.cpu_threads, recorded)
+        set_threads(training.cpu_threads)
+        device += f", {training.cpu_threads} thread{'s' if training.cpu_threads > 1 else ''} each"
+    if is_main_process():
+        checkpoint = last_complete_checkpoint(training.output_dir)
+        start = "starts" if checkpoint is None else f"resumes from {Path(checkpoint).name}"
+        print(f"'{training.output_dir}' {start} ({device})", flush=True)
+
+
 def _unit(probes: list[dict[str, Any]], tasks_per_cycle: int | None) -> str:
     """The largest unit of which every probe comes after a whole number."""
     if any(probe["task"] is None for probe in probes):
@@ -142,6 +159,7 @@ def run_experiment(config: ExperimentConfig) -> None:
             if pusher is not None:
                 pusher.finish()
             return
+        announce(config)
         data = open_data(config)
         trainer = build_trainer(config, data)
         write_run_config(config, data, trainer)

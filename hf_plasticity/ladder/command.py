@@ -2,14 +2,20 @@
 
 import argparse
 import shlex
-import subprocess
 import sys
 from itertools import product
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from ..errors import PlasticityError
 from ..models import model_size
 from ..records import PROBES_FILE, REPORT_FILE, read_run
+
+
+if TYPE_CHECKING:
+    from .jobs import Job
+
+EXECUTORS = ("local", "slurm")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -18,36 +24,62 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[42], help="seeds (default: 42)")
     parser.add_argument("--schedules", nargs="+", default=["rotation"], help="schedules (default: rotation)")
     parser.add_argument("--output_dir", type=Path, default=Path("runs/ladder"), help="parent of the run folders")
+    parser.add_argument(
+        "--jobs", type=int, metavar="N", help="runs at the same time (default: one for each GPU, or each CPU core)"
+    )
     parser.add_argument("--num_processes", metavar="N", help="processes of each run, as in `hf-plasticity train`")
     parser.add_argument("--accelerate_config", metavar="FILE", help="as in `hf-plasticity train`")
+    parser.add_argument("--executor", default="local", help="local (default), or slurm: one job of the cluster a run")
+    parser.add_argument("--timeout_min", type=int, default=240, help="with slurm: time limit; runs are queued again")
+    parser.add_argument("--slurm_partition", help="with slurm: the partition")
     parser.add_argument("--print_commands", action="store_true", help="print one command for each run instead")
 
 
 def run_ladder(options: argparse.Namespace) -> int:
     """
-    Run all combinations one after the other. The same command resumes.
+    Run all combinations of sizes, schedules and seeds. The same command resumes.
 
     Raises:
-        [`PlasticityError`]: A setting that differs from run to run, or a value that is given twice.
+        [`PlasticityError`]: A setting that differs from run to run, a value that is given twice, or a number of jobs
+            or an executor that is not possible.
     """
-    commands = _commands(options)
+    commands = ladder_commands(options)
     if options.print_commands:
         for words in commands.values():
             print(shlex.join(words))
         return 0
-    failed = {}
-    for number, (folder, words) in enumerate(commands.items(), start=1):
-        print(f"\n[{number}/{len(commands)}] {folder}", flush=True)
-        status = subprocess.run(words).returncode
-        if status != 0:
-            failed[folder] = status
-    for folder, status in failed.items():
-        print(f"failed: {folder} (exit status {status})", file=sys.stderr)
-    _report(options.output_dir, list(commands))
-    return 1 if failed else 0
+    return run_commands(commands, options)
 
 
-def _commands(options: argparse.Namespace) -> dict[Path, list[str]]:
+def run_commands(commands: dict[Path, list[str]], options: argparse.Namespace) -> int:
+    """Run the commands of run folders, side by side or on a cluster, and write one report of all runs."""
+    from .jobs import COMPLETE, FAILED, Job, run_jobs
+
+    if options.executor not in EXECUTORS:
+        raise PlasticityError(f"executor: '{options.executor}' is unknown; choose {' or '.join(EXECUTORS)}")
+    if options.jobs is not None and not 1 <= options.jobs <= len(commands):
+        raise PlasticityError(f"jobs: {options.jobs} is not between 1 and the {len(commands)} runs")
+    if options.executor == "slurm":
+        return _submit([Job(folder, words) for folder, words in commands.items()], options)
+    at_once, share = _share_of_machine(options.jobs, len(commands))
+    jobs = [
+        # Before the settings of the user, which override it.
+        Job(folder, [*words[:4], *share.arguments, *words[4:]], share.environment(number))
+        for number, (folder, words) in enumerate(commands.items())
+    ]
+    print(f"{len(jobs)} runs, {at_once} at a time; the output of each is in its folder (log.txt)", flush=True)
+    try:
+        run_jobs(jobs, at_once)
+    finally:
+        write_ladder_report(options.output_dir, list(commands))
+    for job in jobs:
+        if job.state == FAILED:
+            print(f"failed: {job.folder}: {job.last_line()}", file=sys.stderr)
+    return 0 if all(job.state == COMPLETE for job in jobs) else 1
+
+
+def ladder_commands(options: argparse.Namespace) -> dict[Path, list[str]]:
+    """The command of each run by its folder."""
     for name, plural in (("--size", "--sizes"), ("--seed", "--seeds"), ("--schedule", "--schedules")):
         if any(setting.split("=")[0] == name for setting in options.settings):
             raise PlasticityError(f"{name[2:]}: it differs from run to run in a ladder; use {plural}")
@@ -70,7 +102,47 @@ def _commands(options: argparse.Namespace) -> dict[Path, list[str]]:
     return commands
 
 
-def _report(output_dir: Path, folders: list[Path]) -> None:
+class _Share:
+    """The share of the machine that each of the runs gets: CPU threads, or a GPU."""
+
+    def __init__(self, threads: int | None, gpus: int):
+        self.arguments = [] if threads is None else [f"--cpu_threads={threads}"]
+        self.gpus = gpus
+
+    def environment(self, number: int) -> dict[str, str]:
+        """The environment variables of run `number`."""
+        return {"CUDA_VISIBLE_DEVICES": str(number % self.gpus)} if self.gpus > 1 else {}
+
+
+def _share_of_machine(jobs: int | None, runs: int) -> tuple[int, _Share]:
+    """How many runs there are at a time, and what each gets."""
+    import torch
+
+    from ..threads import available_cores
+
+    gpus, cores = torch.cuda.device_count(), available_cores()
+    at_once = min(jobs or max(gpus, 1 if gpus else cores), runs)
+    if gpus:
+        return at_once, _Share(None, gpus)
+    if at_once > cores:
+        raise PlasticityError(f"jobs: {at_once} is more than the {cores} CPU cores that are available; use fewer")
+    return at_once, _Share(max(1, cores // at_once), 0)
+
+
+def _submit(jobs: "list[Job]", options: argparse.Namespace) -> int:
+    from .cluster import submit_jobs
+
+    parameters: dict[str, Any] = {"timeout_min": options.timeout_min}
+    if options.slurm_partition is not None:
+        parameters["slurm_partition"] = options.slurm_partition
+    submitted = submit_jobs(jobs, options.executor, str(options.output_dir / "jobs"), parameters)
+    for job, handle in zip(jobs, submitted):
+        print(f"{handle.job_id}  {job.folder}")
+    print(f"\nonce they are complete: hf-plasticity report {options.output_dir} -o report.html")
+    return 0
+
+
+def write_ladder_report(output_dir: Path, folders: list[Path]) -> None:
     """Write one report of all runs that have a probe, failed ones included."""
     from ..analysis.report import write_report
 

@@ -10,6 +10,7 @@ from transformers import GPT2LMHeadModel
 from ..errors import PlasticityError
 from ..experiment.config import ExperimentConfig
 from ..models import gpt2_config
+from ..threads import choose_threads, set_threads
 from .arithmetic import ADAM, FLOAT32
 from .plan import Plan
 
@@ -35,6 +36,8 @@ def measure_throughput(study: ExperimentConfig, vocab_size: int, plan: Plan) -> 
     """
     training, length = study.training, study.data.context_length
     device = torch.device("cuda" if torch.cuda.is_available() and not training.use_cpu else "cpu")
+    if device.type == "cpu":
+        set_threads(choose_threads(training.cpu_threads, recorded=None))
     _check_memory(plan, device)
     model = GPT2LMHeadModel(gpt2_config(study.model.size, vocab_size, length)).to(device)
     model.loss_type = "ForCausalLM"

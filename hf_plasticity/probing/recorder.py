@@ -3,15 +3,18 @@
 import hashlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from accelerate.state import AcceleratorState
+from peft import PeftModel
 from torch import nn
+from transformers import PreTrainedModel
 
 from ..distributed import from_main_process, is_main_process
 from ..metrics.delta_auc.definition import delta_auc
+from ..network.head_loss import LOGITS, head_loss_of
 from ..periodic import Timeline
 from ..records import (
     PROBE_KEY,
@@ -23,13 +26,10 @@ from ..records import (
     write_protocol,
 )
 from .config import ProbeConfig
-from .evaluation import as_blocks
+from .evaluation import TokenBlocks, as_blocks
 from .probe import ProbeDivergedError, run_probe, unwrapped
 from .result import ProbeResult
 
-
-if TYPE_CHECKING:
-    from .evaluation import TokenBlocks
 
 ALL = "all"
 # The adaptation of a probe that trains a part of the parameters because training does, as with PEFT.
@@ -53,8 +53,8 @@ class ProbeRecorder:
 
     def __init__(
         self,
-        train_blocks: "TokenBlocks",
-        eval_blocks: "TokenBlocks",
+        train_blocks: TokenBlocks,
+        eval_blocks: TokenBlocks,
         config: ProbeConfig,
         language: str,
         timeline: Timeline,
@@ -192,7 +192,7 @@ def probe_conditions(model: nn.Module) -> dict[str, Any]:
 
     Returns:
         `dict`: `precision` of the weights and of the computation; `trained`: `"all"` parameters, or how many of them;
-        `neftune_noise_alpha` if training adds noise to the embeddings.
+        `head_loss` if it is not that of the logits; `neftune_noise_alpha` if training adds noise to the embeddings.
     """
     base = unwrapped(model)
     parameters = list(base.parameters())
@@ -202,6 +202,9 @@ def probe_conditions(model: nn.Module) -> dict[str, Any]:
         "precision": precision(parameters[0].dtype),
         "trained": ALL if trained == total else f"{trained} of {total} parameters",
     }
+    model = base.get_base_model() if isinstance(base, PeftModel) else base
+    if isinstance(model, PreTrainedModel) and head_loss_of(model) != LOGITS:
+        conditions["head_loss"] = head_loss_of(model)
     noise = getattr(base.get_input_embeddings(), "neftune_noise_alpha", None)
     return conditions if noise is None else conditions | {"neftune_noise_alpha": noise}
 
@@ -213,7 +216,7 @@ def precision(weights: torch.dtype) -> str:
     return name if autocast == "no" else f"{name}, {autocast} autocast"
 
 
-def fingerprint(blocks: "TokenBlocks") -> str:
+def fingerprint(blocks: TokenBlocks) -> str:
     """Hexadecimal digits that identify the tokens of `blocks`."""
     if hasattr(blocks, "fingerprint"):
         return blocks.fingerprint

@@ -9,6 +9,7 @@ from ..arguments import SettingsParser
 from ..data.config import DataConfig
 from ..data.sources import source_class
 from ..errors import PlasticityError
+from ..network.head_loss import FUSED, LOGITS
 from ..probing.config import ProbeConfig, probe_settings
 from ..settings import LENGTH, MACHINE, OUTPUT, setting
 
@@ -61,8 +62,12 @@ class SuiteConfig(SuiteProbeSettings):  # type: ignore[misc, valid-type]
             Training tokens of a step of the suite, for the records.
         per_device_train_batch_size (`int`, *optional*):
             Sequences in one forward pass; the whole share of the process by default.
+        cpu_threads (`int`, *optional*):
+            CPU threads of each process; by default all available cores, divided among the processes.
         bf16 (`bool`, *optional*, defaults to `False`):
             Mixed precision.
+        head_loss (`str`, *optional*, defaults to `"logits"`):
+            `"logits"`, or `"fused"`, which never holds the logits of a whole batch.
         diagnose (`bool`, *optional*, defaults to `False`):
             Whether to diagnose every checkpoint too, into `diagnostics.jsonl`, on the probe language's validation
             sequences. Distances from the initialization require a checkpoint of step 0.
@@ -88,7 +93,9 @@ class SuiteConfig(SuiteProbeSettings):  # type: ignore[misc, valid-type]
     output_dir: str | None = setting(None, help="Run folder.", role=OUTPUT)
     tokens_per_step: int | None = setting(None, help="Training tokens of a step of the suite.")
     per_device_train_batch_size: int | None = setting(None, help="Sequences in one forward pass.", role=MACHINE)
+    cpu_threads: int | None = setting(None, help="CPU threads of each process; all cores by default.", role=MACHINE)
     bf16: bool = setting(False, help="Mixed precision.")
+    head_loss: str = setting("logits", help="logits, or fused: never holds the logits of a whole batch.")
     diagnose: bool = setting(False, help="Diagnose every checkpoint too.", role=OUTPUT)
     diagnostics_measures: list[str] | None = setting(
         None, help="Measures of a diagnosis; by default the cheap ones.", role=OUTPUT
@@ -122,6 +129,8 @@ def parse_suite(
     for name in ("every", "diagnostics_sequences"):
         if getattr(suite, name) < 1:
             raise PlasticityError(f"{name}: {getattr(suite, name)} is not a positive number")
+    if suite.head_loss not in (LOGITS, FUSED):
+        raise PlasticityError(f"head_loss: '{suite.head_loss}' is unknown; choose {LOGITS} or {FUSED}")
     if suite.share not in (None, CHECKPOINTS, BATCH):
         raise PlasticityError(f"share: '{suite.share}' is unknown; choose {CHECKPOINTS} or {BATCH}")
     data.probe_language = data.probe_language or source_class(data.source).default_probe_language

@@ -22,6 +22,7 @@ from ..diagnostics.drift import save_weights
 from ..distributed import from_main_process, gather, independent_processes, is_main_process, rank_and_world_size
 from ..errors import PlasticityError
 from ..hub_errors import one_line
+from ..network.head_loss import LOGITS, use_head_loss
 from ..probing import ProbeResult
 from ..probing.recorder import ALL, ProbeRecorder, precision
 from ..records import DIAGNOSIS_KEY, DIAGNOSTICS_FILE, INITIAL_WEIGHTS_FILE, append_record, read_records
@@ -91,6 +92,7 @@ class CheckpointProber:
         load (`Callable[[str], PreTrainedModel]`): Loads the model from the path.
         accelerator (`Accelerator`): Decides devices, precision and sharding.
         share (`str`): What the processes share, `"checkpoints"` or `"batch"`.
+        head_loss (`str`, *optional*, defaults to `"logits"`): `"logits"` or `"fused"`.
         diagnostics (`DiagnosticsConfig`, *optional*): The settings of a diagnosis.
         diagnostics_blocks (`np.ndarray` of shape `(N, T)`, *optional*): Token ids to diagnose on; without them nothing
             is diagnosed.
@@ -106,6 +108,7 @@ class CheckpointProber:
         load: Callable[[str], PreTrainedModel],
         accelerator: Accelerator,
         share: str,
+        head_loss: str = LOGITS,
         diagnostics: DiagnosticsConfig | None = None,
         diagnostics_blocks: np.ndarray | None = None,
         micro_batch_size: int | None = None,
@@ -120,7 +123,9 @@ class CheckpointProber:
         self.diagnostics, self.diagnostics_blocks = diagnostics or DiagnosticsConfig(), diagnostics_blocks
         self.micro_batch_size = micro_batch_size
         self.show_progress = show_progress and is_main_process()
-        recorder.begin({"precision": precision(torch.float32), "trained": ALL}, folder)
+        self.head_loss = head_loss
+        conditions = {"precision": precision(torch.float32), "trained": ALL}
+        recorder.begin(conditions if head_loss == LOGITS else conditions | {"head_loss": head_loss}, folder)
 
     def probe(self, steps: Sequence[int], recorded: Callable[[int], None] | None = None) -> None:
         """
@@ -142,7 +147,7 @@ class CheckpointProber:
         to_diagnose = set() if self.diagnostics_blocks is None else set(steps) - self._diagnosed()
         missing = [step for step in steps if step in to_probe | to_diagnose]
         for batch in _batches(missing, 1 if self.together else self.world_size):
-            paths = from_main_process(lambda batch=batch: [self.fetch(step) for step in batch])
+            paths = from_main_process(partial(self._fetch, batch))
             tasks = [Task(step, path, step in to_probe, step in to_diagnose) for step, path in zip(batch, paths)]
             results = [self._measure(task) for task in tasks] if self.together else self._measure_in_parallel(tasks)
             errors = []
@@ -156,6 +161,9 @@ class CheckpointProber:
                         from_main_process(partial(recorded, step))
             if errors:
                 raise errors[0]
+
+    def _fetch(self, steps: Sequence[int]) -> list[str]:
+        return [self.fetch(step) for step in steps]
 
     def _measure_in_parallel(self, tasks: list[Task]) -> list[Measured]:
         """Each process measures one of the checkpoints; all receive all results."""
@@ -192,6 +200,7 @@ class CheckpointProber:
     def _prepare(self, model: PreTrainedModel) -> nn.Module:
         # The default of Transformers for a causal model, which GPT-2 gets with a warning.
         model.loss_type = "ForCausalLM"
+        use_head_loss(model, self.head_loss, self.accelerator.device)
         if self.accelerator.is_fsdp2:
             # Accelerate shards a model only together with an optimizer; the probe has its own.
             return self.accelerator.prepare(model, torch.optim.SGD(model.parameters(), lr=0.0))[0]

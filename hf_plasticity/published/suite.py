@@ -22,6 +22,7 @@ from ..periodic import Timeline
 from ..probing.recorder import ProbeRecorder
 from ..records import PROVENANCE, differences, read_config, run_lock, write_config
 from ..settings import NUMERICS, roles_of
+from ..threads import choose_threads, set_threads
 from .checkpoints import check_tokenizers, check_weights, find_checkpoints, load_model
 from .config import BATCH, CHECKPOINTS, SuiteConfig
 from .prober import CheckpointProber, make_accelerator
@@ -38,9 +39,14 @@ def probe_suite(suite: SuiteConfig, data: DataConfig) -> None:
     """
     # Transformers shows a bar for every model that it loads.
     logging.disable_progress_bar()
-    accelerator = make_accelerator(suite.bf16, start_processes(suite.use_cpu))
+    use_cpu = start_processes(suite.use_cpu)
+    accelerator = make_accelerator(suite.bf16, use_cpu)
     with contextlib.ExitStack() as stack:
         found = from_main_process(lambda: _begin(suite, data, stack))
+        if use_cpu:
+            recorded = from_main_process(lambda: (read_config(suite.output_dir) or {}).get("cpu_threads"))
+            suite.cpu_threads = choose_threads(suite.cpu_threads, recorded)
+            set_threads(suite.cpu_threads)
         if data.tokenizer is None:
             local = Path(suite.model).is_dir()
             data.tokenizer = os.path.join(suite.model, list(found.values())[-1]) if local else suite.model
@@ -75,6 +81,7 @@ def probe_suite(suite: SuiteConfig, data: DataConfig) -> None:
             load,
             accelerator,
             share=suite.share or (BATCH if accelerator.is_fsdp2 else CHECKPOINTS),
+            head_loss=suite.head_loss,
             diagnostics=DiagnosticsConfig(measures=suite.diagnostics_measures),
             diagnostics_blocks=eval_blocks.first(suite.diagnostics_sequences, "diagnostics_sequences")
             if suite.diagnose

@@ -1,6 +1,7 @@
 """The settings of a continual run: `TrainingArguments`, and what the study adds to them."""
 
 import json
+import sys
 from dataclasses import dataclass
 
 import torch
@@ -50,6 +51,10 @@ class ContinualConfig(ProbeSettings, TrainingArguments):  # type: ignore[misc, v
         restart_warmup (`bool`, *optional*, defaults to `True`):
             Whether the learning rate restarts its warmup at every task instance, as in the paper. `False` requires a
             constant learning rate after warmup.
+        head_loss (`str`, *optional*, defaults to `"auto"`):
+            How training, probes and evaluations compute the loss: `"logits"`, `"fused"`, which never holds the logits
+            of a whole batch, or `"auto"`, which is `"fused"` for vocabularies of at least 16,384 tokens where the
+            model allows it.
         evaluate_forgetting (`bool`, *optional*, defaults to `False`):
             Whether to measure the validation loss on each training language at the end of each cycle, into
             `forgetting.jsonl`.
@@ -85,6 +90,13 @@ class ContinualConfig(ProbeSettings, TrainingArguments):  # type: ignore[misc, v
             training has too (batch, learning rate, warmup, scheduler, AdamW, clipping) is as in training.
         save_probe_checkpoints (`bool`, *optional*, defaults to `True`):
             Whether to save every probed model as `cycle-003/`.
+
+    > Parameters that control the machine
+
+    Args:
+        cpu_threads (`int`, *optional*):
+            CPU threads of each process of a run on CPUs. By default all available cores, divided among the processes.
+            A run resumes with the number it was started with, since the last bits of its results depend on it.
 
     > Parameters that control the Hub, besides `push_to_hub`, `hub_model_id`, `hub_private_repo` and `hub_token`
 
@@ -133,6 +145,12 @@ class ContinualConfig(ProbeSettings, TrainingArguments):  # type: ignore[misc, v
     probe_every_tasks: int | None = setting(None, help="Task instances between two probes, instead of cycles.")
     save_probe_checkpoints: bool = setting(True, help="Save every probed model as cycle-003/.", role=OUTPUT)
 
+    head_loss: str = setting(
+        "auto", help="logits, fused (never holds the logits of a whole batch), or auto: fused for large vocabularies."
+    )
+    cpu_threads: int | None = setting(
+        None, help="CPU threads of each process; by default all cores, divided among the processes.", role=MACHINE
+    )
     hub_patience: float = setting(
         600.0, help="Seconds that the end of a run waits for a Hub that does not respond.", role=OUTPUT
     )
@@ -182,6 +200,8 @@ class ContinualConfig(ProbeSettings, TrainingArguments):  # type: ignore[misc, v
         # Without this, several CPU processes of one launch do not join a group (seen in accelerate 1.15.0).
         self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
         self.requested_accumulation_steps = self.gradient_accumulation_steps
+        if self.disable_tqdm is None:
+            self.disable_tqdm = not sys.stderr.isatty()
         super().__post_init__()
         check_accelerator_config(self)
         # `accelerate launch` may set the precision too; the configuration records the one that is used.

@@ -1,10 +1,12 @@
-"""Progress bars of a run: one for the run, and one for the current task instance with its language and loss."""
+"""The progress of a run: bars on a terminal, lines in a file."""
 
+import time
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any
 
 from tqdm.auto import tqdm
-from transformers import ProgressCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import ProgressCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 
 class TaskProgressCallback(ProgressCallback):
@@ -70,3 +72,37 @@ class TaskProgressCallback(ProgressCallback):
         if self.task_bar is not None:
             self.task_bar.close()
             self.task_bar = None
+
+
+class LogLinesCallback(TrainerCallback):
+    """One line for each log entry of the training loss, with the time that is left; probes are part of it."""
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.started_at, self.first_step = time.perf_counter(), state.global_step
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if not state.is_world_process_zero or not logs:
+            return
+        done = state.global_step - self.first_step
+        if "loss" in logs and done:
+            seconds = (time.perf_counter() - self.started_at) / done * (state.max_steps - state.global_step)
+            print(
+                f"step {state.global_step:,}/{state.max_steps:,}  cycle {logs['cycle']}, task {logs['task']} "
+                f"({logs['language']})  loss {logs['loss']:.4f}  left {timedelta(seconds=round(seconds))}",
+                flush=True,
+            )
+        elif "probe/auc" in logs:
+            delta = f", ΔAUC {logs['probe/delta_auc']:+.2f}%" if "probe/delta_auc" in logs else ""
+            print(
+                f"step {state.global_step:,}/{state.max_steps:,}  probe: AUC {logs['probe/auc']:.2f}{delta}",
+                flush=True,
+            )

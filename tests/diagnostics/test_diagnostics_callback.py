@@ -80,7 +80,7 @@ def test_without_a_trainer_or_positions_records_are_written_and_nothing_logged(t
             super().__init__(*args, **kwargs)
             self.trainer = None
 
-    with mock.patch("diagnosed_training.DiagnosticsCallback", Callback):
+    with mock.patch("support.diagnosed_training.DiagnosticsCallback", Callback):
         trainer = train(tmp_path, diagnosed=True, config=UNITS)
     assert not any(key.startswith("diagnostics/") for entry in trainer.state.log_history for key in entry)
     assert {(r["cycle"], r["task"], r["tokens"]) for r in records(tmp_path)} == {(None, None, None)}
@@ -95,7 +95,7 @@ def test_a_resumed_run_ends_with_the_same_records_and_doubles_none(tmp_path):
 
     whole = outcome(train(tmp_path / "whole", diagnosed=True, save_strategy="steps", save_steps=2))
     with (
-        mock.patch("diagnosed_training.Randomness.on_step_begin", Crash.on_step_begin),
+        mock.patch("support.diagnosed_training.Randomness.on_step_begin", Crash.on_step_begin),
         pytest.raises(KeyboardInterrupt),
     ):
         train(tmp_path / "resumed", diagnosed=True, save_strategy="steps", save_steps=2)
@@ -153,5 +153,5 @@ def test_two_processes(script, tmp_path):
         timeout=400,
     )
     assert done.returncode == 0, done.stderr[-4000:]
-    if name == "diagnosed_training.py":
+    if name == "support.diagnosed_training.py":
         assert [record["step"] for record in records(tmp_path / "diagnosed")] == [0, 2, 4, 6]

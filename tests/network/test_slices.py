@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from hf_plasticity.network import Slices, shard_of
-from support.launch import SUPPORT
 
 
 TESTS = Path(__file__).parents[1]
@@ -50,7 +49,7 @@ def test_sharded_models_are_edited_as_a_whole_one_is(processes):
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{TESTS.parent}:{TESTS}"}
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
     finished = subprocess.run(
-        [*command, str(SUPPORT / "edited_fsdp.py")],
+        [*command, str(TESTS / "support" / "edited_fsdp.py")],
         env=environment, capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert finished.returncode == 0, finished.stderr[-3000:]

@@ -105,7 +105,7 @@ def compare(config: PreTrainedConfig) -> None:
             for kind, moment in optimizer_moments(plain_optimizer, parameter).items():
                 moment.copy_(before[f"{name}/{kind}"])
 
-    # (k_proj and v_proj, weight and bias, in two layers)
+    # k_proj and v_proj, weight and bias, in two layers.
     empty = torch.tensor(sum(local(parameter).numel() == 0 for parameter in sharded.parameters()))
     dist.all_reduce(empty)
     assert empty == (8 if dist.get_world_size() == 3 and config.model_type == "qwen2" else 0)

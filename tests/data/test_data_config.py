@@ -1,0 +1,12 @@
+"""What each setting of the text decides."""
+
+from hf_plasticity.data.config import DataConfig
+from hf_plasticity.settings import MACHINE, NUMERICS, roles_of
+
+
+def test_only_places_and_streaming_leave_the_numbers_alone():
+    roles = roles_of(DataConfig)
+    machine = {"data_dir", "data_cache_dir", "streaming"}
+    assert {name for name, role in roles.items() if role == MACHINE} == machine
+    assert {role for name, role in roles.items() if name not in machine} == {NUMERICS}
+    assert {"train_tokenizer", "permute_tokens", "fresh_languages"} <= roles.keys()
