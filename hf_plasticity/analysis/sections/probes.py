@@ -28,7 +28,7 @@ def probes_section(series: ProbeSeries) -> Section:
             scatter = 100 * series.scatter / series.best["auc"]
             section.text[0] += f" AUCs scatter about their trend by {scatter:.2g}% (standard deviation)."
         against = series.label(series.reference)
-        caption = f"Change of the AUC against {against}. A rise is loss of plasticity."
+        caption = f"Change of the AUC against {against}. A rise beyond the noise is loss of plasticity."
         section.drawings = [
             Drawing("AUC", partial(auc_figure, series), "Area under each learning curve. Lower is faster learning."),
             Drawing("ΔAUC", partial(delta_auc_figure, series), caption),
