@@ -22,7 +22,7 @@ def comparison_section(comparison: Comparison) -> Section:
     section.drawings.append(Drawing("AUC", draw, f"Lower is faster learning.{bands_caption(groups)}"))
     for reference, members in comparison.by_reference().items():
         title, curve = f"ΔAUC against {reference} (%)", partial(delta_auc_curve, unit=unit)
-        caption = f"Change of the AUC against that of the same run after {reference}. A rise is loss of plasticity."
+        caption = f"Change of the AUC of each run against {reference}. A rise beyond the noise is loss of plasticity."
         draw = partial(bands_figure, members, curve, title, unit, span=span)
         section.drawings.append(Drawing(f"ΔAUC against {reference}", draw, caption))
         if any(len(group.members) > 1 for group in members):

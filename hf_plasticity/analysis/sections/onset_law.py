@@ -20,7 +20,6 @@ from ..text import minus
 
 
 FEWEST_SIZES = 3
-SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
 def onset_sections(comparison: Comparison) -> list[Section]:
@@ -75,12 +74,8 @@ def law_words(law: OnsetLaw) -> str:
 
 
 def law_text(law: OnsetLaw) -> str:
-    """The law as it is written: T = 1.3×10⁻⁵·P^0.827."""
-    coefficient = f"{law.coefficient:.2g}"
-    if not 0.01 <= law.coefficient < 1000:
-        mantissa, power = f"{law.coefficient:.1e}".split("e")
-        coefficient = f"{mantissa}×10{str(int(power)).translate(SUPERSCRIPT)}"
-    return minus(f"T = {coefficient}·P^{law.exponent:.3f}")
+    """The law as it is written: T = 1.3e−05·P^0.827."""
+    return minus(f"T = {law.coefficient:.2g}·P^{law.exponent:.3f}")
 
 
 def onset_figure(sizes: Sequence[int], onsets: Sequence[Onset], law: OnsetLaw | None) -> Figure:

@@ -28,7 +28,7 @@ def probes_section(series: ProbeSeries) -> Section:
             scatter = 100 * series.scatter / series.best["auc"]
             section.text[0] += f" AUCs scatter about their trend by {scatter:.2g}% (standard deviation)."
         against = series.label(series.reference)
-        caption = f"Change of the AUC against {against}. A rise is loss of plasticity."
+        caption = f"Change of the AUC against {against}. A rise beyond the noise is loss of plasticity."
         section.drawings = [
             Drawing("AUC", partial(auc_figure, series), "Area under each learning curve. Lower is faster learning."),
             Drawing("ΔAUC", partial(delta_auc_figure, series), caption),
@@ -36,10 +36,11 @@ def probes_section(series: ProbeSeries) -> Section:
         if against != "cycle 1":
             section.notes.append(f"No probe is recorded as cycle 1: ΔAUC is against {against} instead.")
     caption = "A curve for each probe, from the first (light) to the last (dark)."
-    section.drawings.append(Drawing("learning curves", partial(learning_curves, series), caption))
-    if start := late_start(series):
-        draw = partial(learning_curves, series, start)
-        section.drawings.append(Drawing("late learning curves", draw, f"The same from step {start:,} on."))
+    late = next(step for step in steps if step >= 0.2 * steps[-1])
+    section.drawings += [
+        Drawing("learning curves", partial(learning_curves, series), caption),
+        Drawing("late learning curves", partial(learning_curves, series, late), f"The same from step {late:,} on."),
+    ]
     if series.untrained is None:
         section.notes.append(f"No probe of the untrained model (configuration {series.probe_config_hash}).")
     if any(probe.get("tokens") is None for probe in series.probes):
@@ -102,17 +103,6 @@ def learning_curves(series: ProbeSeries, start: int = 0) -> Figure:
     axes.set_xlabel("probe step")
     legend(axes)
     return figure
-
-
-def late_start(series: ProbeSeries) -> int | None:
-    """The step from which the curves are drawn a second time; `None` where the first figure shows enough."""
-    if not series.trained:
-        return None
-    steps = series.trained[0]["probe_steps"]
-    start = next(index for index, step in enumerate(steps) if step >= 0.2 * steps[-1])
-    late = [loss for probe in series.trained for loss in probe["losses"][start:]]
-    whole = [loss for probe in series.probes for loss in probe["losses"]]
-    return steps[start] if max(whole) - min(whole) > 2.5 * (max(late) - min(late)) else None
 
 
 def probes_table(series: ProbeSeries) -> Section:
