@@ -62,7 +62,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if command in LAUNCHED:
             return _launch_or_run(command, rest)
         parser = _parser()
-        options, options.settings = parser.parse_known_args(arguments)
+        options, settings = parser.parse_known_args(arguments)
+        options.settings = settings
         if options.settings and not options.takes_settings:
             raise PlasticityError(f"unknown argument '{options.settings[0]}'; see --help")
         return options.command(options) or 0

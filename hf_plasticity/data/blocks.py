@@ -242,7 +242,7 @@ class Blocks:
         tokens = np.memmap(path, dtype=self.dtype, mode="r", shape=shape)
         if shard not in self._verified:
             # An index that was written before there were checksums has none.
-            if "checksum" in entry and entry["checksum"] != zlib.crc32(tokens):
+            if "checksum" in entry and entry["checksum"] != zlib.crc32(tokens.data):
                 raise self._damaged(path)
             self._verified.add(shard)
         return tokens

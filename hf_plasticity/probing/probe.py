@@ -4,7 +4,6 @@ import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -25,14 +24,8 @@ from ..errors import PlasticityError
 from ..learning_rate import learning_rate_shape
 from ..network import preserve_model, reshard
 from .config import ProbeConfig
-from .evaluation import as_blocks, to_device, validation_loss
+from .evaluation import TokenBlocks, as_blocks, to_device, validation_loss
 from .result import ProbeResult
-
-
-if TYPE_CHECKING:
-    from ..data.blocks import Blocks
-
-    TokenBlocks = Blocks | np.ndarray | torch.Tensor
 
 
 class ProbeDivergedError(FloatingPointError):
@@ -41,8 +34,8 @@ class ProbeDivergedError(FloatingPointError):
 
 def run_probe(
     model: nn.Module,
-    train_blocks: "TokenBlocks",
-    eval_blocks: "TokenBlocks",
+    train_blocks: TokenBlocks,
+    eval_blocks: TokenBlocks,
     config: ProbeConfig,
     micro_batch_size: int | None = None,
     largest_micro_batch_size: int | None = None,
@@ -117,8 +110,8 @@ def run_probe(
 
 def check_probe(
     model: nn.Module,
-    train_blocks: "TokenBlocks",
-    eval_blocks: "TokenBlocks",
+    train_blocks: TokenBlocks,
+    eval_blocks: TokenBlocks,
     config: ProbeConfig,
     micro_batch_size: int | None = None,
 ) -> None:
@@ -202,9 +195,9 @@ class _Share:
             yield to_device(self.train_blocks[order[first : first + self.micro_batch_size]], self.device)
 
 
-def _number_of_blocks(blocks: "TokenBlocks", wanted: int) -> int:
+def _number_of_blocks(blocks: TokenBlocks, wanted: int) -> int:
     """How many blocks there are, once as many as are wanted are prepared."""
-    if hasattr(blocks, "prepare"):
+    if not isinstance(blocks, np.ndarray | torch.Tensor):
         blocks.prepare(wanted)
     return len(blocks)
 

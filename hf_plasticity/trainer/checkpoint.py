@@ -66,11 +66,20 @@ def last_complete_checkpoint(output_dir: str | Path) -> str | None:
     return None
 
 
-def rotate(output_dir: str | Path, limit: int | None) -> None:
-    """Delete all but the newest `limit` complete checkpoints (`None` keeps all complete ones)."""
-    found = checkpoints(output_dir)
+def rotate(saved: str | Path, limit: int | None) -> None:
+    """
+    Delete incomplete checkpoints, and all but the newest `limit` complete ones (`None` keeps all complete ones).
+
+    Args:
+        saved (`str` or `Path`): The checkpoint that was just saved. Complete ones of later steps are left there and do
+            not count: the run did not resume from them, so they may be damaged.
+        limit (`int`, *optional*): `save_total_limit`.
+    """
+    saved = Path(saved)
+    found = checkpoints(saved.parent)
     complete = [checkpoint for checkpoint in found if is_complete(checkpoint)]
-    kept = complete[:limit] if limit else complete
+    later = complete[: complete.index(saved)]
+    kept = complete[: len(later) + limit] if limit else complete
     for checkpoint in found:
         if checkpoint not in kept:
             # First the marker, so that what a kill leaves of it does not count as complete.
