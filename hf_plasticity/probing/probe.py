@@ -142,6 +142,32 @@ def _check_causal(model: nn.Module) -> None:
         raise PlasticityError(f"model: '{name}' is {kind}; the probe requires a causal language model")
 
 
+def check_text(train_blocks: TokenBlocks, eval_blocks: TokenBlocks, config: ProbeConfig) -> int:
+    """
+    Check that there is enough text for a probe. Blocks that are prepared on demand are prepared.
+
+    Returns:
+        `int`: The number of training blocks.
+
+    Raises:
+        [`PlasticityError`]: There is too little text.
+    """
+    wanted = config.steps * config.batch_size
+    available = _number_of_blocks(train_blocks, wanted)
+    if available < wanted and not (config.allow_repeats and available):
+        raise PlasticityError(
+            f"probe_steps: {config.steps} steps require {wanted:,} training sequences and there are {available:,}; "
+            "give the probe language more text, shorten the probe, or set allow_repeats"
+        )
+    held_out = _number_of_blocks(eval_blocks, config.eval_sequences)
+    if held_out < config.eval_sequences:
+        raise PlasticityError(
+            f"probe_eval_sequences: {config.eval_sequences} are requested and the validation split of the probe "
+            f"language has {held_out}; give it more text, or request fewer"
+        )
+    return available
+
+
 class _Share:
     """What this process takes of every batch, cut into micro-batches."""
 
@@ -171,18 +197,7 @@ class _Share:
                 f"{self.world} processes has of a probe batch"
             )
         self.wanted = config.steps * config.batch_size
-        self.available = _number_of_blocks(self.train_blocks, self.wanted)
-        if self.available < self.wanted and not (config.allow_repeats and self.available):
-            raise PlasticityError(
-                f"probe_steps: {config.steps} steps require {self.wanted:,} training sequences and there are "
-                f"{self.available:,}; give the probe language more text, shorten the probe, or set allow_repeats"
-            )
-        held_out = _number_of_blocks(self.eval_blocks, config.eval_sequences)
-        if held_out < config.eval_sequences:
-            raise PlasticityError(
-                f"probe_eval_sequences: {config.eval_sequences} are requested and the validation split has "
-                f"{held_out}; give it more text, or request fewer"
-            )
+        self.available = check_text(self.train_blocks, self.eval_blocks, config)
 
     def order(self, seed: int) -> np.ndarray:
         """Training sequences in the order of a probe, over all processes: `(steps * batch_size,)`."""
