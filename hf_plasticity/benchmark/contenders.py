@@ -41,6 +41,7 @@ class RandomBlocks:
 
     def __init__(self, count: int, context_length: int, vocab_size: int, language: str = LANGUAGE):
         self.language, self.count, self.context_length = language, count, context_length
+        self.fingerprint = f"random-{language}-{count}-{context_length}-{vocab_size}"
         rows = min(count, self.stored)
         self.tokens = np.random.default_rng(0).integers(0, vocab_size, (rows, context_length), dtype=np.uint32)
 
@@ -58,7 +59,10 @@ class RandomBlocks:
         return 1.0
 
     def __getitem__(self, numbers: np.ndarray) -> np.ndarray:
-        return self.tokens[np.asarray(numbers) % len(self.tokens)].astype(np.int64)
+        numbers = np.asarray(numbers)
+        if numbers.max() >= self.count:
+            raise IndexError(f"there are {self.count} blocks")
+        return self.tokens[numbers % len(self.tokens)].astype(np.int64)
 
 
 def build_model(case: Case) -> GPT2LMHeadModel:

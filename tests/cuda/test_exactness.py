@@ -17,7 +17,8 @@ from support.trainers import StopAt, assert_same, final_state, make_trainer, sto
 
 PRECISIONS = ["fp32", "bf16"]
 MEASUREMENTS = {
-    "full": {"evaluate_forgetting": True, "diagnose": True, "diagnostics_sequences": 4},
+    "full": {"evaluate_forgetting": True},
+    "diagnosed": {"diagnose": True, "diagnostics_sequences": 4},
     "lora": {"probe_adaptation": "lora", "probe_lora_rank": 2},
 }
 

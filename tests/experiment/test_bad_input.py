@@ -1,4 +1,4 @@
-"""The user's own mistakes: one line that names the field, the value and what would be right; nothing is touched."""
+"""Errors of the user: one line that names the setting, its value and what would be right. Nothing is written."""
 
 import errno
 
@@ -17,7 +17,7 @@ FLAGS = [*TINY, "--disable_tqdm=true", "--use_cpu"]
     ("flags", "message"),
     [
         ("--sizes 5M", "argument '--sizes' is unknown; did you mean 'size'?"),
-        ("--size 6M", "size: '6M' is not a model size; choose one of 25K, 100K, 220K"),
+        ("--size 6M", "size: '6M' is not a model size; choose one of 1.8K, 3.8K, 6.6K"),
         ("--cycles three", "argument --cycles: invalid int value: 'three'"),
         ("--cycles 0", "cycles: 0 is not a positive number"),
         ("--task_steps -5", "task_steps: -5 is not a positive number"),
@@ -28,7 +28,7 @@ FLAGS = [*TINY, "--disable_tqdm=true", "--use_cpu"]
         ("--lr_scheduler_type waves", "lr_scheduler_type: 'waves' is unknown; choose one of linear"),
         ("--warmup_steps 99", "warmup_steps: 99 is not between 0 and the 80 steps"),
         ("--learning_rate -1", "learning_rate: -1.0 is not a positive number"),
-        ("--config missing.yaml", "config: there is no file 'missing.yaml'"),
+        ("--config missing.yaml", "config: 'missing.yaml' is neither a file nor an installed configuration (micro, paper, scaled)"),
     ],
 )
 def test_a_command_line_that_cannot_be_is_refused_at_once(flags, message):
@@ -111,8 +111,8 @@ def test_a_corpus_too_small_for_the_run_is_an_error_with_both_numbers(tmp_path, 
     assert "training tokens and the run needs 6,336; give it more text, shorten the run" in error
 
 
-def test_a_full_disk_is_said_in_one_line(capsys):
+def test_a_full_disk_is_one_line(capsys):
     with pytest.raises(SystemExit) as caught, errors_on_one_line("continual.py"):
         raise OSError(errno.ENOSPC, "No space left on device", "runs/x/checkpoint-8")
     assert caught.value.code == 2
-    assert "the disk is full (runs/x/checkpoint-8); free some and start again" in capsys.readouterr().err
+    assert capsys.readouterr().err == "\ncontinual.py: error: runs/x/checkpoint-8: No space left on device\n"

@@ -6,6 +6,7 @@ import pytest
 import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from hf_plasticity.experiment import parse_experiment, run_experiment
 from hf_plasticity.records import read_records, read_run
 from support.launch import TINY, error_line, launch, launch_killed
 from support.runs import assert_same_run
@@ -27,22 +28,32 @@ def test_a_run_ends_with_a_table_and_says_where_its_report_is(finished):
     assert (folder / "report.html").read_text().startswith("<!")
 
 
-def test_progress_shows_the_run_the_task_with_its_language_and_the_probe_with_its_loss(finished):
-    shown = finished[1].stderr
+def test_bars_show_the_run_the_task_with_its_language_and_the_probe_with_its_loss(tmp_path, capfd):
+    run_experiment(parse_experiment([*TINY, "--use_cpu", "--disable_tqdm=false", f"--output_dir={tmp_path}"]))
+    shown = capfd.readouterr().err
     assert re.search(r"run: +\d+%", shown)
     assert re.search(r"cycle 1, task 2: syn2", shown)
     assert re.search(r"probe syn9 \(cycle 2\): .*loss=\d\.\d+", shown)
+
+
+def test_progress_is_lines_where_stderr_is_not_a_terminal(finished):
+    folder, process = finished
+    first, *lines = process.stdout.split("\n")
+    assert first == f"'{folder}' starts (1 process on cpu, 1 thread each)"
+    assert re.fullmatch(r"step 0/16  probe: AUC \d+\.\d\d", lines[0])
+    assert re.fullmatch(r"step 3/16  cycle 1, task 1 \(syn1\)  loss \d\.\d{4}  left \d:\d\d:\d\d", lines[1])
+    assert "%|" not in process.stderr
 
 
 def test_the_synthetic_text_is_never_called_by_a_real_language(finished):
     assert {record["language"] for record in read_records(finished[0] / "probes.jsonl")} == {"syn9"}
 
 
-def test_the_same_command_on_a_finished_run_says_so_and_does_nothing(finished):
+def test_the_same_command_on_a_complete_run_reports_it_and_writes_nothing(finished):
     folder, _ = finished
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
     process = launch(*TINY, f"--output_dir={folder}")
-    assert process.returncode == 0 and "is finished; there is nothing to do" in process.stdout
+    assert process.returncode == 0 and "is complete. To extend it, give it more cycles." in process.stdout
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()} == before
 
 
@@ -62,7 +73,7 @@ def test_a_probed_checkpoint_loads_without_this_package(finished):
     assert tokenizer.decode(tokenizer("xin chào")["input_ids"]) == "xin chào"
 
 
-def test_a_killed_run_goes_on_with_the_same_command_and_ends_the_same(finished, tmp_path):
+def test_a_killed_run_resumes_with_the_same_command_and_ends_the_same(finished, tmp_path):
     launch_killed("task:11", *TINY, f"--output_dir={tmp_path}")
     process = launch(*TINY, f"--output_dir={tmp_path}")
     assert process.returncode == 0, process.stderr[-3000:]
@@ -75,7 +86,7 @@ def test_a_folder_of_another_run_is_refused_and_left_alone(finished):
     process = launch(*TINY, f"--output_dir={folder}", "--seed=1", "--probe_steps=5", options=["-q"])
     assert process.returncode != 0 and (folder / "config.yaml").read_bytes() == before
     assert error_line(process) == (
-        f"output_dir: '{folder}' belongs to another run (probe_steps is 4 there and 5 here; seed is 42 there and 1 "
+        f"output_dir: '{folder}' belongs to another run (seed is 42 there and 1 here; probe_steps is 4 there and 5 "
         "here); choose another folder"
     )
     assert "Traceback" not in process.stderr

@@ -70,7 +70,7 @@ def test_signals_end_a_run_with_a_checkpoint_and_the_same_command_goes_on(finish
     folder, command = tmp_path / "run", [CONTINUAL, *TINY, f"--output_dir={tmp_path / 'run'}"]
     stopped = launch("task:7", *command, script=KILLED, direct=True, SIGNALS="SIGTERM")
     assert stopped.returncode == 143, stopped.stderr[-3000:]
-    assert "continual.py: stopped by SIGTERM after step 7 of 16; the same command goes on from checkpoint-7" in (
+    assert "continual.py: stopped by SIGTERM after step 7 of 16; the same command resumes from checkpoint-7" in (
         stopped.stderr
     )
     assert "Traceback" not in stopped.stderr
@@ -78,7 +78,7 @@ def test_signals_end_a_run_with_a_checkpoint_and_the_same_command_goes_on(finish
     # The second probe of this start is the one after the first cycle was probed and the second trained.
     stopped = launch("probe:6", *command, script=KILLED, direct=True, SIGNALS="SIGINT")
     assert stopped.returncode == 130, stopped.stderr[-3000:]
-    assert "stopped by SIGINT after step 16 of 16; the same command goes on from checkpoint-16" in stopped.stderr
+    assert "stopped by SIGINT after step 16 of 16; the same command resumes from checkpoint-16" in stopped.stderr
     assert [record["cycle"] for record in read_records(folder / PROBES_FILE)] == [0, 1], "the probe was given up"
     assert not (folder / "trainer_state.json").exists()
     finish(folder, direct=True)
@@ -129,8 +129,8 @@ def test_a_full_disk_ends_a_run_that_goes_on_once_there_is_room(finished, small_
     process = launch(*TINY, f"--output_dir={folder}", direct=True)
     assert process.returncode == 2 and "Traceback" not in process.stderr, process.stderr[-3000:]
     assert error_line(process) == (
-        f"output_dir: the disk of '{folder}' is full at step 8, in task 2 (syn2) of cycle 1; free some of it and give "
-        "the same command again, the last complete checkpoint is kept"
+        f"output_dir: the disk of '{folder}' is full at step 8, in task 2 (syn2) of cycle 1; free some space and "
+        "run the same command again; the last complete checkpoint is kept"
     )
     assert Path(last_complete_checkpoint(folder)).name == "checkpoint-4"
     subprocess.run(["mount", "-o", "remount,size=20m", small_disk], check=True)

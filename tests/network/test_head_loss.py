@@ -351,6 +351,19 @@ def test_the_most_memory_is_what_the_formula_says(mode, bf16, monkeypatch):
     assert largest == (logits if mode == "logits" else logits / 12)
 
 
+def test_a_frozen_head_takes_no_gradient(monkeypatch):
+    monkeypatch.setattr(head_loss, "CHUNK_LOGITS", 8 * 4096)
+    hidden, weight = torch.randn(32, 64, requires_grad=True), torch.randn(4096, 64)
+
+    def step():
+        linear_cross_entropy(hidden, weight, None, torch.arange(32)).backward()
+
+    frozen = allocations(step)[0]
+    weight.requires_grad_()
+    trained = allocations(step)[0]
+    assert frozen < weight.nbytes <= trained
+
+
 @pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_model_never_holds_the_logits_of_a_batch(compiled, monkeypatch):
     vocabulary, length = 4096, 64

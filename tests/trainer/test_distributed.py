@@ -179,4 +179,4 @@ def test_sharding_where_accelerate_cannot_shard_is_refused(tmp_path):
     config = ["--config_file", str(ACCELERATE / "fsdp2.yaml")]
     process = launch(*TINY, f"--output_dir={tmp_path}", processes=2, options=config)
     assert process.returncode != 0
-    assert error_line(process).startswith("fsdp: asked for, and Accelerate cannot shard on cpu devices")
+    assert error_line(process).startswith("fsdp: Accelerate does not support it on cpu devices")
