@@ -2,20 +2,29 @@
 
 import re
 import shlex
+import subprocess
+from pathlib import Path
 
 import pytest
 import torch
 from torch.utils.data import TensorDataset
 from transformers import Trainer, TrainingArguments
 
-from hf_plasticity import cli
+from hf_plasticity import cli, load_run
+from hf_plasticity.deferred import parse_deferred
 from hf_plasticity.experiment import parse_experiment
-from hf_plasticity.suite import parse_suite
+from hf_plasticity.ladder.command import ladder_commands
+from hf_plasticity.planning.study import parse_planned_study
+from hf_plasticity.published import parse_suite
+from hf_plasticity.trainer.training_arguments import REFUSED
 from support.launch import ROOT
 from support.tiny import random_blocks, tiny_model
 
 
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+# To be written.
+ANNOUNCED = [ROOT / "docs" / "mitigations.md"]
+COMMANDS = {"continual.py": "train", "probe.py": "probe", "ladder.py": "ladder"}
 
 
 def fenced(page, language):
@@ -31,32 +40,87 @@ def commands():
                         yield pytest.param(command.strip(), id=f"{page.name}: {command.strip()[:60]}")
 
 
+@pytest.fixture
+def checked(monkeypatch):
+    """`hf-plasticity` with every command reduced to the check of its settings."""
+
+    def probe(arguments):
+        (parse_deferred if "--follow" in arguments else parse_suite)(arguments)
+
+    def launch(words):
+        config = Path(words[words.index("--config_file") + 1])
+        assert config.is_file()
+        assert cli.main(words[words.index("hf_plasticity") + 1 :]) == 0
+        return subprocess.CompletedProcess(words, 0)
+
+    def ladder(options):
+        assert all(cli.main(words[3:]) == 0 for words in ladder_commands(options).values())
+
+    monkeypatch.setitem(cli.LAUNCHED, "train", lambda arguments: parse_experiment([*arguments, "--use_cpu"]))
+    monkeypatch.setitem(cli.LAUNCHED, "probe", probe)
+    monkeypatch.setattr(cli.subprocess, "run", launch)
+    monkeypatch.setattr(cli, "_ladder", ladder)
+    for name in ("_plan", "_prepare"):
+        monkeypatch.setattr(cli, name, lambda options: parse_planned_study(options.settings) and None)
+    for name in ("_report", "_push"):
+        monkeypatch.setattr(cli, name, lambda options: None)
+    return cli.main
+
+
 @pytest.mark.parametrize("command", commands())
-def test_a_command_of_the_documentation_is_one_that_exists(command, monkeypatch):
+def test_a_command_of_the_documentation_is_one_that_exists(command, checked, monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
     words = shlex.split(command, comments=True)
-    if "recipes/continual.py" in words:
-        parse_experiment([*words[words.index("recipes/continual.py") + 1 :], "--use_cpu"])
-    elif "recipes/probe.py" in words:
-        parse_suite(words[words.index("recipes/probe.py") + 1 :])
-    elif words[0] == "hf-plasticity":
-        with pytest.raises(SystemExit) as caught:
-            cli.main([words[1], "--help"])
-        assert caught.value.code == 0
-    elif "recipes" in command:
-        [script] = [word for word in words if word.startswith("recipes/") and word.endswith(".py")]
-        known = (ROOT / script).read_text(encoding="utf-8")
-        flags = [word.split("=")[0] for word in words[words.index(script) + 1 :] if word.startswith("--")]
-        assert all(f'"{flag}"' in known for flag in flags) or "parse_" in known, flags
+    scripts = [word for word in words if re.fullmatch(r"recipes/\w+\.py", word)]
+    if words[0] == "hf-plasticity":
+        assert checked(words[1:]) == 0, capsys.readouterr().err
+    elif scripts:
+        [script] = scripts
+        launcher, arguments = words[: words.index(script)], words[words.index(script) + 1 :]
+        assert (ROOT / script).is_file() and launcher[0] in ("python", "accelerate", "torchrun")
+        if "--config_file" in launcher:
+            assert (ROOT / launcher[launcher.index("--config_file") + 1]).is_file()
+        if Path(script).name in COMMANDS:
+            assert checked([COMMANDS[Path(script).name], *arguments]) == 0, capsys.readouterr().err
+        else:
+            known = (ROOT / "hf_plasticity" / "benchmark" / "command.py").read_text(encoding="utf-8")
+            flags = [argument.split("=")[0] for argument in arguments if argument.startswith("--")]
+            assert flags and all(f'"{flag}"' in known for flag in flags)
     else:
-        # Setting up: `.ci/run` does what these lines say.
+        # Setting up: `.ci/run` does it with the same words.
         setup = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
-        assert words[0] in ("git", "cd", ".") or words[0] in setup, command
+        assert words[0] in ("ruff", "mypy", "pytest") or set(words) <= {*shlex.split(setup, comments=True), "."}
+
+
+def test_the_script_of_the_readme_runs_as_printed_and_its_run_loads(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    load, script = fenced(ROOT / "README.md", "python")
+    assert len([line for line in script.splitlines() if line.strip()]) <= 25
+    exec(compile(script, "README.md", "exec"), {})
+    assert [probe["step"] for probe in load_run("runs/mine").probes] == [0, 25, 50, 75, 100]
+    exec(compile(load, "README.md", "exec"), {"run_folder": "runs/mine"})
+    assert cli.main(["report", "runs/mine"]) == 0
+    assert "syn9" in Path("runs/mine/report.html").read_text(encoding="utf-8")
+
+
+def test_a_model_of_ones_own_trains_on_the_schedule_of_the_study(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    [script] = fenced(ROOT / "docs" / "study.md", "python")
+    exec(compile(script, "study.md", "exec"), {})
+    run = load_run("runs/llama")
+    assert [probe["cycle"] for probe in run.probes] == [0, 1, 2]
+    assert {entry["language"] for entry in run.training_log if "language" in entry} == {"syn1", "syn2"}
+    assert "Llama" in Path("runs/llama/cycle-002/config.json").read_text(encoding="utf-8")
+
+
+def test_the_snippet_about_text_runs():
+    [snippet] = fenced(ROOT / "docs" / "data.md", "python")
+    exec(compile(snippet, "data.md", "exec"), {})
 
 
 @pytest.fixture
 def names(tmp_path):
-    """What the snippets take as given."""
+    """What the snippets of docs/probe.md take as given."""
     ids = torch.from_numpy(random_blocks(60))
 
     def collate(rows):
@@ -70,16 +134,15 @@ def names(tmp_path):
     model = tiny_model("llama")
     trainer = Trainer(model, args, train_dataset=TensorDataset(ids), data_collator=collate)
     blocks = {"train_blocks": random_blocks(80, seed=1), "eval_blocks": random_blocks(8, seed=2)}
-    return {"model": model, "trainer": trainer, "run_folder": str(tmp_path), **blocks}
+    return {"model": model, "trainer": trainer, **blocks}
 
 
-@pytest.mark.parametrize("page", [ROOT / "docs" / "probe.md", ROOT / "README.md"], ids=lambda page: page.name)
-def test_the_snippets_of_a_page_run(page, names, tmp_path, monkeypatch):
+def test_the_snippets_about_the_probe_run(names, tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
-    snippets = fenced(page, "python")
-    assert snippets
-    for snippet in sorted(snippets, key=lambda snippet: "load_run" in snippet):
-        exec(snippet, names)
+    snippets = fenced(ROOT / "docs" / "probe.md", "python")
+    assert len(snippets) == 3
+    for snippet in snippets:
+        exec(compile(snippet, "probe.md", "exec"), names)
     assert (tmp_path / "probes.jsonl").read_text().count("\n") == 2
 
 
@@ -91,6 +154,28 @@ def test_the_table_of_sizes_is_the_code():
         shape = f"| {name} | {size.d_model} | {size.layers} | {size.heads} | {size.num_non_embedding_parameters:,} |"
         rate = f"{peak_learning_rate(name):.2e}".replace("e-0", "e-")
         assert f"{shape} {rate} |" in text
+
+
+def test_the_table_of_refused_flags_is_the_code():
+    text = (ROOT / "docs" / "running.md").read_text(encoding="utf-8")
+    table = re.findall(r"^\| `(\w+)` \| `(.*)` \| (.*) \|$", text, flags=re.MULTILINE)
+    assert table == [(name, str(value), reason) for name, (value, reason) in REFUSED.items()]
+
+
+def test_every_link_between_pages_leads_somewhere():
+    for page in PAGES:
+        text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+        for path, anchor in re.findall(r"\]\(((?!\w+://)[^)#\s]*)(?:#([^)\s]*))?\)", text):
+            target = (page.parent / path).resolve() if path else page
+            assert target.exists() or target in ANNOUNCED, f"{page.name}: {path}"
+            if anchor:
+                assert anchor in anchors(target), f"{page.name}: {path}#{anchor}"
+
+
+def anchors(page):
+    """The anchors that GitHub gives to the headings of a page."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 def test_every_value_of_the_papers_configuration_says_where_it_comes_from():

@@ -342,7 +342,7 @@ def test_the_arithmetic_does_not_import_torch():
 
 def test_the_documented_commands_run_as_they_are_written(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    commands = documented_commands("hf-plasticity")
+    commands = [*documented_commands("hf-plasticity plan"), *documented_commands("hf-plasticity prepare")]
     assert len(commands) == 4
     outputs = []
     for _, *words in commands:
