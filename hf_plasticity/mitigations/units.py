@@ -50,7 +50,7 @@ class _SumGradient(torch.autograd.Function):
 
 
 def _absolute_sum(rows: torch.Tensor) -> torch.Tensor:
-    return torch.linalg.vector_norm(rows, ord=1, dim=0, dtype=torch.float32)
+    return torch.linalg.vector_norm(rows, ord=1, dim=0, dtype=torch.promote_types(rows.dtype, torch.float32))
 
 
 class UnitActivity:
