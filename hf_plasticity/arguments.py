@@ -113,10 +113,10 @@ class SettingsParser(HfArgumentParser):
         chosen, unknown = self.parse_known_args(arguments)
         if unknown:
             raise PlasticityError(self._unknown(unknown[0].lstrip("-").split("=")[0], f"argument '{unknown[0]}'"))
-        settings = self._as_arguments(settings or {}, "settings")
+        inherited = self._as_arguments(settings or {}, "settings")
         from_file = self._as_arguments(_read(chosen.config), chosen.config) if chosen.config else []
         try:
-            configs = self.parse_args_into_dataclasses([*settings, *from_file, *arguments], look_for_args_file=False)
+            configs = self.parse_args_into_dataclasses([*inherited, *from_file, *arguments], look_for_args_file=False)
         except PlasticityError:
             raise
         except (ValueError, ImportError, OSError) as error:

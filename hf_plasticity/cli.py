@@ -56,21 +56,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         `int`: The exit status: 0, or 2 for an error of the user, which is one line on stderr.
     """
-    arguments = sys.argv[1:] if arguments is None else list(arguments)
-    with errors_on_one_line(_program()):
-        command, rest = (arguments[0], arguments[1:]) if arguments else ("", [])
-        if command in LAUNCHED:
-            return _launch_or_run(command, rest)
-        parser = _parser()
-        options, options.settings = parser.parse_known_args(arguments)
-        if options.settings and not options.takes_settings:
-            raise PlasticityError(f"unknown argument '{options.settings[0]}'; see --help")
-        return options.command(options) or 0
+    try:
+        with errors_on_one_line(_program()):
+            return _run(sys.argv[1:] if arguments is None else list(arguments))
+    except SystemExit as ended:
+        return int(ended.code or 0)
+
+
+def _run(arguments: list[str]) -> int:
+    command, rest = (arguments[0], arguments[1:]) if arguments else ("", [])
+    if command in LAUNCHED:
+        return _launch_or_run(command, rest)
+    parser = _parser()
+    options, settings = parser.parse_known_args(arguments)
+    options.settings = settings
+    if options.settings and not options.takes_settings:
+        raise PlasticityError(f"unknown argument '{options.settings[0]}'; see --help")
+    return options.command(options) or 0
 
 
 def _program() -> str:
+    """The script that was started, for messages: `continual.py`, or `hf-plasticity`."""
     name = Path(sys.argv[0]).name
-    return "hf-plasticity" if name in ("__main__.py", "") else name
+    return name if name.endswith(".py") and name != "__main__.py" else "hf-plasticity"
 
 
 class _Parser(argparse.ArgumentParser):
@@ -182,10 +190,14 @@ def _add_prepare(commands: argparse._SubParsersAction) -> None:
 
 
 def _prepare(options: argparse.Namespace) -> None:
-    from .planning.prepare import prepare_study, prepared_table
+    from .planning.prepare import overlap_with_training, prepare_study, prepared_table
     from .planning.study import parse_planned_study
 
-    print(prepared_table(prepare_study(parse_planned_study(options.settings))))
+    prepared = prepare_study(parse_planned_study(options.settings))
+    print(prepared_table(prepared))
+    overlap = overlap_with_training(prepared)
+    if overlap is not None:
+        print(f"\n{overlap.describe()}")
 
 
 def _add_report(commands: argparse._SubParsersAction) -> None:

@@ -56,9 +56,9 @@ def from_main_process(compute: Callable[[], T]) -> T:
         except Exception as error:
             box = [(None, error)]
     dist.broadcast_object_list(box, src=0, group=_group)
-    value, error = box[0]
-    if error is not None:
-        raise error
+    value, failure = box[0]
+    if failure is not None:
+        raise failure
     return value
 
 

@@ -21,7 +21,6 @@ Nothing here imports torch: records are read on a laptop.
 """
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
@@ -34,6 +33,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
+from filelock import FileLock, Timeout
 
 from .errors import PlasticityError
 
@@ -56,6 +56,8 @@ INITIAL_WEIGHTS_FILE = "initial_weights.safetensors"
 REPORT_FILE = "report.html"
 COMPLETE_FILE = "complete.json"
 HUB_FILE = "hub.json"
+# Names that `write_atomically` gives to files before they are complete.
+TEMPORARY = re.compile(r"\..+\.[0-9a-f]{12}")
 CHECKPOINT_NAME = re.compile(r"(cycle|task)-(\d{3,})")
 LOCK_FILE, DEFERRED_LOCK_FILE = ".lock", ".follow.lock"
 
@@ -116,24 +118,48 @@ def read_records(path: str | os.PathLike) -> list[dict[str, Any]]:
     """
     The records of a `.jsonl` file, in the order in which they were written; none if the file does not exist.
 
-    A damaged or truncated line is passed over with a [`DamagedRecordWarning`] that names the file and the line.
+    A damaged line is skipped with a [`DamagedRecordWarning`] that names the file and the line.
     """
-    path = Path(path)
-    if not path.exists():
-        return []
     records = []
-    for number, line in enumerate(path.read_bytes().split(b"\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line)
-        except (json.JSONDecodeError, UnicodeDecodeError):
-            record = None
-        if not isinstance(record, dict):
-            warnings.warn(f"{path}:{number}: damaged record, passed over", DamagedRecordWarning, stacklevel=2)
-            continue
-        records.append(record)
+    for number, line in _lines(path):
+        record = _parse(line)
+        if record is None:
+            warnings.warn(f"{path}:{number}: damaged record, skipped", DamagedRecordWarning, stacklevel=2)
+        else:
+            records.append(record)
     return records
+
+
+def damaged_lines(path: str | os.PathLike) -> list[int]:
+    """The numbers of the lines of a `.jsonl` file that are not records."""
+    return [number for number, line in _lines(path) if _parse(line) is None]
+
+
+def set_damaged_lines_aside(path: str | os.PathLike) -> None:
+    """Move the damaged lines of a `.jsonl` file to `<name>.damaged`, so that other programs can read it."""
+    path = Path(path)
+    damaged = [line for _, line in _lines(path) if _parse(line) is None]
+    if damaged:
+        with open(path.with_name(f"{path.name}.damaged"), "ab") as file:
+            file.write(b"".join(line + b"\n" for line in damaged))
+        write_atomically(path, b"".join(line + b"\n" for _, line in _lines(path) if _parse(line) is not None))
+
+
+def _lines(path: str | os.PathLike) -> Iterator[tuple[int, bytes]]:
+    """The lines of a file that are not blank, with their numbers from 1."""
+    path = Path(path)
+    if path.exists():
+        for number, line in enumerate(path.read_bytes().split(b"\n"), start=1):
+            if line.strip():
+                yield number, line
+
+
+def _parse(line: bytes) -> dict[str, Any] | None:
+    try:
+        record = json.loads(line)
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        return None
+    return record if isinstance(record, dict) else None
 
 
 def append_record(path: str | os.PathLike, record: dict[str, Any], key: Sequence[str]) -> bool:
@@ -175,11 +201,7 @@ def update_records(path: str | os.PathLike, changes: Callable[[dict[str, Any]], 
     old = Path(path).read_bytes()
     lines = []
     for line in old.split(b"\n"):
-        try:
-            record = json.loads(line)
-        except (json.JSONDecodeError, UnicodeDecodeError):
-            record = None
-        if isinstance(record, dict):
+        if (record := _parse(line)) is not None:
             changed = record | changes(record)
             if changed != record:
                 line = json.dumps(changed, ensure_ascii=False, allow_nan=False).encode()
@@ -199,25 +221,59 @@ def find_record(path: str | os.PathLike, values: dict[str, Any]) -> dict[str, An
 @contextlib.contextmanager
 def run_lock(folder: str | os.PathLike, name: str = LOCK_FILE) -> Iterator[None]:
     """
-    Hold a run folder for one process. The operating system lets go of it when the process ends, however it ends.
+    Lock a run folder for one process. The operating system releases the lock when the process ends, however it ends.
 
     Args:
-        folder (`str` or `os.PathLike`): The run folder; made if there is none.
-        name (`str`, *optional*, defaults to `".lock"`): The lock's file. A run and what follows it have one each.
+        folder (`str` or `os.PathLike`): The run folder; created if there is none.
+        name (`str`, *optional*, defaults to `".lock"`): The file of the lock. A run and its deferred prober have one
+            each.
 
     Raises:
-        [`PlasticityError`]: Another process holds the folder.
+        [`PlasticityError`]: Another process holds the lock, or the folder cannot be written to.
     """
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / name, "a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise PlasticityError(
-                f"output_dir: '{folder}' is in use by another process; wait for it, stop it, or choose another folder"
-            ) from None
+    lock = FileLock(folder / name, blocking=False, thread_local=False)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except Timeout:
+        raise PlasticityError(
+            f"output_dir: '{folder}' is in use by another process; wait for it, stop it, or choose another folder"
+        ) from None
+    except OSError as error:
+        raise PlasticityError(f"output_dir: '{folder}' cannot be used as a folder: {error.strerror}") from None
+    _held.add(lock)
+    try:
         yield
+    finally:
+        _held.discard(lock)
+        lock.release()
+
+
+_held: set[FileLock] = set()
+
+
+def _close_in_child() -> None:
+    """
+    Worker processes of a DataLoader inherit the open file, and with it the lock: after a SIGKILL of the run they would
+    hold it for seconds.
+    """
+    for lock in _held:
+        if lock.is_locked:
+            os.close(lock._context.lock_file_fd)  # not `release`, which unlocks it for the parent too
+            lock._context.lock_file_fd = None
+    _held.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_close_in_child)
+
+
+def remove_temporary_files(folder: str | os.PathLike) -> None:
+    """Delete the temporary files that killed processes left in a run folder. The caller holds its lock."""
+    for path in Path(folder).glob(".*.*"):
+        if TEMPORARY.fullmatch(path.name) and path.is_file():
+            path.unlink(missing_ok=True)
 
 
 def write_config(folder: str | os.PathLike, config: dict[str, Any]) -> None:

@@ -26,7 +26,7 @@ class _Metadata(dict):
     def __iter__(self) -> Iterator[str]:
         return (name for name in super().__iter__() if name != "role")
 
-    def keys(self) -> list[str]:
+    def keys(self) -> list[str]:  # type: ignore[override]
         return list(self)
 
 

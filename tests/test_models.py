@@ -66,8 +66,10 @@ def test_the_learning_rate_is_the_papers_at_the_ends_and_a_line_between():
     assert rates == sorted(rates, reverse=True)
 
 
-def test_what_is_no_size_is_an_error_that_lists_them():
-    with pytest.raises(PlasticityError, match="size: '7B' is not a model size; choose one of 25K, 100K"):
+def test_an_unknown_size_is_an_error_that_lists_the_sizes():
+    with pytest.raises(
+        PlasticityError, match=r"size: '7B' is not a model size; choose one of 1\.8K, 3\.8K, 6\.6K, 14K, 25K"
+    ):
         gpt2_config("7B", 300, 64)
     with pytest.raises(PlasticityError, match="vocab_size: 0 is not a positive number"):
         gpt2_config("25K", 0, 64)

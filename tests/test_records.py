@@ -1,4 +1,4 @@
-"""Records: appended whole or not at all, once each, and damage is pointed at."""
+"""Records: each is appended once, completely or not at all, and damaged lines are reported."""
 
 import json
 import os
@@ -16,6 +16,7 @@ from hf_plasticity.records import (
     config_hash,
     read_config,
     read_records,
+    read_run,
     run_lock,
     write_config,
 )
@@ -40,10 +41,10 @@ def test_a_damaged_line_is_named_and_the_others_are_read_and_kept(tmp_path):
         file.write(b'{"task": 2, "st\n\xff\xfe\n[1]\n')
     with pytest.warns(DamagedRecordWarning) as seen:
         assert append_record(path, probe(30), PROBE_KEY)
-    assert {str(w.message) for w in seen} == {f"{path}:{n}: damaged record, passed over" for n in (2, 3, 4)}
+    assert {str(w.message) for w in seen} == {f"{path}:{n}: damaged record, skipped" for n in (2, 3, 4)}
     with pytest.warns(DamagedRecordWarning):
         assert [r["step"] for r in read_records(path)] == [10, 30]
-    assert b'{"task": 2, "st\n' in path.read_bytes(), "what the user may still mend is not thrown away"
+    assert b'{"task": 2, "st\n' in path.read_bytes(), "a line that may still be repaired is kept"
 
 
 def test_a_torn_last_line_does_not_swallow_the_next_record(tmp_path):
@@ -101,7 +102,7 @@ def test_a_configuration_comes_back_as_it_was(tmp_path):
         read_config(tmp_path)
 
 
-def test_a_run_is_read_with_the_log_of_its_newest_whole_checkpoint(tmp_path):
+def test_a_run_is_read_with_the_log_of_its_newest_complete_checkpoint(tmp_path):
     write_config(tmp_path, {"size": "25K"})
     append_record(tmp_path / "probes.jsonl", probe(20), PROBE_KEY)
     append_record(tmp_path / "probes.jsonl", probe(10), PROBE_KEY)
@@ -117,7 +118,7 @@ def test_a_run_is_read_with_the_log_of_its_newest_whole_checkpoint(tmp_path):
 
 
 @pytest.mark.parametrize("make", [False, True])
-def test_what_is_no_run_folder_is_an_error(tmp_path, make):
+def test_a_folder_without_a_run_is_an_error(tmp_path, make):
     folder = tmp_path / "nothing"
     if make:
         folder.mkdir()

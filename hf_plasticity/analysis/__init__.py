@@ -1,1 +1,1 @@
-"""Records in, understanding out: onsets, the scaling law, plots and the report. Nothing here imports torch."""
+"""Analysis of records: onsets, the scaling law, plots and reports. Nothing here imports torch."""

@@ -1,59 +1,97 @@
-"""The page of a report: sections of text, figures and tables, rendered as one HTML file that needs nothing else."""
+"""The page of a report: sections of text, figures and tables, written as one HTML file that loads nothing else."""
 
+import base64
+import csv
+import io
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
-from jinja2 import Environment
-from markupsafe import Markup
+from jinja2 import Environment, StrictUndefined
 from matplotlib.figure import Figure
 
 from ..errors import PlasticityError
 from ..records import write_atomically
-from .theme import css_variables, inline_svg, png_bytes, svg_text
+from .figures import render
+from .text import Estimate, missing
 
 
-@dataclass(frozen=True)
-class Exhibit:
+@dataclass
+class Drawing:
     """
-    A figure in the page.
+    A figure that is drawn when the page is written.
 
     Args:
-        name (`str`): What it is, for those who cannot see it.
-        caption (`str`): What there is to see; may be empty where the title in the drawing says it all.
-        svg (`Markup`): The drawing, for a wide page.
-        narrow_svg (`Markup`, *optional*): The drawing for a phone; the wide one serves both without it.
-        size (`str`, *optional*, defaults to `"half"`): Its share of the page: `"whole"`, `"half"` or `"small"`.
+        name (`str`): What it shows: its alternative text, and the name of its files.
+        draw (`Callable[[], Figure]`): Draws it.
+        caption (`str`, *optional*): Below the figure.
     """
 
     name: str
-    caption: str
-    svg: Markup
-    narrow_svg: Markup | None = None
-    size: str = "half"
-
-
-@dataclass(frozen=True)
-class Table:
-    """Rows of text below a header; the first column names the row."""
-
-    header: list[str]
-    rows: list[list[str]]
+    draw: Callable[[], Figure]
     caption: str = ""
 
 
 @dataclass
+class Table:
+    """
+    A table, shown formatted and offered as CSV with full precision.
+
+    Args:
+        columns (`dict[str, Callable[[Any], str]]`): For each heading how its values are shown.
+        rows (`list[list]`): The values, `None` for what was not recorded. An [`Estimate`] makes two columns in CSV.
+        caption (`str`, *optional*): Above the table.
+        folded (`bool`, *optional*, defaults to `False`): Whether the table is shown only on request.
+    """
+
+    columns: dict[str, Callable[[Any], str]]
+    rows: list[list[Any]]
+    caption: str = ""
+    folded: bool = False
+
+    def cells(self) -> list[list[str]]:
+        """The rows as shown."""
+        return [[missing(value, form) for value, form in zip(row, self.columns.values())] for row in self.rows]
+
+    def csv(self) -> str:
+        """The rows as CSV."""
+        columns: dict[str, list[Any]] = {}
+        for index, name in enumerate(self.columns):
+            column = [row[index] for row in self.rows]
+            if any(isinstance(value, Estimate) for value in column):
+                columns[name] = [value and value.value for value in column]
+                columns[f"{name} error"] = [value and value.error for value in column]
+            else:
+                columns[name] = column
+        buffer = io.StringIO()
+        csv.writer(buffer, lineterminator="\n").writerows([columns, *zip(*columns.values())])
+        return buffer.getvalue()
+
+
+@dataclass
 class Section:
-    """A heading with what stands below it, in this order."""
+    """
+    A heading with what is below it, in this order. A section without figures and tables is left out; its notes are
+    kept.
+
+    Args:
+        title (`str`): The heading.
+        text (`list[str]`, *optional*): Paragraphs.
+        drawings (`list[Drawing]`, *optional*): Figures.
+        tables (`list[Table]`, *optional*): Tables.
+        notes (`list[str]`, *optional*): What the records lack and what is therefore not shown, each in a sentence.
+        size (`str`, *optional*, defaults to `"half"`): The width of a figure: `"whole"`, `"half"` or `"small"`.
+    """
 
     title: str
     text: list[str] = field(default_factory=list)
-    exhibits: list[Exhibit] = field(default_factory=list)
+    drawings: list[Drawing] = field(default_factory=list)
     tables: list[Table] = field(default_factory=list)
-    lists: list[list[tuple[str, str]]] = field(default_factory=list)
-    more: list[tuple[str, str]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    size: str = "half"
 
 
 @dataclass
@@ -63,87 +101,65 @@ class Page:
 
     Args:
         title (`str`): The name of the run or runs.
-        summary (`str`): What was run and what came out, in one or two sentences.
-        tiles (`list[tuple[str, str, str]]`): The headline numbers: name, value, remark.
+        result (`list[str]`): What was found, or that nothing was.
+        summary (`str`): What was run.
         sections (`list[Section]`): In order.
-        gaps (`list[str]`): What the records don't hold, each in a sentence.
     """
 
     title: str
+    result: list[str]
     summary: str
-    tiles: list[tuple[str, str, str]] = field(default_factory=list)
-    sections: list[Section] = field(default_factory=list)
-    gaps: list[str] = field(default_factory=list)
+    sections: list[Section]
+
+    def notes(self) -> list[str]:
+        """The notes of all sections, each once."""
+        return list(dict.fromkeys(note for section in self.sections for note in section.notes))
 
 
-class Gallery:
+def write_page(page: Page, path: Path, figures: Path | None = None) -> None:
     """
-    Draws figures for a page, and writes each of them to a folder as well if there is one.
+    Write a page to `path`, and every figure as SVG and PNG to the folder `figures` as well where one is given.
 
-    Args:
-        folder (`Path`, *optional*): Where every figure goes as `<name>.svg` and `<name>.png`.
+    Raises:
+        [`PlasticityError`]: A file cannot be written.
     """
+    names: list[str] = []
 
-    def __init__(self, folder: Path | None = None):
-        self.folder = folder
-        self.names: set[str] = set()
+    def image(drawing: Drawing) -> str:
+        svg, *png = render(drawing.draw, *("svg", "png")[: 1 if figures is None else 2])
+        for data in png:
+            names.append(file_name(drawing.name))
+            count = names.count(names[-1])
+            stem = f"{names[-1]}-{count}" if count > 1 else names[-1]
+            write_file("figures", figures / f"{stem}.svg", svg)
+            write_file("figures", figures / f"{stem}.png", data)
+        return data_uri("image/svg+xml", svg)
 
-    def exhibit(
-        self,
-        name: str,
-        draw: Callable[[int], Figure],
-        caption: str,
-        width: int,
-        narrow: int | None = None,
-        size: str = "half",
-    ) -> Exhibit:
-        """
-        Draw a figure.
+    def csv_link(table: Table) -> str:
+        return data_uri("text/csv;charset=utf-8", table.csv().encode("utf-8", "replace"))
 
-        Args:
-            name (`str`): What it is; its files are named after it.
-            draw (`Callable`): From a width in pixels to the figure.
-            caption (`str`): What there is to see.
-            width (`int`): For the page and the files.
-            narrow (`int`, *optional*): Draw it once more, at this width, for phones.
-            size (`str`, *optional*, defaults to `"half"`): Its share of the page's width.
-        """
-        stem = self._unique(re.sub(r"[^a-z0-9]+", "-", name.lower().replace("δ", "delta-")).strip("-"))
-        figure = draw(width)
-        svg = svg_text(figure, stem)
-        if self.folder is not None:
-            write_file("figures", self.folder / f"{stem}.svg", svg.encode())
-            write_file("figures", self.folder / f"{stem}.png", png_bytes(figure))
-        narrow_svg = Markup(inline_svg(svg_text(draw(narrow), f"{stem} narrow"))) if narrow else None
-        return Exhibit(name, caption, Markup(inline_svg(svg)), narrow_svg, size)
-
-    def _unique(self, name: str) -> str:
-        count = 2
-        candidate = name
-        while candidate in self.names:
-            candidate, count = f"{name}-{count}", count + 1
-        self.names.add(candidate)
-        return candidate
-
-
-def write_page(page: Page, path: Path) -> None:
-    """Render a page and write it to `path`."""
-    files = resources.files(__package__)
-    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    template = environment.from_string(files.joinpath("report.html").read_text(encoding="utf-8"))
-    light, dark = css_variables(dark=False), css_variables(dark=True)
-    style = f":root {{ {light} }}\n@media screen and (prefers-color-scheme: dark) {{ :root {{ {dark} }} }}\n"
-    style += files.joinpath("report.css").read_text(encoding="utf-8")
-    html = template.render(page=page, style=Markup(style))
+    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined)
+    template = environment.from_string(resources.files(__package__).joinpath("report.html").read_text("utf-8"))
+    html = template.render(page=page, image=image, csv_link=csv_link, file_name=file_name)
     write_file("output", path, html.encode("utf-8", "replace"))
+
+
+def data_uri(kind: str, data: bytes) -> str:
+    """The data as an address that holds it."""
+    return f"data:{kind};base64,{base64.b64encode(data).decode()}"
+
+
+def file_name(title: str) -> str:
+    """A title in lowercase letters, digits and hyphens."""
+    return re.sub(r"[^a-z0-9]+", "-", title.lower().replace("δ", "delta-")).strip("-")
 
 
 def write_file(option: str, path: Path, data: bytes) -> None:
     """
-    Write a file in one go; a reader finds the old one or the new.
+    Write a file in one go; a reader finds the old one or the new one.
 
     Raises:
-        [`PlasticityError`]: It cannot be written; `option` is what the user named it by.
+        [`PlasticityError`]: It cannot be written; `option` is the option that named it.
     """
     try:
         write_atomically(path, data)

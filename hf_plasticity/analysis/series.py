@@ -1,43 +1,40 @@
-"""From records to what is drawn: the probes of a run that may be compared, their ΔAUC, and how to name them."""
+"""The probes of a run that may be compared with each other: their AUCs, ΔAUCs, noise and onset."""
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
-from statistics import stdev
+from dataclasses import dataclass, replace
+from functools import cached_property
+from statistics import median, stdev
 from typing import Any
 
+from ..data.sources import SOURCES
+from ..errors import PlasticityError
 from ..metrics.delta_auc.definition import delta_auc
 from ..metrics.probe_auc.definition import probe_auc
 from ..models import MODEL_SIZES
-from ..records import RunRecord
+from ..records import PROVENANCE, RunRecord
 from .onset import Onset, find_onset, probe_scatter
+from .text import Estimate
 
 
 LANGUAGE_NAMES = {
-    "en": "English",
-    "zh": "Chinese",
-    "fr": "French",
-    "ja": "Japanese",
-    "es": "Spanish",
-    "de": "German",
-    "pt": "Portuguese",
-    "ru": "Russian",
-    "vi": "Vietnamese",
-}
+    "en": "English", "zh": "Chinese", "fr": "French", "ja": "Japanese", "es": "Spanish", "de": "German",
+    "pt": "Portuguese", "ru": "Russian", "vi": "Vietnamese",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
 class ProbeSeries:
     """
-    The probes of one run that differ by the model alone: one language, one adaptation, one probe configuration.
+    The probes of one run that share language, adaptation and probe configuration, so that only the model differs.
 
     Args:
-        run ([`~records.RunRecord`]): Where they come from.
+        run ([`~records.RunRecord`]): The run.
         language (`str`): The probe language.
         adaptation (`str`): `"full"` or `"lora"`.
-        probe_config_hash (`str`): Stands for everything else the probe depends on.
+        probe_config_hash (`str`): Identifies all other settings and the data of the probe.
         probes (`list[dict]`): The probe records, by step.
-        rule (`str`, *optional*, defaults to `"turning_point"`): The rule by which the onset is read off.
+        onset_rule (`str`, *optional*): As in [`find_onset`], whose default it has.
     """
 
     run: RunRecord
@@ -45,76 +42,100 @@ class ProbeSeries:
     adaptation: str
     probe_config_hash: str
     probes: list[dict[str, Any]]
-    rule: str = "turning_point"
+    onset_rule: str | None = None
 
     @property
+    def language_name(self) -> str:
+        return language_name(self.run, self.language)
+
+    def label(self, probe: dict[str, Any]) -> str:
+        return label(self.run, probe)
+
+    @cached_property
     def trained(self) -> list[dict[str, Any]]:
         """The probes of the trained model, without the one before the first step."""
         return [probe for probe in self.probes if not is_untrained(probe)]
 
     @property
     def untrained(self) -> dict[str, Any] | None:
-        """The probe before the first step, cycle 0."""
+        """The probe before the first step (cycle 0)."""
         return next((probe for probe in self.probes if is_untrained(probe)), None)
 
     @property
     def reference(self) -> dict[str, Any] | None:
-        """
-        The probe that ΔAUC is measured against: the one after cycle 1, or, where cycle 1 was not probed or cycles are
-        unknown, the first of the trained model.
-        """
-        trained = self.trained
-        return next((probe for probe in trained if probe.get("cycle") == 1), trained[0] if trained else None)
+        """The probe to which ΔAUC refers, as in the records: the first of the trained model."""
+        return self.trained[0] if self.trained else None
 
     @property
     def best(self) -> dict[str, Any]:
         """The probe of the trained model with the lowest AUC."""
         return min(self.trained, key=lambda probe: probe["auc"])
 
-    @property
+    @cached_property
     def changes(self) -> list[float]:
-        """ΔAUC in percent, one for each of `trained`."""
+        """ΔAUC in percent of each of `trained`."""
         return [delta_auc(probe["auc"], self.reference["auc"]) for probe in self.trained]
 
-    @property
+    @cached_property
     def change_errors(self) -> list[float | None]:
         """
-        Standard errors of `changes`, `None` where a probe was not repeated. A repeat is compared with the same repeat
-        of the reference, which saw the same data, so that what they share doesn't count as noise.
+        Standard errors of `changes`, `None` where a probe was not repeated. Each repeat is compared with the same
+        repeat of the reference, which saw the same data, so that what they share does not count as noise.
         """
         return [_paired_error(probe, self.reference) for probe in self.trained]
 
-    @property
+    @cached_property
     def scatter(self) -> float | None:
-        """By how much an AUC differs from the trend of its neighbours; `None` with fewer than five."""
+        """By how much an AUC differs from the trend of its neighbors; `None` with fewer than five."""
         return probe_scatter([probe["step"] for probe in self.trained], [probe["auc"] for probe in self.trained])
+
+    @property
+    def least_span(self) -> float:
+        """
+        How much of the AUC, in percent, an axis covers at least so that noise does not fill it: ten times the noise
+        (the larger of the scatter and the median error over repeats) and 1% at least, or 5% where it is not known.
+        """
+        errors = [probe["auc_stderr"] for probe in self.trained if probe.get("auc_stderr") is not None]
+        noise = max(median(errors or [0.0]), self.scatter or 0.0)
+        return max(1.0, 1000 * noise / self.best["auc"]) if errors or self.scatter is not None else 5.0
 
     @property
     def rises(self) -> bool | None:
         """
-        Whether the last AUC lies above the lowest by more than AUCs of this run scatter by: three standard errors of
-        a difference. `None` with fewer than five.
+        Whether the last AUC lies above the lowest by more than three standard errors of a difference of two AUCs that
+        scatter as those of this run. `None` with fewer than five.
         """
         if self.scatter is None:
             return None
         return self.trained[-1]["auc"] - self.best["auc"] > 3 * math.sqrt(2) * self.scatter
 
-    @property
+    @cached_property
+    def onset(self) -> Onset | None:
+        """The onset of plasticity loss; `None` where `no_onset` has the reason."""
+        if self.no_onset is not None:
+            return None
+        onset, last = self._find_onset(), self.trained[-1]
+        if onset.censored or self.rises:
+            return onset
+        return replace(onset, task=last["task"], tokens=last["tokens"], censored=True, at_first_probe=False)
+
+    @cached_property
     def no_onset(self) -> str | None:
-        """What stands in the way of reading an onset off these probes, or `None`."""
-        places = [(probe.get("task"), probe.get("tokens")) for probe in self.trained]
-        if len(places) < 2:
-            return "it takes two probes of the trained model"
-        if any(None in place for place in places):
-            return "its probes don't know their task instance and tokens"
-        if len({task for task, _ in places}) < len(places):
-            return "several of its probes fall in one task instance"
+        """Why no onset can be determined, or `None`."""
+        if any(probe.get("task") is None or probe.get("tokens") is None for probe in self.trained):
+            return "the task instance or the tokens of its probes are not recorded"
+        if len({probe["task"] for probe in self.trained}) < len(self.trained):
+            return "several of its probes are in one task instance"
+        if self.scatter is None:
+            return "the noise is not known from fewer than five probes of the trained model"
+        try:
+            self._find_onset()
+        except PlasticityError as error:
+            return str(error)
         return None
 
-    @property
-    def onset(self) -> Onset | None:
-        """Where the curve turns; `None` where `no_onset` says why."""
-        return find_onset(self.trained, rule=self.rule) if self.no_onset is None else None
+    def _find_onset(self) -> Onset:
+        return find_onset(self.trained, **({"rule": self.onset_rule} if self.onset_rule else {}))
 
 
 def _paired_error(probe: dict[str, Any], reference: dict[str, Any]) -> float | None:
@@ -126,17 +147,22 @@ def _paired_error(probe: dict[str, Any], reference: dict[str, Any]) -> float | N
     return stdev(changes) / math.sqrt(len(changes))
 
 
-def is_untrained(probe: dict[str, Any]) -> bool:
-    """Whether a probe record is of the model before its first step."""
-    return probe.get("cycle") == 0 or (probe.get("cycle") is None and probe["step"] == 0)
-
-
-def probe_series(run: RunRecord, rule: str) -> list[ProbeSeries]:
+def probe_series(run: RunRecord, onset_rule: str | None = None) -> list[ProbeSeries]:
     """The probes of a run in groups that may be compared, in the order of their first probe."""
     groups: dict[tuple, list[dict[str, Any]]] = {}
     for probe in run.probes:
         groups.setdefault((probe["language"], probe["adaptation"], probe["probe_config_hash"]), []).append(probe)
-    return [ProbeSeries(run, *key, probes, rule) for key, probes in groups.items()]
+    return [ProbeSeries(run, *key, probes, onset_rule) for key, probes in groups.items()]
+
+
+def is_untrained(probe: dict[str, Any]) -> bool:
+    """Whether a probe record is of the model before its first step."""
+    return probe["step"] == 0
+
+
+def auc(probe: dict[str, Any]) -> Estimate:
+    """The AUC of a probe with its standard error over repeats."""
+    return Estimate(probe["auc"], probe.get("auc_stderr"))
 
 
 def position(record: dict[str, Any], unit: str) -> float:
@@ -145,27 +171,30 @@ def position(record: dict[str, Any], unit: str) -> float:
 
 
 def shared_unit(records: Iterable[dict[str, Any]]) -> str:
-    """`"tokens"` where every record knows how many its model had seen, `"steps"` otherwise."""
+    """`"tokens"` where every record has a token count, `"steps"` otherwise."""
     return "tokens" if all(record.get("tokens") is not None for record in records) else "steps"
 
 
-def label(record: dict[str, Any]) -> str:
-    """What a probe is called: by its cycle, or by its step where the run has no cycles."""
-    return f"step {record['step']:,}" if record.get("cycle") is None else f"cycle {record['cycle']}"
+def label(run: RunRecord, record: dict[str, Any]) -> str:
+    """The name of a probe or diagnosis: its cycle, its task within a cycle, or its step in a run without cycles."""
+    if record.get("cycle") is None:
+        return f"step {record['step']:,}"
+    within = record["task"] % (run.config.get(PROVENANCE, {}).get("tasks_per_cycle") or 1)
+    return f"task {record['task']}" if within else f"cycle {record['cycle']}"
 
 
 def language_name(run: RunRecord, code: str) -> str:
     """
-    A language in words. Synthetic languages, and those of a run that doesn't say where its text comes from, keep the
-    code they have, since a code alone doesn't make a text Vietnamese.
+    A language in words. Generated languages, and those of a run whose text source is not recorded, keep their code: a
+    code alone does not make a text Vietnamese.
     """
-    source = run.config.get("source")
-    return LANGUAGE_NAMES.get(code, code) if source not in (None, "synthetic") else code
+    source = SOURCES.get(run.config.get("source"))
+    return LANGUAGE_NAMES.get(code, code) if source is not None and source.natural else code
 
 
 def num_parameters(run: RunRecord) -> int | None:
-    """Non-embedding parameters of a run's model, or `None` where its records don't tell."""
-    provenance = run.config.get("provenance") or {}
+    """Non-embedding parameters of a run's model, or `None` where they are not recorded."""
+    provenance = run.config.get(PROVENANCE) or {}
     if provenance.get("num_non_embedding_parameters") is not None:
         return provenance["num_non_embedding_parameters"]
     size = run.config.get("size")

@@ -130,12 +130,28 @@ class Blocks:
         Raises:
             [`PlasticityError`]: There are fewer blocks.
         """
+        return self.require(count, setting)[range(count)]
+
+    def require(self, count: int, setting: str) -> "Blocks":
+        """
+        Prepare the first `count` blocks.
+
+        Args:
+            count (`int`): How many.
+            setting (`str`): The setting that asks for them, for the error message.
+
+        Returns:
+            [`Blocks`]: Itself.
+
+        Raises:
+            [`PlasticityError`]: There are fewer blocks.
+        """
         if len(self.prepare(count)) < count:
             raise PlasticityError(
-                f"{setting}: {count} are asked for and the {self.split} split of '{self.language}' has {len(self)}; "
-                "give it more text, or ask for fewer"
+                f"{setting}: {count} are requested and the {self.split} split of '{self.language}' has {len(self)}; "
+                "give it more text, or request fewer"
             )
-        return self[range(count)]
+        return self
 
     def prepare(self, num_blocks: int) -> "Blocks":
         """
@@ -242,7 +258,7 @@ class Blocks:
         tokens = np.memmap(path, dtype=self.dtype, mode="r", shape=shape)
         if shard not in self._verified:
             # An index that was written before there were checksums has none.
-            if "checksum" in entry and entry["checksum"] != zlib.crc32(tokens):
+            if "checksum" in entry and entry["checksum"] != zlib.crc32(tokens.data):
                 raise self._damaged(path)
             self._verified.add(shard)
         return tokens

@@ -65,16 +65,19 @@ class TrainingStream(Dataset):
     def _prepare(self) -> None:
         for language, needed in self.schedule.sequences_needed(self.tasks).items():
             blocks = self.blocks[language].prepare(needed)
+            self._check_not_empty(blocks)
             have, need = blocks.num_tokens, needed * self.context_length
-            if have == 0:
-                raise PlasticityError(
-                    f"languages: '{language}' has no complete block of {self.context_length} training tokens"
-                )
             if have < need and not self.allow_repeats:
                 raise PlasticityError(
                     f"languages: '{language}' has {have:,} training tokens and the run needs {need:,}; "
                     "give it more text, shorten the run (cycles, task_steps), or set allow_repeats"
                 )
+
+    def _check_not_empty(self, blocks: Blocks) -> None:
+        if len(blocks) == 0:
+            raise PlasticityError(
+                f"languages: '{blocks.language}' has no complete block of {self.context_length} training tokens"
+            )
 
     def __len__(self) -> int:
         return self.tasks * self.schedule.task_slots
@@ -102,7 +105,7 @@ class TrainingStream(Dataset):
             shuffled = [self._order(int(language), int(window))[place] for window, place in zip(windows, places)]
             wanted = windows * length + np.array(shuffled)
             if self.allow_repeats:
-                blocks.prepare(int(wanted.max()) + 1)
+                self._check_not_empty(blocks.prepare(int(wanted.max()) + 1))
                 if blocks.exhausted:
                     wanted %= len(blocks)
             numbers[chosen] = wanted
@@ -114,14 +117,12 @@ class TrainingStream(Dataset):
         """Delete the blocks of a language that no window needs from the one before `first_window` to `last_window`."""
         length, count = self.schedule.task_slots, len(blocks)
         start, stop = max(first_window - 1, 0) * length, (last_window + 1) * length
-        if not blocks.exhausted or stop <= count:
-            blocks.release(0, start)
-        elif stop - start < count:
-            # The text repeats: the blocks to keep are an interval of a circle.
-            start, stop, repeats = start % count, start % count + stop - start, start >= count
-            blocks.release(max(stop - count, 0), start)
-            if repeats:
-                blocks.release(stop, count)
+        # The blocks to keep. Where the text repeats, they are an interval of a circle.
+        passes = start // count if blocks.exhausted else 0
+        start, stop = start - passes * count, stop - passes * count
+        blocks.release(max(stop - count, 0) if blocks.exhausted else 0, start)
+        if passes:
+            blocks.release(stop, count)
         before = language - 2 * len(self.schedule.languages)
         if self.schedule.fresh_languages and before >= 0:
             finished = self.blocks[self.schedule.language(before)]

@@ -195,8 +195,8 @@ class DeferredRepository(DeferredFolder):
             for record in records:
                 name = self.name_of(record)
                 if name in self._seen and name not in self._recorded:
-                    files = {RECORD_FILE: record_bytes(record)}
-                    self._seen[name] = self._repository.put(name, files, f"Probe of {name}")
+                    probed = {RECORD_FILE: record_bytes(record)}
+                    self._seen[name] = self._repository.put(name, probed, f"Probe of {name}")
                     self._recorded.add(name)
             self._look()
             finished_at = last_step(self.folder)

@@ -1,6 +1,5 @@
 """Diagnoses while a Trainer trains."""
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +71,7 @@ class DiagnosticsCallback(PeriodicCallback):
         track_initialization: bool = True,
         diagnose_at_end: bool = True,
         trainer: Trainer | None = None,
-        output_dir: str | os.PathLike | None = None,
+        output_dir: str | Path | None = None,
     ):
         super().__init__(
             Timeline(task_steps, tasks_per_cycle, tokens_per_step),

@@ -107,6 +107,17 @@ def parse_experiment(
         raise PlasticityError(
             f"probe_language: '{data.probe_language}' is among the training languages; it has to be held out"
         )
+    if training.evaluate_forgetting and (data.permute_tokens or data.fresh_languages):
+        name = "permute_tokens" if data.permute_tokens else "fresh_languages"
+        raise PlasticityError(
+            f"evaluate_forgetting: it measures the text of the first cycle, which a run with {name} does not train on "
+            "again; leave one of the two out"
+        )
+    if data.fresh_languages and data.train_tokenizer is not None:
+        raise PlasticityError(
+            "train_tokenizer: it would know the languages of the first cycle only; use the byte tokenizer with "
+            "fresh_languages"
+        )
     make_schedule(training.schedule, data.languages, task_slots=1, blend=training.blend)
     if training.learning_rate is None:
         training.learning_rate = peak_learning_rate(model.size)

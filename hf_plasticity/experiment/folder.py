@@ -16,7 +16,7 @@ from ..data.schedule import make_schedule
 from ..distributed import from_main_process, is_main_process
 from ..errors import PlasticityError
 from ..network import num_non_embedding_parameters
-from ..probing.checkpoint import RECORD_FILE
+from ..probing.checkpoint import RECORD_FILE, restore_probe_records
 from ..records import (
     CONFIG_FILE,
     DEFERRED_LOCK_FILE,
@@ -32,6 +32,7 @@ from ..records import (
     probed_checkpoints,
     read_config,
     read_records,
+    remove_temporary_files,
     run_lock,
     write_config,
 )
@@ -64,6 +65,8 @@ def _take_folder(config: ExperimentConfig, stack: contextlib.ExitStack) -> None:
     if config.training.probe == INLINE:
         # A deferred prober that is still running would probe the same checkpoints.
         stack.enter_context(run_lock(folder, DEFERRED_LOCK_FILE))
+    remove_temporary_files(folder)
+    restore_probe_records(folder)
     recorded = read_config(folder)
     if recorded is None:
         return

@@ -87,12 +87,10 @@ def start_pushing(config: ExperimentConfig) -> "RunPusher | None":
 def show_results(folder: str | Path) -> None:
     """Write the report of a run, and print its probes as a table."""
     from ..analysis.report import write_report
-    from ..hub.card import DRAWING
 
     run = read_run(folder)
     report = Path(folder) / REPORT_FILE
-    with DRAWING:
-        write_report([run], report)
+    write_report([run], report)
     if run.probes:
         place = _unit(run.probes, run.config.get(PROVENANCE, {}).get("tasks_per_cycle"))
         print(f"\n{place:>5} {'tokens':>16} {'start loss':>10} {'final loss':>10} {'AUC':>12} {'ΔAUC':>8}")

@@ -1,16 +1,17 @@
 """The model card of a run, rendered from its records."""
 
-import threading
+from functools import partial
 from importlib.resources import files
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 from jinja2 import Environment, StrictUndefined
 
-from ..analysis.plots import WIDE, delta_auc_figure
-from ..analysis.run_report import missing, number, summary
+from ..analysis.figures import render
+from ..analysis.sections.probes import delta_auc_figure
 from ..analysis.series import ProbeSeries, is_untrained, language_name, num_parameters, probe_series
-from ..analysis.theme import compact, png_bytes, signed_percent
+from ..analysis.summary import run_result, run_summary
+from ..analysis.text import compact, missing, number, signed_percent
 from ..data.sources import SOURCES
 from ..records import RunRecord
 
@@ -18,18 +19,14 @@ from ..records import RunRecord
 CARD_FILE, FIGURE_FILE = "README.md", "delta_auc.png"
 TEMPLATE = "card.md.jinja"
 PAPER = "2606.24752"
-DEFAULT_RULE = "turning_point"
-# Matplotlib's settings are one set for all threads: whoever draws holds this.
-DRAWING = threading.Lock()
 
 
 def delta_auc_png(run: RunRecord) -> bytes | None:
     """The ΔAUC of a run's probes as a PNG; `None` with fewer than two of the trained model."""
-    drawable = [series for series in probe_series(run, DEFAULT_RULE) if len(series.trained) > 1]
+    drawable = [series for series in probe_series(run) if len(series.trained) > 1]
     if not drawable:
         return None
-    with DRAWING:
-        return png_bytes(delta_auc_figure(drawable[0], WIDE))
+    return render(partial(delta_auc_figure, drawable[0]), "png")[0]
 
 
 def render_card(run: RunRecord, repo_id: str, branches: list[str], finished: bool, figure: bool) -> str:
@@ -50,7 +47,7 @@ def render_card(run: RunRecord, repo_id: str, branches: list[str], finished: boo
         trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True, undefined=StrictUndefined, autoescape=False
     )
     template = environment.from_string((files(__package__) / TEMPLATE).read_text(encoding="utf-8"))
-    series = probe_series(run, DEFAULT_RULE)
+    series = probe_series(run)
     return template.render(
         metadata=metadata(run, series).to_yaml(),
         name=run.name,
@@ -58,7 +55,7 @@ def render_card(run: RunRecord, repo_id: str, branches: list[str], finished: boo
         branches=branches,
         finished=finished,
         figure=FIGURE_FILE if figure else None,
-        summary=summary(run, series),
+        summary=" ".join([run_summary(run, series), *run_result(series)]),
         config=run.config,
         provenance=run.config.get("provenance", {}),
         languages=[language_name(run, code) for code in run.config.get("languages", [])],

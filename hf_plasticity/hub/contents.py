@@ -125,7 +125,7 @@ def main_files(
     lines = {PROBES_FILE: run.probes, DIAGNOSTICS_FILE: run.diagnostics, FORGETTING_FILE: run.forgetting}
     files |= {name: _json_lines(records) for name, records in lines.items() if records}
     if run.training_log:
-        state = {} if finished_at is None else {"global_step": finished_at}
+        state: dict[str, Any] = {} if finished_at is None else {"global_step": finished_at}
         state["log_history"] = run.training_log
         files[TRAINER_STATE_FILE] = json.dumps(state, indent=1).encode()
     files |= _parquet(run)
@@ -172,7 +172,7 @@ def _parquet(run: RunRecord) -> Files:
         "forgetting": run.forgetting_frame(),
         "training_log": run.training_frame(),
     }
-    files = {}
+    files: Files = {}
     for name, frame in frames.items():
         if len(frame):
             buffer = io.BytesIO()

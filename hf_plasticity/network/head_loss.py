@@ -196,7 +196,7 @@ def _install(model: PreTrainedModel, triton: bool) -> None:
 
     _check_not_prepared("forward" not in model.__dict__)
     # The Trainer reads a model's arguments off its signature.
-    forward.__signature__ = inspect.signature(type(model).forward)
+    setattr(forward, "__signature__", inspect.signature(type(model).forward))  # noqa: B010
     head = model.get_output_embeddings()
     model._fused_head_loss = head._fused_head_loss = _Fused(head, forward, triton)
     # As methods, which a copy of the model binds to itself.

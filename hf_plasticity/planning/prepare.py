@@ -1,12 +1,14 @@
-"""All blocks of a study, prepared before it runs: on a machine with network and without a GPU, say."""
+"""Prepare all blocks of a run before it starts, for example on a machine with network and without a GPU."""
 
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..data.blocks import Blocks
+from ..data.overlap import Overlap, measure_overlap
 from ..errors import PlasticityError
 from ..experiment.config import ExperimentConfig
 from ..experiment.data import open_data, training_stream, vocabulary
+from ..probing.probe import check_text
 from .text import sequences_needed
 
 
@@ -21,12 +23,13 @@ class Prepared:
 def prepare_study(study: ExperimentConfig) -> list[Prepared]:
     """
     Prepare the training blocks of each language as far as the run goes, and those of the probe. The run finds them,
-    and a second call has nothing left to do.
+    and a second call prepares nothing.
 
     Raises:
-        [`PlasticityError`]: Too little text, as the run would say it, or blocks that are to be streamed.
+        [`PlasticityError`]: Too little text, with the same message as at the start of the run, or blocks that are
+            streamed.
     """
-    training = study.training
+    training, probe_language = study.training, study.data.probe_language
     if study.data.streaming:
         raise PlasticityError(
             "streaming: blocks are prepared as the run needs them and deleted afterwards; leave it out to prepare "
@@ -39,32 +42,19 @@ def prepare_study(study: ExperimentConfig) -> list[Prepared]:
     prepared = []
     for language, split, use, sequences in sequences_needed(study, stream.schedule, batch_size):
         blocks = (data.train if split == "train" else data.validation)[language]
-        if use != "training":
-            blocks.prepare(sequences)
-            _check(study, blocks, use, sequences)
+        if use == "probe":
+            check_text(blocks, data.validation[probe_language], training.probe_config(batch_size))
+        elif use == "evaluation":
+            blocks.require(sequences, "probe_eval_sequences")
         prepared.append(Prepared(blocks, use))
     return prepared
 
 
-def _check(study: ExperimentConfig, blocks: Blocks, use: str, wanted: int) -> None:
-    """What trainer and probe would say once they come to it."""
-    have = len(blocks)
-    if have >= wanted or (use == "probe" and study.training.allow_repeats and have):
-        return
-    if use == "probe":
-        raise PlasticityError(
-            f"probe_steps: {study.training.probe_steps} steps take {wanted:,} training sequences and there are "
-            f"{have:,}; give the probe language more text, shorten the probe, or set allow_repeats"
-        )
-    if blocks.language == study.data.probe_language:
-        raise PlasticityError(
-            f"probe_eval_sequences: {wanted} are asked for and the validation split has {have}; give it more text, or "
-            "ask for fewer"
-        )
-    raise PlasticityError(
-        f"probe_eval_sequences: {wanted} are asked for and the validation split of '{blocks.language}' has {have}; "
-        "give it more text, ask for fewer, or leave evaluate_forgetting out"
-    )
+def overlap_with_training(prepared: list[Prepared]) -> Overlap | None:
+    """How much of the probe language's validation text occurs verbatim in the training text of the run."""
+    training = [one.blocks for one in prepared if one.use in ("training", "probe")]
+    validation = [one.blocks for one in prepared if one.use == "evaluation"]
+    return measure_overlap(validation[-1], training) if validation else None
 
 
 def prepared_table(prepared: list[Prepared]) -> str:

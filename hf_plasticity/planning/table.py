@@ -172,11 +172,12 @@ def _reached(reached: bool, length: str) -> str:
     return f"{length}: {'long enough' if reached else 'too short to see it'}"
 
 
-def _bytes(count: int) -> str:
-    for unit in ("B", "kB", "MB", "GB", "TB"):
-        if count < 1000 or unit == "TB":
+def _bytes(count: float) -> str:
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
             return f"{count:.0f} B" if unit == "B" else f"{count:,.1f} {unit}"
         count /= 1000
+    return f"{count:,.1f} TB"
 
 
 def _duration(seconds: float) -> str:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from torch import nn
@@ -15,12 +15,10 @@ from ..periodic import PeriodicCallback, Timeline
 from ..records import PROBES_FILE
 from .checkpoint import save_probe_checkpoint, save_probe_record
 from .config import ProbeConfig
+from .evaluation import TokenBlocks
 from .probe import ProbeDivergedError, check_probe
 from .recorder import ProbeRecorder, probe_conditions
 
-
-if TYPE_CHECKING:
-    from .evaluation import TokenBlocks
 
 logger = logging.get_logger(__name__)
 
@@ -82,8 +80,8 @@ class PlasticityProbeCallback(PeriodicCallback):
 
     def __init__(
         self,
-        train_blocks: "TokenBlocks",
-        eval_blocks: "TokenBlocks",
+        train_blocks: TokenBlocks,
+        eval_blocks: TokenBlocks,
         config: ProbeConfig | None = None,
         language: str = "held-out",
         every: float = 0.1,

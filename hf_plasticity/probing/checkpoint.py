@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,8 +11,19 @@ from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
 from ..distributed import is_main_process
+from ..errors import PlasticityError
 from ..network import reshard
-from ..records import write_atomically
+from ..records import (
+    PROBE_KEY,
+    PROBES_FILE,
+    DamagedRecordWarning,
+    append_record,
+    damaged_lines,
+    find_record,
+    probed_checkpoints,
+    set_damaged_lines_aside,
+    write_atomically,
+)
 
 
 if TYPE_CHECKING:
@@ -50,6 +62,35 @@ def save_probe_checkpoint(
 
 def _reveal(unfinished: Path, folder: Path) -> None:
     unfinished.rename(folder)
+
+
+def restore_probe_records(folder: str | Path) -> None:
+    """
+    Restore damaged lines of `probes.jsonl` from the copies beside the probed checkpoints. The damaged lines move to
+    `probes.jsonl.damaged`.
+
+    Raises:
+        [`PlasticityError`]: A damaged line has no copy: ΔAUC of later probes could then refer to another probe.
+    """
+    path = Path(folder) / PROBES_FILE
+    damaged = damaged_lines(path)
+    if not damaged:
+        return
+    copies = [checkpoint / RECORD_FILE for checkpoint in probed_checkpoints(folder)]
+    records = [json.loads(copy.read_text(encoding="utf-8")) for copy in copies if copy.exists()]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DamagedRecordWarning)
+        missing = [
+            record for record in records if find_record(path, {name: record[name] for name in PROBE_KEY}) is None
+        ]
+        if len(missing) < len(damaged):
+            raise PlasticityError(
+                f"'{path}': line {damaged[0]} is damaged, and the probed checkpoints have no copy of it; restore "
+                "the file from a backup, or delete it together with the later probes"
+            )
+        for record in missing:
+            append_record(path, record, PROBE_KEY)
+    set_damaged_lines_aside(path)
 
 
 def record_bytes(record: dict[str, Any]) -> bytes:

@@ -1,7 +1,7 @@
 """Validation loss on token blocks, over all processes."""
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import torch
@@ -16,10 +16,10 @@ from ..network import reshard
 if TYPE_CHECKING:
     from ..data.blocks import Blocks
 
-    TokenBlocks = Blocks | np.ndarray | torch.Tensor
+TokenBlocks: TypeAlias = "Blocks | np.ndarray | torch.Tensor"
 
 
-def as_blocks(blocks: Any) -> "TokenBlocks":
+def as_blocks(blocks: Any) -> TokenBlocks:
     """
     Token blocks from what a user has: [`Blocks`], an array, a tensor, a list of lists, or a `datasets.Dataset` with
     `input_ids` of one length.
@@ -33,7 +33,7 @@ def as_blocks(blocks: Any) -> "TokenBlocks":
     try:
         array = np.asarray(list(rows), dtype=np.int64)
     except (TypeError, ValueError):
-        array = np.empty(0)
+        array = np.empty(0, dtype=np.int64)
     if array.ndim != 2:
         raise PlasticityError(
             f"blocks: '{type(blocks).__name__}' does not hold token sequences of one length; make blocks with "
@@ -47,7 +47,7 @@ def to_device(batch: np.ndarray | torch.Tensor, device: torch.device) -> torch.T
 
 
 @torch.no_grad()
-def validation_loss(model: nn.Module, blocks: "TokenBlocks", num_sequences: int, micro_batch_size: int) -> float:
+def validation_loss(model: nn.Module, blocks: TokenBlocks, num_sequences: int, micro_batch_size: int) -> float:
     """
     Mean loss over the first `num_sequences` blocks, in nats per token. Leaves the model in evaluation mode.
 

@@ -4,7 +4,6 @@ import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -25,14 +24,8 @@ from ..errors import PlasticityError
 from ..learning_rate import learning_rate_shape
 from ..network import preserve_model, reshard
 from .config import ProbeConfig
-from .evaluation import as_blocks, to_device, validation_loss
+from .evaluation import TokenBlocks, as_blocks, to_device, validation_loss
 from .result import ProbeResult
-
-
-if TYPE_CHECKING:
-    from ..data.blocks import Blocks
-
-    TokenBlocks = Blocks | np.ndarray | torch.Tensor
 
 
 class ProbeDivergedError(FloatingPointError):
@@ -41,8 +34,8 @@ class ProbeDivergedError(FloatingPointError):
 
 def run_probe(
     model: nn.Module,
-    train_blocks: "TokenBlocks",
-    eval_blocks: "TokenBlocks",
+    train_blocks: TokenBlocks,
+    eval_blocks: TokenBlocks,
     config: ProbeConfig,
     micro_batch_size: int | None = None,
     largest_micro_batch_size: int | None = None,
@@ -117,8 +110,8 @@ def run_probe(
 
 def check_probe(
     model: nn.Module,
-    train_blocks: "TokenBlocks",
-    eval_blocks: "TokenBlocks",
+    train_blocks: TokenBlocks,
+    eval_blocks: TokenBlocks,
     config: ProbeConfig,
     micro_batch_size: int | None = None,
 ) -> None:
@@ -147,6 +140,32 @@ def _check_causal(model: nn.Module) -> None:
     if config.is_encoder_decoder or masked:
         kind = "an encoder-decoder model" if config.is_encoder_decoder else "a masked language model"
         raise PlasticityError(f"model: '{name}' is {kind}; the probe requires a causal language model")
+
+
+def check_text(train_blocks: TokenBlocks, eval_blocks: TokenBlocks, config: ProbeConfig) -> int:
+    """
+    Check that there is enough text for a probe. Blocks that are prepared on demand are prepared.
+
+    Returns:
+        `int`: The number of training blocks.
+
+    Raises:
+        [`PlasticityError`]: There is too little text.
+    """
+    wanted = config.steps * config.batch_size
+    available = _number_of_blocks(train_blocks, wanted)
+    if available < wanted and not (config.allow_repeats and available):
+        raise PlasticityError(
+            f"probe_steps: {config.steps} steps require {wanted:,} training sequences and there are {available:,}; "
+            "give the probe language more text, shorten the probe, or set allow_repeats"
+        )
+    held_out = _number_of_blocks(eval_blocks, config.eval_sequences)
+    if held_out < config.eval_sequences:
+        raise PlasticityError(
+            f"probe_eval_sequences: {config.eval_sequences} are requested and the validation split of the probe "
+            f"language has {held_out}; give it more text, or request fewer"
+        )
+    return available
 
 
 class _Share:
@@ -178,18 +197,7 @@ class _Share:
                 f"{self.world} processes has of a probe batch"
             )
         self.wanted = config.steps * config.batch_size
-        self.available = _number_of_blocks(self.train_blocks, self.wanted)
-        if self.available < self.wanted and not (config.allow_repeats and self.available):
-            raise PlasticityError(
-                f"probe_steps: {config.steps} steps require {self.wanted:,} training sequences and there are "
-                f"{self.available:,}; give the probe language more text, shorten the probe, or set allow_repeats"
-            )
-        held_out = _number_of_blocks(self.eval_blocks, config.eval_sequences)
-        if held_out < config.eval_sequences:
-            raise PlasticityError(
-                f"probe_eval_sequences: {config.eval_sequences} are requested and the validation split has "
-                f"{held_out}; give it more text, or request fewer"
-            )
+        self.available = check_text(self.train_blocks, self.eval_blocks, config)
 
     def order(self, seed: int) -> np.ndarray:
         """Training sequences in the order of a probe, over all processes: `(steps * batch_size,)`."""
@@ -202,9 +210,9 @@ class _Share:
             yield to_device(self.train_blocks[order[first : first + self.micro_batch_size]], self.device)
 
 
-def _number_of_blocks(blocks: "TokenBlocks", wanted: int) -> int:
+def _number_of_blocks(blocks: TokenBlocks, wanted: int) -> int:
     """How many blocks there are, once as many as are wanted are prepared."""
-    if hasattr(blocks, "prepare"):
+    if not isinstance(blocks, np.ndarray | torch.Tensor):
         blocks.prepare(wanted)
     return len(blocks)
 

@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,13 +26,10 @@ from ..records import (
     write_protocol,
 )
 from .config import ProbeConfig
-from .evaluation import as_blocks
+from .evaluation import TokenBlocks, as_blocks
 from .probe import ProbeDivergedError, run_probe, unwrapped
 from .result import ProbeResult
 
-
-if TYPE_CHECKING:
-    from .evaluation import TokenBlocks
 
 ALL = "all"
 # The adaptation of a probe that trains a part of the parameters because training does, as with PEFT.
@@ -56,8 +53,8 @@ class ProbeRecorder:
 
     def __init__(
         self,
-        train_blocks: "TokenBlocks",
-        eval_blocks: "TokenBlocks",
+        train_blocks: TokenBlocks,
+        eval_blocks: TokenBlocks,
         config: ProbeConfig,
         language: str,
         timeline: Timeline,
@@ -219,7 +216,7 @@ def precision(weights: torch.dtype) -> str:
     return name if autocast == "no" else f"{name}, {autocast} autocast"
 
 
-def fingerprint(blocks: "TokenBlocks") -> str:
+def fingerprint(blocks: TokenBlocks) -> str:
     """Hexadecimal digits that identify the tokens of `blocks`."""
     if hasattr(blocks, "fingerprint"):
         return blocks.fingerprint

@@ -34,7 +34,7 @@ class ProbeResult:
         return np.mean(self.curves, axis=0).tolist()
 
     @cached_property
-    def scores(self) -> dict[str, float]:
+    def scores(self) -> dict[str, Any]:
         """`probe_auc`, `mean_loss`, `start_loss` and `final_loss` of the mean curve, by the metric `probe_auc`."""
         return probe_auc(self.probe_steps, self.losses)
 
@@ -48,7 +48,7 @@ class ProbeResult:
         """Standard error of `auc` over the repeats; `None` for a single one."""
         if len(self.curves) < 2:
             return None
-        areas = probe_auc(self.probe_steps, self.curves)["probe_auc"]
+        areas = np.asarray(probe_auc(self.probe_steps, self.curves)["probe_auc"])
         return float(np.std(areas, ddof=1) / np.sqrt(len(areas)))
 
     @property
@@ -56,7 +56,9 @@ class ProbeResult:
         """The final loss in bits per UTF-8 byte, by the metric of that name."""
         if self.bytes_per_token is None:
             return None
-        return bits_per_byte(self.losses[-1], num_tokens=1, num_bytes=self.bytes_per_token)
+        bits = bits_per_byte(self.losses[-1], num_tokens=1, num_bytes=self.bytes_per_token)
+        assert isinstance(bits, float)
+        return bits
 
     def record(
         self, position: dict[str, Any], protocol: dict[str, Any], reference_auc: float | None

@@ -100,7 +100,7 @@ def check_weights(suite: SuiteConfig, found: Mapping[int, str]) -> None:
     """
     local = Path(suite.model).is_dir()
     files = {name: _local_files(suite, name) if local else _files_on_the_hub(suite, name) for name in found.values()}
-    holders = defaultdict(list)
+    holders: Mapping[Any, list[str]] = defaultdict(list)
     for name, digests in files.items():
         for digest in digests:
             holders[digest].append(name)

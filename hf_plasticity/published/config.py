@@ -129,6 +129,9 @@ def parse_suite(
     for name in ("every", "diagnostics_sequences"):
         if getattr(suite, name) < 1:
             raise PlasticityError(f"{name}: {getattr(suite, name)} is not a positive number")
+    for name in ("permute_tokens", "fresh_languages"):
+        if getattr(data, name):
+            raise PlasticityError(f"{name}: it applies to training; leave it out")
     if suite.head_loss not in (LOGITS, FUSED):
         raise PlasticityError(f"head_loss: '{suite.head_loss}' is unknown; choose {LOGITS} or {FUSED}")
     if suite.share not in (None, CHECKPOINTS, BATCH):

@@ -147,7 +147,7 @@ class CheckpointProber:
         to_diagnose = set() if self.diagnostics_blocks is None else set(steps) - self._diagnosed()
         missing = [step for step in steps if step in to_probe | to_diagnose]
         for batch in _batches(missing, 1 if self.together else self.world_size):
-            paths = from_main_process(lambda batch=batch: [self.fetch(step) for step in batch])
+            paths = from_main_process(partial(self._fetch, batch))
             tasks = [Task(step, path, step in to_probe, step in to_diagnose) for step, path in zip(batch, paths)]
             results = [self._measure(task) for task in tasks] if self.together else self._measure_in_parallel(tasks)
             errors = []
@@ -161,6 +161,9 @@ class CheckpointProber:
                         from_main_process(partial(recorded, step))
             if errors:
                 raise errors[0]
+
+    def _fetch(self, steps: Sequence[int]) -> list[str]:
+        return [self.fetch(step) for step in steps]
 
     def _measure_in_parallel(self, tasks: list[Task]) -> list[Measured]:
         """Each process measures one of the checkpoints; all receive all results."""

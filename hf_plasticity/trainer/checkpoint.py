@@ -1,54 +1,57 @@
-"""Which checkpoint a run may go on from: the last that is complete."""
+"""The checkpoints that a run resumes from: marked when they are complete, verified before they are used."""
 
 import errno
+import hashlib
 import json
 import shutil
 from pathlib import Path
 
 from transformers.utils import logging
 
-from ..records import COMPLETE_FILE, checkpoints, write_atomically
+from ..records import COMPLETE_FILE, checkpoints, is_complete, write_atomically
 
 
 logger = logging.get_logger(__name__)
 
 # Less than this is left after a write that did not fit.
 FULL_DISK_BYTES = 2**20
+READ_BYTES = 2**22
 
 
 def mark_complete(checkpoint: str | Path) -> None:
-    """Write the marker of a checkpoint whose every file is on disk: their names and sizes."""
+    """Write the marker of a checkpoint that is on disk: the size and the checksum of each of its files."""
     checkpoint = Path(checkpoint)
-    sizes = {
-        str(path.relative_to(checkpoint)): path.stat().st_size
+    files = {
+        str(path.relative_to(checkpoint)): {"bytes": path.stat().st_size, "blake2b": _checksum(path)}
         for path in sorted(checkpoint.rglob("*"))
         if path.is_file() and path.name != COMPLETE_FILE
     }
-    write_atomically(checkpoint / COMPLETE_FILE, json.dumps({"files": sizes}, indent=1).encode())
+    write_atomically(checkpoint / COMPLETE_FILE, json.dumps({"files": files}, indent=1).encode())
 
 
-def what_is_wrong(checkpoint: str | Path) -> str | None:
-    """Why a checkpoint must not be resumed from, or `None` if it may be."""
+def find_damage(checkpoint: str | Path) -> str | None:
+    """What is damaged in a checkpoint, by the sizes and checksums in its marker; `None` if nothing is."""
     checkpoint = Path(checkpoint)
-    marker = checkpoint / COMPLETE_FILE
-    if not marker.exists():
+    if not is_complete(checkpoint):
         return "incomplete"
     try:
-        sizes = json.loads(marker.read_text(encoding="utf-8"))["files"]
+        files = json.loads((checkpoint / COMPLETE_FILE).read_text(encoding="utf-8"))["files"]
     except (ValueError, KeyError):
         return f"{COMPLETE_FILE} is damaged"
-    for name, size in sizes.items():
+    for name, expected in files.items():
         path = checkpoint / name
         if not path.exists():
             return f"{name} is missing"
-        if path.stat().st_size != size:
-            return f"{name} has {path.stat().st_size} bytes instead of {size}"
+        if path.stat().st_size != expected["bytes"]:
+            return f"{name} has {path.stat().st_size} bytes instead of {expected['bytes']}"
+        if _checksum(path) != expected["blake2b"]:
+            return f"{name} has another checksum"
     return None
 
 
 def last_complete_checkpoint(output_dir: str | Path) -> str | None:
     """
-    The newest checkpoint of a run folder that is complete, passing over damaged ones with a warning.
+    The newest complete checkpoint of a run folder. Damaged ones are skipped with a warning.
 
     Args:
         output_dir (`str` or `Path`): The run folder.
@@ -57,28 +60,45 @@ def last_complete_checkpoint(output_dir: str | Path) -> str | None:
         `str`: Its path, for `resume_from_checkpoint`; `None` if there is none.
     """
     for checkpoint in checkpoints(output_dir):
-        if (problem := what_is_wrong(checkpoint)) is None:
+        if (damage := find_damage(checkpoint)) is None:
             return str(checkpoint)
-        logger.warning(f"passing over '{checkpoint}': {problem}")
+        logger.warning(f"skipping '{checkpoint}': {damage}")
     return None
 
 
-def rotate(output_dir: str | Path, limit: int | None) -> None:
+def rotate(saved: str | Path, limit: int | None) -> None:
     """
-    Delete all but the newest `limit` complete checkpoints, `None` for all. One that is damaged is no replacement for
-    one that is not, however new.
+    Delete incomplete checkpoints, and all but the newest `limit` complete ones (`None` keeps all complete ones).
+
+    Args:
+        saved (`str` or `Path`): The checkpoint that was just saved. Complete ones of later steps are left there and do
+            not count: the run did not resume from them, so they may be damaged.
+        limit (`int`, *optional*): `save_total_limit`.
     """
-    complete = [checkpoint for checkpoint in checkpoints(output_dir) if what_is_wrong(checkpoint) is None]
-    for checkpoint in complete[limit:] if limit else []:
-        # First the marker, so that what a kill leaves of it is not taken for complete.
-        (checkpoint / COMPLETE_FILE).unlink()
-        shutil.rmtree(checkpoint)
+    saved = Path(saved)
+    found = checkpoints(saved.parent)
+    complete = [checkpoint for checkpoint in found if is_complete(checkpoint)]
+    later = complete[: complete.index(saved)]
+    kept = complete[: len(later) + limit] if limit else complete
+    for checkpoint in found:
+        if checkpoint not in kept:
+            # First the marker, so that what a kill leaves of it does not count as complete.
+            (checkpoint / COMPLETE_FILE).unlink(missing_ok=True)
+            shutil.rmtree(checkpoint)
 
 
 def is_full_disk(error: BaseException, folder: str | Path) -> bool:
-    """Whether a write failed for want of space; torch and safetensors raise errors of their own without `errno`."""
+    """Whether a write failed for lack of space. Torch and safetensors raise errors of their own, without `errno`."""
     if isinstance(error, OSError):
         return error.errno == errno.ENOSPC
     if "No space left on device" in str(error):
         return True
     return isinstance(error, RuntimeError) and shutil.disk_usage(folder).free < FULL_DISK_BYTES
+
+
+def _checksum(path: Path) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    with path.open("rb") as file:
+        while chunk := file.read(READ_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()

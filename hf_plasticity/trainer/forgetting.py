@@ -7,7 +7,6 @@ from torch import nn
 from transformers import TrainingArguments
 
 from ..distributed import is_main_process
-from ..errors import PlasticityError
 from ..network import preserve_model
 from ..periodic import PeriodicCallback, Timeline
 from ..probing.evaluation import validation_loss
@@ -37,12 +36,8 @@ class ForgettingCallback(PeriodicCallback):
     def __init__(self, eval_blocks: "dict[str, Blocks]", eval_sequences: int, timeline: Timeline):
         super().__init__(timeline, every=1, unit="cycles", at_start=False)
         self.eval_blocks, self.eval_sequences = eval_blocks, eval_sequences
-        for language, blocks in eval_blocks.items():
-            if len(blocks.prepare(eval_sequences)) < eval_sequences:
-                raise PlasticityError(
-                    f"probe_eval_sequences: {eval_sequences} are requested and the validation split of '{language}' "
-                    f"has {len(blocks)}; give it more text, request fewer, or leave out evaluate_forgetting"
-                )
+        for blocks in eval_blocks.values():
+            blocks.require(eval_sequences, "probe_eval_sequences")
 
     def act(self, step: int, model: nn.Module, tokenizer: Any, folder: Path, args: TrainingArguments) -> None:
         """Measure the losses."""

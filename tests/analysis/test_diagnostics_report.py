@@ -1,16 +1,15 @@
-"""What the report shows of the inside of the network: layers, heads, and what moves with plasticity."""
+"""What the report shows of the inside of the network: layers, heads, and what moves with ΔAUC."""
 
 import math
 
+import numpy as np
 import pytest
-from matplotlib.colors import to_hex
 
-from hf_plasticity.analysis.association import associations, chance, spearman
-from hf_plasticity.analysis.heatmaps import heads_figure, layers_figure
+from hf_plasticity.analysis.sections.correlation import paired, spearman
+from hf_plasticity.analysis.sections.diagnostics import heads_figure, measure_figure
 from hf_plasticity.analysis.series import probe_series
-from hf_plasticity.analysis.theme import shade
 from hf_plasticity.records import read_run
-from support.reports import diagnosis, make_run, report, text_of, write_lines
+from support.reports import diagnosis, figures_of, make_run, report, text_of, write_lines
 
 
 # ΔAUC against cycle 1 (60): 0, −10, −5, +5, +10 percent.
@@ -28,11 +27,6 @@ def diagnosed(folder, values, **config):
     return folder
 
 
-def found(folder):
-    run = read_run(folder)
-    return associations(probe_series(run, "turning_point")[0], run.diagnostics)
-
-
 @pytest.mark.parametrize(
     "xs, ys, rho",
     [
@@ -47,78 +41,57 @@ def found(folder):
     ],
 )
 def test_rank_correlation_is_that_worked_out_by_hand(xs, ys, rho):
-    assert spearman(xs, ys) == pytest.approx(rho)
+    assert spearman(xs, ys)[0] == pytest.approx(rho)
 
 
-@pytest.mark.parametrize("xs, ys", [([1, 2], [1, 2]), ([1, 1, 1], [1, 2, 3]), ([1, 2, 3], [4, 4, 4])])
+def test_p_values_count_the_orders_that_reach_the_correlation():
+    # Of 120 orders of five, the two perfect ones reach ±1; those of 24 orders of four as well.
+    assert spearman([1, 2, 3, 4, 5], [1, 2, 3, 4, 5])[1] == pytest.approx(2 / 120)
+    assert spearman([1, 2, 3, 4], [4, 3, 2, 1])[1] == pytest.approx(2 / 24)
+    # One pair of neighbors swapped: four orders of five have it, one none; on both sides, 10 of 120.
+    assert spearman([1, 2, 3, 4, 5], [1, 2, 3, 5, 4])[1] == pytest.approx(10 / 120)
+    # The two-sided 5% point is tabulated as 0.521 at n = 15. Here Σd² = 2 · 10² + 2 · 6².
+    order = [1, 2, 3, 14, 5, 12, 7, 8, 9, 10, 11, 6, 13, 4, 15]
+    rho, p_value = spearman(range(15), order)
+    assert rho == pytest.approx(1 - 6 * 272 / (15 * 224)) and 0.03 < p_value < 0.08
+
+
+@pytest.mark.parametrize("xs, ys", [([1, 2, 3], [1, 2, 3]), ([1, 1, 1, 1], [1, 2, 3, 4]), ([1, 2, 3, 4], [4] * 4)])
 def test_no_correlation_where_there_is_none(xs, ys):
-    assert spearman(xs, ys) is None
+    assert spearman(xs, ys) == (None, None)
 
 
-def test_chance_agrees_with_the_published_critical_values():
-    # Two-sided 5% points of Spearman's ρ as tabulated: 1.000 at n = 5, 0.886 at 6, 0.786 at 7, 0.738 at 8.
-    for n, critical in ((5, 1.000), (6, 0.886), (7, 0.786), (8, 0.738)):
-        assert chance(n)[0] == pytest.approx(critical, abs=5e-4)
-    assert chance(5)[1] == pytest.approx(2 / 120)
-    # Both perfect orders of three in six: no |ρ| is rare.
-    assert chance(3) == (1.0, pytest.approx(2 / 6))
-    # Sampled: 0.521 at 15 and 0.361 at 30 in the tables.
-    assert chance(15)[0] == pytest.approx(0.521, abs=0.01) and chance(30)[0] == pytest.approx(0.361, abs=0.01)
-
-
-def test_measures_are_ordered_by_how_they_move_with_plasticity(tmp_path):
-    folder = diagnosed(
-        tmp_path / "run",
-        {
-            # Ranks of ΔAUC over cycles 1 to 5: 3, 1, 2, 4, 5. Cycle 0 would spoil each of these.
-            "weak": [9, 1, 2, 3, 4, 5],
-            "follows": [9, 3, 1, 2, 4, 5],
-            "constant": [9, 7, 7, 7, 7, 7],
-            "opposes": [0, -3, -1, -2, -5, -4],
-        },
-    )
-    ordered = {one.measure: one.rho for one in found(folder)}
-    # Σd² is 0, 38 and 6: ρ = 1 − Σd²/20.
-    assert list(ordered) == ["follows", "opposes", "weak", "constant"]
-    assert ordered == {"follows": 1.0, "opposes": -0.9, "weak": 0.7, "constant": None}
-
-
-def test_only_diagnoses_at_the_step_of_a_probe_count(tmp_path):
+def test_only_diagnoses_at_the_step_of_a_probe_of_the_trained_model_count(tmp_path):
     folder = make_run(tmp_path / "run", AREAS)
     lines = [diagnosis(cycle, {"a": {"overall": float(cycle), "per_layer": []}}) for cycle in (0, 1, 2, 4)]
     lines += [diagnosis(3, {"a": {"overall": 3.0, "per_layer": []}}) | {"step": 241}]
     lines += [diagnosis(5, {"a": {"overall": None, "per_layer": []}})]
     write_lines(folder / "diagnostics.jsonl", *lines)
-    [one] = found(folder)
-    assert one.values == [1.0, 2.0, 4.0] and one.changes == pytest.approx([0, -10, 5])
+    run = read_run(folder)
+    steps, values, changes = paired(probe_series(run)[0], run.diagnostics, "a")
+    assert (steps, values, changes) == ([80, 160, 320], [1.0, 2.0, 4.0], pytest.approx([0, -10, 5]))
 
 
-def test_page_says_how_many_measures_were_looked_at_and_what_chance_would_do(tmp_path):
-    values = {"follows": [9, 3, 1, 2, 4, 5], "weak": [9, 1, 2, 3, 4, 5], "constant": [9, 7, 7, 7, 7, 7]}
+def test_measures_are_ordered_by_how_they_move_with_plasticity(tmp_path):
+    values = {
+        # Ranks of ΔAUC over cycles 1 to 5: 3, 1, 2, 4, 5. Cycle 0 would spoil each of these.
+        "weak": [9, 1, 2, 3, 4, 5],
+        "follows": [9, 3, 1, 2, 4, 5],
+        "constant": [9, 7, 7, 7, 7, 7],
+        "opposes": [0, -3, -1, -2, -5, -4],
+    }
     text = text_of(report(diagnosed(tmp_path / "run", values)))
-    assert "3 measures were looked at, all are shown, in the order of |ρ|" in text
-    assert "Without a ρ: constant (it is the same every time)" in text
-    # 2 of the 120 orders of five; of the two measures that have a ρ, 2 · 1.67%.
-    assert "n = 5: chance alone reaches |ρ| = 1 about 1.7% of the time; of 2 measures, about 0.033 would." in text
-    # The cycle number, as `weak` is, against ΔAUC.
-    assert "the steps trained alone have ρ = +0.70 with ΔAUC" in text
-    assert text.index("ρ = +1.00, n = 5") < text.index("ρ = +0.70, n = 5") < text.index("no ρ, n = 5")
-    assert "follows +1.00 +0.70 5 weak +0.70 +1.00 5 constant – – 5" in text
+    # Σd² is 0, 38 and 6: ρ = 1 − Σd²/20. Of 120 orders, 2, 10 and 28 have as large a ρ on one side or the other.
+    rows = "follows +1.00 0.017 +0.70 5 opposes −0.90 0.083 −0.60 5 weak +0.70 0.23 +1.00 5 constant – – – 5"
+    assert rows in text
+    assert "by chance, about 0.15 of 3 would be below 0.05" in text
 
 
-def test_page_of_three_cycles_does_not_speak_of_rare_chances(tmp_path):
-    folder = make_run(tmp_path / "run", {cycle: AREAS[cycle] for cycle in range(4)})
-    lines = [diagnosis(cycle, {"a": {"overall": float(cycle), "per_layer": []}}) for cycle in range(4)]
-    write_lines(folder / "diagnostics.jsonl", *lines)
-    text = text_of(report(folder))
-    assert "n = 3: chance alone reaches |ρ| = 1 about 33% of the time, so no ρ says much." in text
-
-
-def test_diagnoses_apart_from_the_probes_are_named_as_a_gap(tmp_path):
+def test_diagnoses_apart_from_the_probes_are_named(tmp_path):
     folder = make_run(tmp_path / "run", AREAS)
     write_lines(folder / "diagnostics.jsonl", diagnosis(0, {"a": {"overall": 1.0, "per_layer": []}}))
     text = text_of(report(folder))
-    assert "its measures are not set against ΔAUC" in text and "What moves with plasticity" not in text
+    assert "No diagnosis was taken at a probe of the trained model" in text and "What moves with ΔAUC" not in text
 
 
 def test_diagnoses_of_different_configurations_are_never_one_correlation(tmp_path):
@@ -130,64 +103,44 @@ def test_diagnoses_of_different_configurations_are_never_one_correlation(tmp_pat
     ]
     write_lines(folder / "diagnostics.jsonl", *lines)
     text = text_of(report(folder))
-    assert "What moves with plasticity (d)" in text and "What moves with plasticity (e)" in text
+    assert "What moves with ΔAUC (d)" in text and "What moves with ΔAUC (e)" in text
     # The cycle number against the ranks 3, 1, 2, 4, 5.
-    assert "ρ = +0.70, n = 5" in text and "ρ = −0.70, n = 5" in text
+    assert "a +0.70" in text and "a −0.70" in text
 
 
-def filled(axes):
-    """The colour of each filled cell of a map by column and row, and the cells that are hatched."""
-    cells, hatched = {}, set()
-    for patch in axes.patches:
-        vertices, fill = patch.get_path().vertices, patch.get_facecolor()[3] > 0
-        corners = 5 if fill else 6
-        for start in range(0, len(vertices), corners):
-            part = vertices[start : start + (4 if fill else 6)]
-            place = tuple(round(value) for value in (part.min(0) + part.max(0)) / 2)
-            if fill:
-                cells[place] = to_hex(patch.get_facecolor())
-            else:
-                hatched.add(place)
-    return cells, hatched
-
-
-def test_heatmap_shades_what_was_measured_and_hatches_the_rest():
+def test_layers_that_were_not_measured_are_gaps_in_their_lines():
     records = [
-        diagnosis(0, {"a": {"overall": 0.5, "per_layer": [0.0, 1.0, None]}}),
+        diagnosis(0, {"a": {"overall": 0.5, "per_layer": [0.0, None]}}),
         diagnosis(1, {}, {"a": "it was lost"}),
-        diagnosis(2, {"a": {"overall": 0.5, "per_layer": [0.5, 0.0, 1.0]}}),
+        diagnosis(2, {"a": {"overall": 0.75, "per_layer": [0.5, 1.0]}}),
     ]
-    cells, hatched = filled(layers_figure(records, "a", "a", 316).axes[0])
-    assert hatched == {(0, 2), (1, 0), (1, 1), (1, 2)}
-    assert set(cells) == {(0, 0), (0, 1), (2, 0), (2, 1), (2, 2)}
-    assert cells[0, 0] == cells[2, 1] == shade(0) and cells[0, 1] == cells[2, 2] == shade(1)
-    assert cells[2, 0] not in (shade(0), shade(1))
+    first, second, whole = (line.get_ydata() for line in measure_figure(records, "a").axes[0].lines)
+    np.testing.assert_equal(first, [0.0, np.nan, 0.5])
+    np.testing.assert_equal(second, [np.nan, np.nan, 1.0])
+    np.testing.assert_equal(whole, [0.5, np.nan, 0.75])
 
 
-def test_head_maps_share_a_scale_and_show_the_first_and_last_cycle():
-    def heads(cycle):
-        return [[float(cycle), 0.0], None, [1.0, 2.0]]
-
-    records = [diagnosis(c, {"a": {"overall": 1.0, "per_layer": [], "per_head": heads(c)}}) for c in range(21)]
-    figure = heads_figure(records, "a", "a", 984)
-    assert len(figure.axes) == 8
-    written = [text.get_text() for text in figure.texts]
-    assert {"cycle 0", "cycle 20", "0", "20"} <= set(written)
-    first, hatched = filled(figure.axes[0])
-    last, _ = filled(figure.axes[-1])
-    assert first[0, 0] == shade(0) and last[0, 0] == shade(1) and first[0, 2] == last[0, 2]
-    assert hatched == {(0, 1), (1, 1)}
+def test_fractions_are_drawn_from_0_to_1_and_others_are_not():
+    records = [
+        diagnosis(c, {name: {"overall": 0.01 * c, "per_layer": []} for name in ("lazy_heads", "a")}) for c in (1, 2)
+    ]
+    assert measure_figure(records, "lazy_heads").axes[0].get_ylim() == (0.0, 1.0)
+    assert measure_figure(records, "a").axes[0].get_ylim()[1] < 0.03
 
 
-def test_scale_tells_its_ends_apart():
-    records = [diagnosis(0, {"a": {"overall": 1.0, "per_layer": [0.9999702, 0.9999722]}})]
-    written = [text.get_text() for text in layers_figure(records, "a", "a", 316).texts]
-    assert "0.99997" in written and "0.999972" in written
-    same = [diagnosis(0, {"a": {"overall": 0.0, "per_layer": [0.0, 0.0]}})]
-    assert "0 everywhere" in [text.get_text() for text in layers_figure(same, "a", "a", 316).texts]
+def test_head_maps_share_a_scale_and_mask_what_was_not_measured():
+    def record(scale):
+        return diagnosis(0, {"a": {"overall": 1.0, "per_layer": [], "per_head": [[scale, 0.0], None, [1.0, 2.0]]}})
+
+    figure = heads_figure({"cycle 0": record(0.0), "cycle 20": record(20.0)}, "a")
+    first, last = (axes.collections[0] for axes in figure.axes[:2])
+    assert [axes.get_title() for axes in figure.axes[:2]] == ["cycle 0", "cycle 20"]
+    assert first.norm is last.norm and (first.norm.vmin, first.norm.vmax) == (0.0, 20.0)
+    np.testing.assert_equal(last.get_array().filled(np.nan), [[20.0, 0.0], [np.nan, np.nan], [1.0, 2.0]])
+    assert figure.axes[0].patch.get_hatch()
 
 
-def test_page_names_why_cells_are_hatched(tmp_path):
+def test_page_draws_measures_and_heads_and_names_what_was_not_measured(tmp_path):
     folder = make_run(tmp_path / "run", AREAS)
     measures = {
         "dormant_units": {"overall": 0.1, "per_layer": [0.1, None]},
@@ -195,6 +148,6 @@ def test_page_names_why_cells_are_hatched(tmp_path):
     }
     lines = [diagnosis(cycle, measures, {"dormant_units": "layer 1: no MLP"}) for cycle in AREAS]
     write_lines(folder / "diagnostics.jsonl", *lines)
-    text = text_of(report(folder))
-    assert text.count("Hatched: not measured (layer 1: no MLP).") == 1
-    assert "Layer by layer" in text and "Head by head" in text
+    html = report(folder)
+    assert {"dormant units", "attention entropy", "attention entropy by head"} <= set(figures_of(html))
+    assert "Not measured: dormant units (layer 1: no MLP)." in text_of(html)

@@ -1,12 +1,40 @@
-"""What the report of several runs shows of forgetting and of the inside of the networks."""
+"""The report of several runs: what is pooled, what stands side by side, and what is never mixed."""
+
+import csv
 
 import pytest
 
-from hf_plasticity.analysis.ladder import Bundle, run_groups
-from hf_plasticity.analysis.ladder_inside import forgetting_curve
-from hf_plasticity.analysis.ladder_plots import small_bundles
+from hf_plasticity.analysis.bands import bands_caption, bands_figure
+from hf_plasticity.analysis.comparison import comparisons
+from hf_plasticity.analysis.groups import Group, group_by_seed, interval_factor, mean_curve
+from hf_plasticity.analysis.sections.forgetting import mean_losses
+from hf_plasticity.analysis.text import Estimate
 from hf_plasticity.records import read_run
-from support.reports import diagnosis, make_run, report, text_of, write_lines
+from support.reports import (
+    AREAS,
+    attached,
+    diagnosis,
+    figures_of,
+    first_screen,
+    make_run,
+    probe,
+    report,
+    text_of,
+    write_lines,
+)
+
+
+NUMERICS = ["size", "schedule", "languages", "seed", "data_seed", "weight_decay", "bf16", "tf32"]
+
+
+def recorded(folder, numerics=NUMERICS, areas=AREAS, **config):
+    """A run whose record lists the settings that decide its numbers."""
+    return make_run(folder, areas, provenance={"numerics": numerics}, **config)
+
+
+def grouped(*folders):
+    groups = group_by_seed([read_run(folder) for folder in folders], lambda run: run)
+    return [(group.name, len(group.members)) for group in groups]
 
 
 def losses(cycle, **values):
@@ -24,86 +52,184 @@ def make(folder, forgetting=((1, 2.0, 3.0), (2, 2.5, 3.5)), dormant=(0.0, 0.1, 0
     return folder
 
 
+def test_runs_that_differ_by_seed_and_by_what_decides_no_numbers_are_pooled(tmp_path):
+    one = recorded(tmp_path / "a", seed=1, data_seed=1, output_dir="a", logging_steps=5)
+    two = recorded(tmp_path / "b", seed=2, data_seed=None, output_dir="b", logging_steps=10)
+    assert grouped(one, two) == [("100K", 2)]
+
+
+def test_an_fp32_run_and_a_bf16_run_are_never_pooled(tmp_path):
+    runs = [recorded(tmp_path / f"{bf16}{seed}", bf16=bf16, seed=seed) for bf16 in (False, True) for seed in (1, 2)]
+    assert grouped(*runs) == [("100K · bf16 False", 2), ("100K · bf16 True", 2)]
+    rows = list(csv.reader(attached(report(*runs), "text/csv")[0].splitlines()))
+    assert [row[0] for row in rows[1:]] == ["100K · bf16 False", "100K · bf16 True"]
+
+
+def test_without_a_list_of_settings_all_but_the_seed_tell_runs_apart(tmp_path):
+    runs = [
+        make_run(tmp_path / "a", seed=1),
+        make_run(tmp_path / "b", seed=2),
+        make_run(tmp_path / "c", log_level="x"),
+    ]
+    assert grouped(*runs) == [("100K · log_level x", 1), ("100K · log_level –", 2)]
+
+
+def test_runs_without_a_configuration_are_pooled_with_none(tmp_path):
+    runs = [make_run(tmp_path / name, bare=True) for name in "ab"]
+    assert grouped(*runs) == [("a", 1), ("b", 1)]
+
+
+def test_another_probe_configuration_is_another_group(tmp_path):
+    one = make_run(tmp_path / "one")
+    two = make_run(tmp_path / "two", probes=[probe(c, 2 * a, "ffffffffffff") for c, a in AREAS.items()])
+    [comparison] = comparisons([read_run(folder) for folder in (one, two)])
+    assert [group.name for group in comparison.groups] == ["100K · probe 0123456789ab", "100K · probe ffffffffffff"]
+
+
+def test_delta_aucs_with_different_references_are_in_different_tables_and_figures(tmp_path):
+    one = make_run(tmp_path / "one", {1: 60.0, 2: 54.0, 4: 57.0})
+    two = make_run(tmp_path / "two", {2: 54.0, 4: 57.0}, seed=1)
+    html = report(one, two)
+    assert {"AUC", "ΔAUC against cycle 1", "ΔAUC against cycle 2"} <= set(figures_of(html))
+    for table in attached(html, "text/csv"):
+        names = {name for name in table.splitlines()[0].split(",") if name.startswith("ΔAUC")}
+        assert len({name.removesuffix(" error") for name in names}) <= 1
+    # 57 against 60 and against 54.
+    text = text_of(html)
+    assert "cycle 4 −5.00%" in text and "cycle 4 +5.56%" in text
+
+
+def test_probes_on_different_languages_or_of_different_lengths_are_compared_apart(tmp_path):
+    one = make_run(tmp_path / "one")
+    two = make_run(tmp_path / "two", probes=[probe(c, a, language="th") for c, a in AREAS.items()])
+    steps = {"probe_steps": [0, 10, 40]}
+    three = make_run(tmp_path / "three", probes=[probe(c, a, **steps) for c, a in AREAS.items()])
+    names = [comparison.name for comparison in comparisons([read_run(folder) for folder in (one, two, three)])]
+    assert names == ["Vietnamese, full, 20 steps", "th, full, 20 steps", "Vietnamese, full, 40 steps"]
+
+
+def test_mean_over_seeds_is_that_worked_out_by_hand():
+    seeds = [{1: Estimate(60.0), 2: Estimate(54.0), 3: Estimate(9.0)}, {1: Estimate(60.0), 2: Estimate(48.0)}]
+    # Standard deviation of 54 and 48: √18; over √2: 3.
+    assert mean_curve(seeds) == {1: (60.0, 0.0), 2: (51.0, pytest.approx(3.0))}
+    assert mean_curve([{1: Estimate(60.0, 0.5)}]) == {1: (60.0, 0.5)}
+    # Two-sided 5% points of Student's t with 2 and 4 degrees of freedom, as tabulated.
+    assert (interval_factor(3), interval_factor(5)) == (pytest.approx(4.303, abs=1e-3), pytest.approx(2.776, abs=1e-3))
+    assert interval_factor(2) == 0
+
+
+def test_seeds_are_thin_lines_and_three_of_them_have_a_band():
+    seeds = [{0.0: Estimate(1.0 + seed), 1e6: Estimate(2.0 + seed)} for seed in range(3)]
+    for members, bands in ((seeds[:1], 0), (seeds[:2], 0), (seeds, 1)):
+        group = Group("100K", "rotation", None, members)
+        axes = bands_figure([group], lambda seed: seed, "a", "tokens").axes[0]
+        drawn = {line.get_linewidth(): line for line in axes.lines if len(line.get_xdata()) == 2}
+        assert len([c for c in axes.collections if c.__class__.__name__ == "FillBetweenPolyCollection"]) == bands
+        assert (0.7 in drawn) == (len(members) > 1)
+    assert "bands are 95% intervals" in bands_caption([group])
+
+
+def test_error_bars_of_one_seed_are_those_of_its_probes():
+    group = Group("100K", "rotation", None, [{0.0: Estimate(1.0, 0.25), 1e6: Estimate(2.0, 0.5)}])
+    bars = bands_figure([group], lambda seed: seed, "a", "tokens").axes[0].collections[0].get_segments()
+    assert [[y for _, y in bar] for bar in bars] == [[0.75, 1.25], [1.5, 2.5]]
+
+
+def test_the_result_of_two_schedules_is_on_the_first_screen(tmp_path):
+    rotation = make_run(tmp_path / "r", {1: 245.0, 2: 249.0})
+    stationary = make_run(tmp_path / "s", {1: 155.0, 2: 157.0}, schedule="stationary")
+    html = report(rotation, stationary)
+    assert "100K: AUC after cycle 2 was 249.0 (rotation) and 157.0 (stationary)." in first_screen(html)
+    first = next(iter(figures_of(html).items()))
+    assert first[0] == "AUC" and "rotation" in first[1] and "stationary" in first[1]
+
+
+def test_schedules_are_compared_at_the_last_probe_of_all_seeds(tmp_path):
+    runs = [make_run(tmp_path / "r1", {1: 240.0, 2: 250.0}), make_run(tmp_path / "r2", {1: 244.0}, seed=1)]
+    runs.append(make_run(tmp_path / "s", {1: 155.0, 2: 157.0}, schedule="stationary"))
+    # Standard error of 240 and 244: √8 / √2.
+    assert "AUC after cycle 1 was 242.0 ± 2.0 (rotation) and 155.0 (stationary)" in first_screen(report(*runs))
+
+
+def valley(folder, parameters, lowest, cycles=14, **config):
+    areas = {cycle: 60.0 + abs(cycle - lowest) for cycle in range(1, cycles + 1)}
+    return make_run(folder, areas, size=f"{parameters}", parameters=parameters, **config)
+
+
+def test_several_runs_show_the_law_of_their_onsets(tmp_path):
+    # The lowest area at task 16, 32 and 64 for 1M, 2M and 4M parameters: T = 1.6e-5 · P.
+    sizes = {1_000_000: 2, 2_000_000: 4, 4_000_000: 8}
+    html = report(*(valley(tmp_path / f"run-{size}", size, lowest) for size, lowest in sizes.items()))
+    assert "3 runs: 3 sizes (1000000, 2000000, 4000000)" in text_of(html)
+    assert "An onset of plasticity loss was detected in 3 of 3 runs." in first_screen(html)
+    assert "The fitted law is T = 1.6×10⁻⁵·P^1.000" in text_of(html)
+    assert all(f"run-{size} {size} rotation 0 60.00 cycle {lowest}" in text_of(html) for size, lowest in sizes.items())
+    [figure] = [svg for name, svg in figures_of(html).items() if name.startswith("onset and size")]
+    assert "paper: T = 1.3×10⁻⁵·P^0.827" in figure
+
+
+def test_onsets_not_yet_seen_are_drawn_as_bounds(tmp_path):
+    sizes = {1_000_000: 2, 2_000_000: 4, 4_000_000: 14}
+    html = report(*(valley(tmp_path / f"run-{size}", size, lowest) for size, lowest in sizes.items()))
+    [figure] = [svg for name, svg in figures_of(html).items() if name.startswith("onset and size")]
+    assert "no onset yet: at least" in figure and "none up to task 112" in text_of(html)
+    assert "detected in 2 of 3 runs" in first_screen(html)
+
+
+def test_a_size_in_several_configurations_has_no_law(tmp_path):
+    runs = [valley(tmp_path / f"{p}", p, p // 500_000) for p in (1_000_000, 2_000_000, 3_000_000)]
+    runs.append(valley(tmp_path / "other", 1_000_000, 2, weight_decay=0.5))
+    text = text_of(report(*runs))
+    assert "No law was fitted: a size occurs with several configurations." in text and "The fitted law" not in text
+
+
+def test_no_onset_in_any_run_is_said_and_has_no_figure(tmp_path):
+    runs = [valley(tmp_path / f"{p}", p, 14) for p in (1_000_000, 2_000_000, 3_000_000)]
+    html = report(*runs)
+    assert "An onset of plasticity loss was detected in none of 3 runs." in first_screen(html)
+    assert not any(name.startswith("onset and size") for name in figures_of(html))
+
+
 def test_forgetting_is_averaged_over_the_languages_that_are_named(tmp_path):
     folder = make(tmp_path / "a")
-    assert forgetting_curve(read_run(folder), ("en", "fr"), "tokens") == {1e6: 2.5, 2e6: 3.0}
-    other = make(tmp_path / "b", seed=1)
-    text = text_of(report(folder, other))
-    assert "Validation loss, averaged over English and French in equal parts: mean over seeds, with a band" in text
-    assert "Mean validation loss (nats/token), rotation" in text
+    assert mean_losses(read_run(folder), ("en", "fr"), "tokens") == {1e6: (2.5, None), 2e6: (3.0, None)}
+    text = text_of(report(folder, make(tmp_path / "b", seed=1)))
+    assert "Mean over English and French. Strong lines are means where every seed has a value" in text
 
 
-def test_a_record_without_one_of_the_languages_is_no_mean(tmp_path):
+def test_a_record_without_one_of_the_languages_has_no_mean(tmp_path):
     folder = make(tmp_path / "a")
     write_lines(folder / "forgetting.jsonl", losses(1, en=2.0, fr=3.0), losses(2, en=2.5))
-    assert forgetting_curve(read_run(folder), ("en", "fr"), "tokens") == {1e6: 2.5}
-    assert "a: some of its losses on en, fr are missing; so is their mean." in text_of(
-        report(folder, make(tmp_path / "b"))
-    )
+    assert mean_losses(read_run(folder), ("en", "fr"), "tokens") == {1e6: (2.5, None)}
+    text = text_of(report(folder, make(tmp_path / "b")))
+    assert "a: records that lack one of en and fr have no mean loss." in text
 
 
 def test_means_over_different_languages_are_never_in_one_figure(tmp_path):
     two, one = make(tmp_path / "two"), make(tmp_path / "one", size="400K", languages=["en"])
     write_lines(one / "forgetting.jsonl", losses(1, en=2.0), losses(2, en=2.1))
-    text = text_of(report(two, one))
-    assert "averaged over English and French" in text and "averaged over English in equal parts" in text
-
-
-def test_schedules_are_drawn_apart_for_forgetting_and_by_line_style_inside(tmp_path):
-    text = text_of(report(make(tmp_path / "r"), make(tmp_path / "s", schedule="stationary")))
-    assert "(nats/token), rotation" in text and "(nats/token), stationary" in text
-    bundles = [Bundle("100K", schedule, [{0.0: 1.0, 1e6: 2.0}]) for schedule in ("rotation", "stationary")]
-    lines = small_bundles(bundles, "a", "tokens", 316).axes[0].lines
-    assert len({line.get_linestyle() for line in lines}) == 2 and len({line.get_color() for line in lines}) == 1
-
-
-def test_seeds_make_one_line_with_a_band_and_other_settings_another(tmp_path):
-    folders = [make(tmp_path / "a"), make(tmp_path / "b", seed=1), make(tmp_path / "c", weight_decay=0.5)]
-    groups = run_groups([read_run(folder) for folder in folders])
-    assert [(group.name, len(group.runs)) for group in groups] == [
-        ("100K · weight_decay 0.1", 2),
-        ("100K · weight_decay 0.5", 1),
-    ]
-    bundle = Bundle("100K", "rotation", [{0.0: 1.0, 1.0: 2.0, 2.0: 9.0}, {0.0: 3.0, 1.0: 6.0}])
-    assert bundle.mean() == ([0.0, 1.0], [2.0, 4.0], [1.0, 2.0], [3.0, 6.0])
-    axes = small_bundles([bundle], "a", "tokens", 316).axes[0]
-    assert list(axes.lines[0].get_ydata()) == [2.0, 4.0] and len(axes.collections) == 1
+    html = report(two, one)
+    assert {"forgetting en fr", "forgetting en"} <= set(figures_of(html))
+    assert "Mean over English and French." in text_of(html) and "Mean over English." in text_of(html)
 
 
 def test_diagnoses_of_different_configurations_are_never_one_figure(tmp_path):
-    folders = [make(tmp_path / "a"), make(tmp_path / "b", seed=1), make(tmp_path / "c", size="400K", config_hash="e")]
-    text = text_of(report(*folders))
-    assert "Diagnostics configuration d." in text and text.count("dormant units") == 1
-    shown = text[text.index("Inside the network") : text.index("Every run")]
-    assert "100K" in shown and "400K" not in shown
-    assert "Diagnoses of configuration e are not shown: they cannot be compared with those of d, which 2 of 3" in text
+    folders = [make(tmp_path / "a"), make(tmp_path / "b", seed=1), make(tmp_path / "c", size="22M", config_hash="e")]
+    html = report(*folders)
+    assert "22M" not in figures_of(html)["dormant units"] and "22M" in figures_of(html)["AUC"]
+    assert "Diagnoses of configuration e are not shown" in text_of(html)
 
 
 def test_what_is_missing_of_several_runs_is_named(tmp_path):
     bare = [make_run(tmp_path / name, size=size) for name, size in (("x", "100K"), ("y", "400K"))]
     text = text_of(report(*bare))
-    assert "No forgetting.jsonl in any run" in text and "No diagnostics.jsonl in any run" in text
+    assert "No forgetting.jsonl in x and y." in text and "No diagnostics.jsonl in x and y." in text
     text = text_of(report(bare[0], make(tmp_path / "z")))
-    assert "No forgetting.jsonl in x:" in text and "No diagnostics.jsonl in x:" in text
-
-
-@pytest.mark.parametrize(
-    "dormant, words",
-    [((0.0, 0.1), "mean and band are where all were"), ((None, None, None, 0.4), "no place is common to all")],
-)
-def test_seeds_measured_at_different_places_are_named(tmp_path, dormant, words):
-    text = text_of(report(make(tmp_path / "a"), make(tmp_path / "b", seed=1, dormant=dormant)))
-    assert "100K, rotation, dormant units: the seeds were not measured at the same places" in text and words in text
+    assert "No forgetting.jsonl in x." in text and "No diagnostics.jsonl in x." in text
+    (bare[1] / "probes.jsonl").unlink()
+    assert "y: no probe of the trained model." in text_of(report(*bare))
 
 
 def test_one_diagnosis_before_training_is_enough_for_a_page(tmp_path):
-    text = text_of(report(make(tmp_path / "a", dormant=(0.1,)), make(tmp_path / "b", size="400K", dormant=(0.2,))))
-    assert "dormant units" in text
-
-
-def test_a_page_says_how_many_curves_rise_by_more_than_they_scatter(tmp_path):
-    noisy = [120.0, 100.0, 101.0, 100.0, 101.0, 100.0]
-    flat = make_run(tmp_path / "flat", dict(enumerate([*noisy, 101.0])))
-    rising = make_run(tmp_path / "rising", dict(enumerate([*noisy, 130.0])), seed=1)
-    text = text_of(report(flat, rising))
-    assert "2 of 2 by the turning point rule; 1 of 2 end above their lowest AUC by more than AUCs scatter" in text
+    html = report(make(tmp_path / "a", dormant=(0.1,)), make(tmp_path / "b", size="400K", dormant=(0.2,)))
+    assert "dormant units" in figures_of(html)

@@ -1,5 +1,6 @@
-"""The report: one self-contained page with the right numbers, that mixes nothing and hides nothing."""
+"""The report: one self-contained page that states the result first and mixes nothing."""
 
+import csv
 import json
 import re
 import subprocess
@@ -9,15 +10,29 @@ from pathlib import Path
 
 import pytest
 
-from hf_plasticity.analysis.ladder import comparable, grouped
-from hf_plasticity.analysis.plots import auc_figure, learning_curves
-from hf_plasticity.analysis.report import write_report
+from hf_plasticity.analysis.page import Drawing, Page, Section, write_page
+from hf_plasticity.analysis.report import find_runs, write_report
+from hf_plasticity.analysis.sections.probes import auc_figure, late_start
 from hf_plasticity.analysis.series import probe_series
-from hf_plasticity.analysis.theme import compact, plain
 from hf_plasticity.cli import main
 from hf_plasticity.errors import PlasticityError
 from hf_plasticity.records import read_run
-from support.reports import AREAS, HASH, make_run, probe, report, text_of, write_lines
+from support.reports import (
+    AREAS,
+    HASH,
+    attached,
+    figures_of,
+    first_screen,
+    make_run,
+    probe,
+    report,
+    text_of,
+    write_lines,
+)
+
+
+# They lie 1 from the line between their neighbors, but for the last but one: 1 / √1.5 · 1.4826 = 1.21.
+NOISY = [120.0, 100.0, 101.0, 100.0, 101.0, 100.0]
 
 
 class Tags(HTMLParser):
@@ -36,7 +51,7 @@ def full_run(tmp_path):
     places = [{"cycle": c, "task": 8 * c, "step": 80 * c, "tokens": 10**6 * c} for c in range(4)]
     write_lines(folder / "forgetting.jsonl", *(place | {"losses": {"en": 2.0, "fr": 2.5}} for place in places[1:]))
     measures = {
-        "dormant_fraction": {"overall": 0.1, "per_layer": [0.1, None]},
+        "dormant_units": {"overall": 0.1, "per_layer": [0.1, None]},
         "sharpness": {"overall": None, "per_layer": [None, None]},
     }
     diagnosis = {
@@ -52,56 +67,83 @@ def test_page_needs_nothing_but_itself(full_run):
     html = report(full_run)
     tags = Tags(html).found
     links = [value for _, attributes in tags for name, value in attributes.items() if name in ("src", "href")]
-    assert {link for link in links if not link.startswith("#")} == {"https://huggingface.co/papers/2606.24752"}
-    assert not {"script", "link", "img", "iframe", "object"} & {tag for tag, _ in tags}
-    assert "@import" not in html and not re.search(r"url\((?!#)", html)
-
-
-def test_inline_figures_share_no_ids_and_refer_to_their_own(full_run):
-    html = report(full_run)
-    ids = re.findall(r'\bid="([^"]*)"', html)
-    references = set(re.findall(r"url\(#([^)]*)\)", html)) | set(re.findall(r'href="#([^"]*)"', html))
-    assert references and len(ids) == len(set(ids)) and references <= set(ids)
-
-
-def test_figures_take_every_color_from_the_theme(full_run):
-    html = report(full_run)
-    drawings = re.findall(r"<svg.*?</svg>", html, flags=re.DOTALL)
-    assert drawings and not any(re.search(r"#[0-9a-f]{6}", drawing) for drawing in drawings)
-    used = set(re.findall(r"var\((--[a-z0-9-]+)\)", "".join(drawings)))
-    light, dark = re.findall(r":root \{ (--.*?) \}", html)
-    assert all(f"{name}:" in light and f"{name}:" in dark for name in used)
+    assert {link for link in links if not link.startswith("data:")} == {"https://huggingface.co/papers/2606.24752"}
+    assert not {"script", "link", "iframe", "object"} & {tag for tag, _ in tags}
+    assert "@import" not in html and "url(" not in html
+    assert not any(re.search(r'href="(?!#|data:)', svg) for svg in figures_of(html).values())
 
 
 def test_page_of_a_run_shows_its_numbers(full_run):
-    text = text_of(report(full_run))
-    assert "A 100K model (100,096 non-embedding parameters), trained for 3 cycles (3M tokens) on 2 languages" in text
+    html = report(full_run)
+    text = text_of(html)
+    assert "100K model with 100,096 non-embedding parameters, trained for 3 cycles (3M tokens) on 2 languages" in text
     # 57 is 5.6% above 54 and 5% below 60.
     assert (
-        "Vietnamese fastest after cycle 2; after cycle 3, its AUC was 5.6% above that lowest point and 5.0% below"
-        in text
+        "AUC was lowest after cycle 2 (54.00). After cycle 3, the last probe, it was 57.00: 5.6% above the lowest and "
+        "5.0% below cycle 1." in first_screen(html)
     )
-    assert "Lowest AUC 54.00 after cycle 2" in text
-    assert "ΔAUC at the end −5.0% against cycle 1" in text
-    assert "Onset task 16" in text
-    assert "cycle 0 0 6.000 4.000 90.00 – 1.250" in text
-    assert "cycle 1 1M 6.000 2.000 60.00 reference 1.250" in text
-    assert "cycle 2 2M 6.000 1.600 54.00 −10.00% 1.250" in text
-    for title in (
-        "Probe loss (nats/token)",
-        "AUC (nats·steps",
-        "Training loss",
-        "Validation loss",
-        "dormant fraction",
-    ):
-        assert title in text
+    assert "cycle 0 0 0 90.00 – 6.000 4.000 1.250" in text
+    assert "cycle 1 80 1M 60.00 +0.00% 6.000 2.000 1.250" in text
+    assert "cycle 2 160 2M 54.00 −10.00% 6.000 1.600 1.250" in text
+    curves = ["learning curves", "late learning curves"]
+    assert [*figures_of(html)] == ["AUC", "ΔAUC", *curves, "training loss", "forgetting", "dormant units"]
     assert "Not measured: sharpness (no double backward)" in text
-    assert "weight_decay 0.1" in text and "torch 2.13.0" in text and "hf_secret" not in text
+    assert "weight_decay 0.1" in text and "torch 2.13.0" in text and "hf_secret" not in html
 
 
-def test_run_that_has_not_turned_is_censored(tmp_path):
-    text = text_of(report(make_run(tmp_path / "run", {0: 90.0, 1: 60.0, 2: 54.0})))
-    assert "Onset not yet not turned by cycle 2 (censored)" in text
+def test_first_figures_are_auc_and_then_delta_auc(full_run):
+    assert [*figures_of(report(full_run))][:2] == ["AUC", "ΔAUC"]
+
+
+@pytest.mark.parametrize(
+    ("areas", "words"),
+    [
+        ({0: 90.0}, "No result yet: 0 probes of the trained model"),
+        ({1: 60.0}, "No result yet: 1 probe of the trained model"),
+        ({1: 60.0, 2: 54.0, 3: 57.0}, "No onset of plasticity loss can be stated: the noise is not known"),
+        (dict(enumerate([*NOISY, 101.0])), "No onset of plasticity loss was detected up to task 48."),
+        (dict(enumerate([*NOISY, 101.0])), "AUC was lowest after cycle 1 (100.0). After cycle 6, the last probe, it "
+         "was 101.0, which is within the noise."),
+        (dict(enumerate([*NOISY, 150.0])), "it was 150.0: 50.0% above the lowest."),
+        ({0: 50.0, 1: 60.0, 2: 54.0, 3: 57.0}, "The untrained model learned Vietnamese faster (AUC 50.00)."),
+    ],
+)  # fmt: skip
+def test_first_screen_states_the_result_or_that_there_is_none(tmp_path, areas, words):
+    assert words in first_screen(report(make_run(tmp_path / "run", areas)))
+
+
+def test_a_clear_rise_has_an_onset_on_the_first_screen_and_in_the_figures(tmp_path):
+    html = report(make_run(tmp_path / "run", {cycle: 60.0 + abs(cycle - 5) for cycle in range(1, 15)}))
+    assert "Onset of plasticity loss: task 40" in first_screen(html)
+    figures = figures_of(html)
+    assert "onset: task 40" in figures["AUC"] and "onset: task 40" in figures["ΔAUC"]
+
+
+def test_run_without_probes_says_so(tmp_path):
+    folder = make_run(tmp_path / "run")
+    (folder / "probes.jsonl").unlink()
+    assert first_screen(report(folder)) == "No result yet: no probe has been recorded."
+
+
+def test_tables_are_attached_as_csv_with_full_precision(tmp_path):
+    repeats = [probe(2, area)["losses"] for area in (54.0, 55.0)]
+    probes = [probe(1, 60.0), probe(2, 54.5, repeats=repeats, auc_stderr=0.5, tokens=1_234_567)]
+    tables = [
+        list(csv.reader(table.splitlines()))
+        for table in attached(report(make_run(tmp_path / "a", probes=probes)), "text/csv")
+    ]
+    assert tables[0][0] == [
+        "Probe", "Step", "Tokens", "AUC", "AUC error", "ΔAUC against cycle 1", "ΔAUC against cycle 1 error",
+        "Start loss", "Final loss", "Bits per byte",
+    ]  # fmt: skip
+    assert tables[0][2][:6] == ["cycle 2", "160", "1234567", "54.5", "0.5", str(100 * (54.5 - 60) / 60)]
+    assert ["weight_decay", "0.1"] in tables[1]
+
+
+def test_aucs_in_tables_have_their_errors(tmp_path):
+    repeats = [probe(2, area)["losses"] for area in (54.0, 55.0)]
+    probes = [probe(1, 60.0), probe(2, 54.5, repeats=repeats, auc_stderr=0.5)]
+    assert "cycle 2 160 2M 54.50 ± 0.50" in text_of(report(make_run(tmp_path / "run", probes=probes)))
 
 
 def test_delta_auc_of_repeats_is_paired(tmp_path):
@@ -111,112 +153,57 @@ def test_delta_auc_of_repeats_is_paired(tmp_path):
         probe(cycle, sum(areas) / 2, repeats=[probe(cycle, area)["losses"] for area in areas], auc_stderr=15.0)
         for cycle, areas in repeats.items()
     ]
-    series = probe_series(read_run(make_run(tmp_path / "run", probes=probes)), "turning_point")[0]
+    series = probe_series(read_run(make_run(tmp_path / "run", probes=probes)))[0]
     assert series.change_errors == pytest.approx([0.0, 2.5])
-    assert "one standard error over repeated probes" in report(tmp_path / "run")
+    assert "Error bars are one standard error over these repeats" in text_of(report(tmp_path / "run"))
 
 
 def test_probes_of_different_configurations_are_never_one_series(tmp_path):
     other = [probe(cycle, 10 * area, "ffffffffffff", step=80 * cycle) for cycle, area in AREAS.items()]
     folder = make_run(tmp_path / "run", probes=[*(probe(c, a) for c, a in AREAS.items()), *other])
-    found = probe_series(read_run(folder), "turning_point")
+    found = probe_series(read_run(folder))
     assert [one.probe_config_hash for one in found] == [HASH, "ffffffffffff"]
     # Each on its own reference: with a mixed one, changes of +900% would appear.
     assert [one.changes for one in found] == [pytest.approx([0.0, -10.0, -5.0])] * 2
     for one in found:
-        drawn = [line for axes in auc_figure(one, 480).axes for line in axes.lines if len(line.get_xdata()) > 2]
+        drawn = [line for line in auc_figure(one).axes[0].lines if len(line.get_xdata()) > 2]
         assert [list(line.get_ydata()) for line in drawn] == [[probe["auc"] for probe in one.trained]]
     text = text_of(report(folder))
     assert "+900" not in text and f"configuration {HASH}" in text and "configuration ffffffffffff" in text
 
 
-def test_same_size_under_two_probe_configurations_gets_two_lines_and_no_law(tmp_path):
-    one = make_run(tmp_path / "one")
-    two = make_run(tmp_path / "two", probes=[probe(c, 2 * a, "ffffffffffff") for c, a in AREAS.items()])
-    three = make_run(tmp_path / "three", size="400K")
-    [members] = comparable([read_run(folder) for folder in (one, two, three)], "turning_point").values()
-    assert [group.name for group in grouped(members)] == [f"100K · probe {HASH}", "100K · probe ffffffffffff", "400K"]
-    text = text_of(report(one, two, three))
-    assert "No law was fitted to the onsets, since a size occurs in several configurations" in text
-    assert "The fitted law" not in text
+def test_a_probe_within_the_first_cycle_is_one_of_a_trained_model(tmp_path):
+    probes = [probe(0, 90.0), probe(0, 70.0, task=4, step=40, tokens=500_000), probe(1, 60.0)]
+    folder = make_run(tmp_path / "run", probes=probes, provenance={"tasks_per_cycle": 8})
+    [series] = probe_series(read_run(folder))
+    assert [series.label(one) for one in series.trained] == ["task 4", "cycle 1"]
+    assert series.untrained["auc"] == 90.0 and series.reference["auc"] == 70.0
+    assert "ΔAUC against task 4" in text_of(report(folder))
 
 
-def test_probes_on_different_languages_are_compared_apart(tmp_path):
-    one = make_run(tmp_path / "one")
-    two = make_run(tmp_path / "two", probes=[probe(c, a, language="th") for c, a in AREAS.items()])
-    text = text_of(report(one, two))
-    assert "Plasticity by size: Vietnamese, full" in text and "Plasticity by size: th, full" in text
-
-
-def test_seeds_are_pooled_and_other_settings_are_not(tmp_path):
-    folders = [
-        make_run(tmp_path / "a"),
-        make_run(tmp_path / "b", {0: 90.0, 1: 60.0, 2: 48.0, 3: 57.0}, seed=1),
-        make_run(tmp_path / "c", weight_decay=0.5),
-    ]
-    [members] = comparable([read_run(folder) for folder in folders], "turning_point").values()
-    first, second = grouped(members)
-    assert (first.name, len(first.seeds)) == ("100K · weight_decay 0.1", 2)
-    assert (second.name, len(second.seeds)) == ("100K · weight_decay 0.5", 1)
-    # ΔAUC −10% and −20% after cycle 2.
-    places, means, lows, highs = first.mean("tokens")
-    assert places == [1e6, 2e6, 3e6]
-    assert (means[1], lows[1], highs[1]) == pytest.approx((-15.0, -20.0, -10.0))
-
-
-def test_several_runs_show_the_law_of_their_onsets(tmp_path):
-    # The lowest area at task 16, 32 and 64 for 1M, 2M and 4M parameters: T = 1.6e-5 · P.
-    folders = []
-    for parameters, lowest in ((1_000_000, 2), (2_000_000, 4), (4_000_000, 8)):
-        areas = {cycle: 60.0 + abs(cycle - lowest) for cycle in range(1, 11)}
-        folders.append(make_run(tmp_path / f"run-{parameters}", areas, size=f"{parameters}", parameters=parameters))
-    text = text_of(report(*folders))
-    assert "3 runs of 3 sizes (1000000, 2000000, 4000000)" in text
-    assert "The fitted law is T = 1.6×10⁻⁵·P^1.000" in text
-    assert "paper: T = 1.3×10⁻⁵·P^0.827" in text
-    assert "Turned 3 of 3" in text
-    assert all(f"run-{p} {p} rotation 0 cycle 10 10M 60.00" in text for p in (1_000_000, 2_000_000, 4_000_000))
-
-
-def test_onsets_not_yet_seen_are_drawn_as_bounds(tmp_path):
-    folders = []
-    for parameters, lowest in ((1_000_000, 2), (2_000_000, 4), (4_000_000, 10)):
-        areas = {cycle: 60.0 + abs(cycle - lowest) for cycle in range(1, 11)}
-        folders.append(make_run(tmp_path / f"run-{parameters}", areas, size=f"{parameters}", parameters=parameters))
-    text = text_of(report(*folders))
-    assert "not turned yet: at least (censored)" in text and "Turned 2 of 3" in text and "after task 80" in text
-
-
-def test_rotation_and_stationary_are_set_against_each_other(tmp_path):
-    rotation, stationary = make_run(tmp_path / "r"), make_run(tmp_path / "s", schedule="stationary")
-    text = text_of(report(rotation, stationary))
-    assert "One schedule against another" in text and "100K, stationary" in text
-
-
-def test_run_without_configuration_cycles_or_log_is_reported_with_its_gaps(tmp_path):
+def test_run_without_configuration_cycles_or_log_is_reported_with_what_it_lacks(tmp_path):
     text = text_of(report(make_run(tmp_path / "bare", bare=True, log=False)))
-    assert "A model, trained for 240 steps, probed 4 times on vi." in text
-    assert "step 160 – 6.000 1.600 54.00 −10.00% –" in text
-    for gap in (
+    assert "Model, trained for 240 steps. Probed 4 times on vi." in text
+    assert "step 160 160 – 54.00 −10.00% 6.000 1.600 –" in text
+    for note in (
         "No config.yaml",
-        "Probes without a cycle",
-        "Probes without a token count: the horizontal axis is the optimizer step",
-        "No probe known to be of cycle 1: ΔAUC is against step 80 instead",
-        "No onset under configuration",
+        "The tokens of some probes are not recorded: the horizontal axis is the optimizer step",
+        "No probe is recorded as cycle 1: ΔAUC is against step 80 instead",
+        "No onset of plasticity loss can be stated: the task instance or the tokens of its probes are not recorded",
         "Bits per byte of some probes",
         "No training log",
         "No forgetting.jsonl",
         "No diagnostics.jsonl",
     ):
-        assert gap in text
+        assert note in text
     assert "nan" not in text.lower().split() and "None" not in text.split()
 
 
-def test_run_without_probes_says_so(tmp_path):
-    folder = make_run(tmp_path / "run")
-    (folder / "probes.jsonl").unlink()
+def test_settings_of_a_probe_are_shown_where_they_are_recorded(tmp_path):
+    folder = make_run(tmp_path / "bare", bare=True)
+    (folder / "probe_protocols.json").write_text(json.dumps({HASH: {"steps": 20, "precision": "bf16"}}))
     text = text_of(report(folder))
-    assert "No probe has been recorded yet" in text and "No probes.jsonl: there is no AUC to report" in text
+    assert f"settings of probe {HASH}" in text and "precision bf16" in text
 
 
 @pytest.mark.parametrize("cycles", [[0], [1], [0, 1], [1, 2]])
@@ -225,15 +212,16 @@ def test_first_probes_of_a_run_are_enough_for_a_page(tmp_path, cycles):
     assert all(f"cycle {cycle} " in text for cycle in cycles)
 
 
-def test_several_probes_in_one_task_leave_the_onset_open(tmp_path):
+def test_several_probes_in_one_task_have_no_onset(tmp_path):
     probes = [probe(1, 60.0), probe(1, 54.0, step=100, tokens=1_250_000), probe(2, 57.0)]
-    text = text_of(report(make_run(tmp_path / "run", probes=probes)))
-    assert "No onset under configuration 0123456789ab: several of its probes fall in one task instance" in text
+    html = report(make_run(tmp_path / "run", probes=probes))
+    assert "No onset of plasticity loss can be stated: several of its probes are in one task instance" in text_of(html)
 
 
 def test_synthetic_languages_are_not_called_by_natural_names(tmp_path):
-    text = text_of(report(make_run(tmp_path / "run", source="synthetic")))
-    assert "synthetic languages" in text and "Vietnamese" not in text and "English" not in text
+    html = report(make_run(tmp_path / "run", source="synthetic"))
+    everything = text_of(html) + "".join(figures_of(html).values())
+    assert "synthetic languages" in everything and "Vietnamese" not in everything and "English" not in everything
 
 
 def test_markup_in_names_stays_text(tmp_path):
@@ -244,58 +232,59 @@ def test_markup_in_names_stays_text(tmp_path):
     diagnosis = {"measures": {evil: {"overall": 0.5, "per_layer": [0.5]}}, "not_measured": {evil: evil}}
     write_lines(folder / "diagnostics.jsonl", {"step": 0, "tokens": 0, "diagnostics_config_hash": evil} | diagnosis)
     other = make_run(tmp_path / "other", size=evil + "2", parameters=2000)
-    allowed = {tag for tag, _ in Tags(report(make_run(tmp_path / "plain"))).found} | {"ul", "li", "details", "summary"}
     for folders in ([folder], [folder, other]):
         html = report(*folders, figures=tmp_path / "figures")
-        assert {tag for tag, _ in Tags(html).found} <= allowed
-        assert "<img" not in html and "&lt;img src=x onerror=alert(1)&gt;" in html
+        assert "<img src=x" not in html and "&lt;img src=x onerror=alert(1)&gt;" in html
+        assert not any("onerror" in attributes for _, attributes in Tags(html).found)
+        assert not any("<img" in svg for svg in figures_of(html).values())
     assert all(re.fullmatch(r"[a-z0-9-]+\.(svg|png)", path.name) for path in (tmp_path / "figures").iterdir())
 
 
 def test_figures_are_written_as_svg_and_png(full_run, tmp_path):
     report(full_run, figures=tmp_path / "figures")
     names = {path.name for path in (tmp_path / "figures").iterdir()}
-    drawn = ["auc", "delta-auc", "learning-curves", "training-loss", "forgetting", "diagnostics-dormant-fraction"]
-    drawn += ["layers-dormant-fraction", "delta-auc-and-dormant-fraction"]
+    drawn = ["auc", "delta-auc", "learning-curves", "late-learning-curves", "training-loss", "forgetting"]
+    drawn.append("dormant-units")
     assert names == {f"{name}.{kind}" for name in drawn for kind in ("svg", "png")}
     assert (tmp_path / "figures" / "auc.png").read_bytes().startswith(b"\x89PNG")
-    svg = (tmp_path / "figures" / "auc.svg").read_text()
-    assert svg.startswith("<?xml") and "var(--" not in svg
+    assert (tmp_path / "figures" / "auc.svg").read_text().startswith("<?xml")
 
 
-def test_figures_of_runs_of_one_name_do_not_overwrite_each_other(tmp_path):
-    folders = [make_run(tmp_path / parent / "run", seed=seed) for seed, parent in enumerate("ab")]
-    report(*folders, to=tmp_path / "page.html", figures=tmp_path / "figures")
-    assert len(list((tmp_path / "figures").glob("learning-curves-run-*.svg"))) == 2
+def test_figures_of_one_name_do_not_overwrite_each_other(full_run, tmp_path):
+    [series] = probe_series(read_run(full_run))
+    drawings = [Drawing("AUC", lambda: auc_figure(series))] * 3
+    write_page(Page("a", [], "b", [Section("c", drawings=drawings)]), tmp_path / "a.html", tmp_path / "figures")
+    assert {path.name for path in (tmp_path / "figures").glob("*.png")} == {"auc.png", "auc-2.png", "auc-3.png"}
 
 
 def test_same_records_give_the_same_page(full_run):
     assert report(full_run) == report(full_run)
 
 
-def test_steep_start_gets_a_second_panel(tmp_path):
+def test_steep_start_gets_a_second_figure(tmp_path):
     steps = list(range(0, 101, 5))
 
     def curves(steepness):
         losses = [2 + steepness * 0.5 ** (step / 2) + 0.1 * (100 - step) / 100 for step in steps]
         return [probe(c, 100.0, probe_steps=steps, losses=losses, final_loss=losses[-1]) for c in (1, 2)]
 
-    for name, steepness, panels in (("steep", 5, 2), ("flat", 0, 1)):
+    for name, steepness, start in (("steep", 5, 20), ("flat", 0, None)):
         run = read_run(make_run(tmp_path / name, probes=curves(steepness)))
-        assert len(learning_curves(probe_series(run, "turning_point")[0], 984).axes) == panels
+        assert late_start(probe_series(run)[0]) == start
 
 
-@pytest.mark.parametrize(
-    "value, text",
-    [(0, "0"), (950, "950"), (49_152, "49.2K"), (2e6, "2M"), (999_999, "1M"), (3.5e9, "3.5B"), (1.8e12, "1.8T")],
-)
-def test_counts_have_units(value, text):
-    assert compact(value) == text
-
-
-@pytest.mark.parametrize("value, text", [(0, "0"), (-2.5, "−2.5"), (2450, "2,450"), (0.02, "0.02"), (20_000, "20K")])
-def test_tick_labels_are_plain(value, text):
-    assert plain(value) == text
+def test_a_folder_of_runs_stands_for_the_runs_in_it(tmp_path):
+    ladder = [make_run(tmp_path / "ladder" / name) for name in ("b", "a")]
+    (tmp_path / "ladder" / "notes").mkdir()
+    single = make_run(tmp_path / "single")
+    (single / "cycle-001").mkdir()
+    assert find_runs([tmp_path / "ladder"]) == sorted(ladder)
+    assert find_runs([single, "org/name", str(tmp_path / "ladder")]) == [single, "org/name", *sorted(ladder)]
+    # What holds no run is left for the reader of records to refuse.
+    assert find_runs([tmp_path / "ladder" / "notes", tmp_path / "none"]) == [
+        tmp_path / "ladder" / "notes",
+        tmp_path / "none",
+    ]
 
 
 def test_command_writes_into_the_run_folder_by_default(full_run, capsys):
@@ -312,17 +301,17 @@ def test_mistakes_are_one_line_and_status_2(tmp_path, capsys):
     for arguments, words in (
         ([str(tmp_path / "nowhere")], "does not exist"),
         ([str(empty)], "is not a run folder"),
-        ([str(run), str(run)], "say where with -o FILE"),
         ([str(run), str(run), "-o", page], "is named twice"),
         ([str(broken), "-o", page], "the probe of step 80: it lacks language, adaptation"),
-        ([str(run), "-o", page, "--onset-rule", "guess"], "'guess' is not an onset rule"),
-        ([str(run), "-o", page, "--onset-rule", "statistical"], "records with two or more repeats"),
+        ([str(run), "-o", page, "--onset-rule", "guess"], "'guess' is unknown"),
         ([str(run), "-o", str(run / "config.yaml" / "page.html")], "cannot be written"),
         ([str(run), "-o", page, "--figures", str(run / "config.yaml")], "figures: "),
     ):
-        assert main(["report", *arguments]) == 2
+        with pytest.raises(SystemExit) as exit:
+            main(["report", *arguments])
+        assert exit.value.code == 2
         out, err = capsys.readouterr()
-        assert out == "" and err.count("\n") == 1 and err.startswith("hf-plasticity: error: ") and words in err, err
+        assert out == "" and err.strip().count("\n") == 0 and ": error: " in err and words in err, err
     assert not Path(page).exists()
 
 
@@ -331,7 +320,17 @@ def test_no_runs_is_an_error(tmp_path):
         write_report([], tmp_path / "page.html")
 
 
-BLOCKED = "import sys; sys.modules.update(dict.fromkeys(['torch', 'transformers', 'evaluate', 'datasets']))\n"
+# SciPy looks for torch among the loaded modules, so that an entry of `None` there would not do.
+BLOCKED = """
+import sys
+
+class Blocked:
+    def find_spec(name, path, target=None):
+        if name.split(".")[0] in ("torch", "transformers", "evaluate", "datasets"):
+            raise ImportError(name)
+
+sys.meta_path.insert(0, Blocked)
+"""
 
 
 def python(code, *arguments):
@@ -343,33 +342,13 @@ def test_report_works_without_torch(full_run, tmp_path):
     code = BLOCKED + "from hf_plasticity.cli import main; sys.exit(main(['report', *sys.argv[1:]]))"
     python(code, str(full_run), "-o", str(tmp_path / "one.html"))
     python(code, str(full_run), str(other), "-o", str(tmp_path / "two.html"))
-    assert "Onset and size" in (tmp_path / "two.html").read_text()
+    assert "2 runs" in (tmp_path / "two.html").read_text()
 
 
 def test_help_imports_nothing_heavy():
     code = (
         "import sys; from hf_plasticity.cli import main\n"
         "try: main(['--help'])\n"
-        "except SystemExit: print(sorted({'numpy', 'matplotlib', 'torch', 'yaml'} & set(sys.modules)))"
+        "except SystemExit: print(sorted({'numpy', 'matplotlib', 'torch'} & set(sys.modules)))"
     )
     assert python(code).splitlines()[-1] == "[]"
-
-
-@pytest.mark.parametrize(
-    ("last", "words"),
-    [
-        (101.0, "scatter by 1.2% about the trend of their neighbours, so that this rise is no sign of a turn."),
-        (130.0, "scatter by 1.2% about the trend of their neighbours."),
-    ],
-)
-def test_a_rise_is_called_none_where_the_areas_scatter_as_much(tmp_path, last, words):
-    # They lie 1 from the line between their neighbours, but for the last but one: 1 / √1.5 · 1.4826 = 1.21.
-    areas = dict(enumerate([120.0, 100.0, 101.0, 100.0, 101.0, 100.0, last]))
-    assert words in " ".join(report(make_run(tmp_path / "run", areas)).split())
-
-
-def test_a_model_that_learns_best_untrained_is_said_to(tmp_path):
-    text = " ".join(report(make_run(tmp_path / "run", {0: 50.0, 1: 60.0, 2: 54.0, 3: 57.0})).split())
-    assert (
-        "Once trained, it never learned Vietnamese as fast as untrained (AUC 50.00), and fastest after cycle 2" in text
-    )

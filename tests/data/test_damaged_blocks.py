@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from filelock import FileLock
-from support.listed_source import ListedSource, byte_blocks, numbered
 
 from hf_plasticity import PlasticityError
 from hf_plasticity.data import blocks as blocks_module
+from support.listed_source import ListedSource, byte_blocks, numbered
 
 
 @pytest.fixture(autouse=True)

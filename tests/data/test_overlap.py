@@ -3,13 +3,13 @@
 import random
 
 import pytest
-from support.listed_source import FRACTION, ListedSource, byte_blocks
 
 from hf_plasticity import PlasticityError
 from hf_plasticity.data import blocks as blocks_module
 from hf_plasticity.data import overlap as overlap_module
 from hf_plasticity.data.overlap import measure_overlap
 from hf_plasticity.data.sources.base import split_of
+from support.listed_source import FRACTION, ListedSource, byte_blocks
 
 
 def by_hand(texts, training_texts):

@@ -4,7 +4,6 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from support.listed_source import ListedSource, byte_blocks, numbered
 from tokenizers import AddedToken, Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
@@ -12,6 +11,7 @@ from hf_plasticity import PlasticityError
 from hf_plasticity.data.schedule import make_schedule
 from hf_plasticity.data.stream import TrainingStream
 from hf_plasticity.data.tokenizers import vocabulary_of
+from support.listed_source import ListedSource, byte_blocks, numbered
 
 
 SLOTS, TASKS, END = 12, 6, 256

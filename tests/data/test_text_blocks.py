@@ -5,13 +5,13 @@ from itertools import count
 import datasets
 import numpy as np
 import pytest
-from support.listed_source import FRACTION, ListedSource, byte_blocks, numbered
 from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
 from hf_plasticity import PlasticityError
 from hf_plasticity.data.texts import text_blocks
 from hf_plasticity.data.tokenizers import byte_tokenizer
+from support.listed_source import FRACTION, ListedSource, byte_blocks, numbered
 
 
 END = 256

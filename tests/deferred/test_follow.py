@@ -104,12 +104,12 @@ def test_what_cannot_be_followed_is_said_in_a_line(deferred, finished_deferred, 
     for run, flags, message in (
         (inline, [], "follow: '.*' probes its cycles itself"),
         (tmp_path / "none", [], "model: there is no run folder '.*none'"),
-        (deferred / "cycle-001", [], r"model: '.*' holds other things \(config.json\) and no run to follow"),
-        (tmp_path / "other-text", [], "data_dir: the text of 'syn9' here is not that of '.*'"),
-        (deferred, ["--probe_steps=7"], "probe_steps: 7 would not be heeded; with --follow the run's own"),
-        (deferred, ["--context_length=64"], "context_length: 64 would not be heeded"),
-        (deferred, ["--every=2"], "every: 2 would not be heeded"),
-        (deferred, ["--output_dir=elsewhere"], "output_dir: elsewhere would not be heeded"),
+        (deferred / "cycle-001", [], r"model: '.*' holds other files \(config.json\) and no run"),
+        (tmp_path / "other-text", [], "data_dir: the text of 'syn9' on this machine is not that of '.*'"),
+        (deferred, ["--probe_steps=7"], "probe_steps: the configuration of the run decides it; leave it out"),
+        (deferred, ["--context_length=64"], "context_length: the configuration of the run decides it"),
+        (deferred, ["--every=2"], "every: the configuration of the run decides it"),
+        (deferred, ["--output_dir=elsewhere"], "output_dir: leave it out; the records go to"),
         (deferred, ["--poll_seconds=0"], "poll_seconds: 0.0 is not a positive number"),
         (deferred, ["--share=nothing"], "share: 'nothing' is unknown; choose checkpoints or batch"),
     ):
@@ -121,17 +121,22 @@ def test_what_cannot_be_followed_is_said_in_a_line(deferred, finished_deferred, 
     untrained = (deferred / "probes.jsonl").read_text().splitlines()[0]
     (deferred / "probes.jsonl").write_text(untrained + "\n")
     with pytest.raises(
-        PlasticityError, match=r"model: the checkpoint of cycle 1 of .* is gone, and ΔAUC refers to it"
+        PlasticityError, match=r"model: the checkpoint cycle-001 of .* is missing, and ΔAUC refers to its probe"
     ):
         follow(deferred)
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
-    with pytest.raises(PlasticityError, match="mixed_precision: bf16 is what it was launched with, and 'no' what the"):
+    with pytest.raises(
+        PlasticityError, match="mixed_precision: Accelerate was launched with bf16, and the probes are in 'no'"
+    ):
         follow(finished_deferred)
     monkeypatch.delenv("ACCELERATE_MIXED_PRECISION")
     for flags, message in (
         (["--probe=later"], "probe: 'later' is unknown; choose inline or deferred"),
-        (["--probe=deferred", "--no_probe"], "no_probe: True leaves nothing to probe later"),
-        (["--probe=deferred", "--save_probe_checkpoints=false"], "save_probe_checkpoints: False leaves nothing"),
+        (["--probe=deferred", "--no_probe"], "no_probe: True leaves no checkpoints to probe"),
+        (
+            ["--probe=deferred", "--save_probe_checkpoints=false"],
+            "save_probe_checkpoints: False leaves no checkpoints",
+        ),
     ):
         with pytest.raises(PlasticityError, match=message):
             parse_experiment([*FLAGS, *flags])

@@ -14,9 +14,9 @@ from transformers import AutoModelForCausalLM
 
 from hf_plasticity import PlasticityError
 from hf_plasticity.cli import main
+from hf_plasticity.deferred import prober as prober_module
+from hf_plasticity.deferred import repository as repository_module
 from hf_plasticity.hub import push, repository
-from hf_plasticity.suite import follow as follow_module
-from hf_plasticity.suite import followed_hub
 from support.following import FLAGS, FOLLOW, assert_same, diagnosed, follow, train, wait_until
 from support.hub_server import READER_TOKEN
 from support.launch import KILLED, PROBE, launch, launch_killed, start
@@ -31,7 +31,7 @@ BRANCHES = ["cycle-000", "cycle-001", "cycle-002"]
 def impatient(monkeypatch):
     monkeypatch.setattr(push, "FIRST_WAIT", 0.01)
     monkeypatch.setattr(push, "LONGEST_WAIT", 0.05)
-    monkeypatch.setattr(followed_hub, "FIRST_WAIT", 0.01)
+    monkeypatch.setattr(repository_module, "FIRST_WAIT", 0.01)
     monkeypatch.setattr(client_http, "time", SimpleNamespace(sleep=lambda seconds: None))
     yield
     enable_progress_bars()
@@ -173,7 +173,7 @@ def test_two_runs_of_one_configuration_do_not_get_into_one_folder(hub, repo_id, 
 
 def test_what_is_not_a_run_is_not_waited_for(hub, repo_id, tmp_path):
     hub.create(repo_id, {"config.json": b"{}", "model.safetensors": b""})
-    with pytest.raises(PlasticityError, match=r"model: '.*' holds other things \(config.json\) and no run to follow"):
+    with pytest.raises(PlasticityError, match=r"model: '.*' holds other files \(config.json\) and no run"):
         follow(repo_id, f"--output_dir={tmp_path / 'mirror'}")
     with pytest.raises(PlasticityError, match="there is no folder of that name here, and there is no 'runs/none'"):
         follow("runs/none", f"--output_dir={tmp_path / 'none'}")
@@ -181,7 +181,7 @@ def test_what_is_not_a_run_is_not_waited_for(hub, repo_id, tmp_path):
 
 
 def test_a_follower_that_may_not_send_any_more_ends_too(hub, repo_id, deferred, inline, tmp_path, monkeypatch):
-    monkeypatch.setattr(follow_module, "PATIENCE", 0.3)
+    monkeypatch.setattr(prober_module, "PATIENCE", 0.3)
     assert main(["push", str(deferred), "--hub_model_id", repo_id]) == 0
     denied = hub.fail("POST .*/commit/", status=403, times=10**6)
     follow(repo_id, f"--output_dir={tmp_path / 'mirror'}")
@@ -208,7 +208,7 @@ def test_records_are_not_lost_where_a_snapshot_is_there_in_part(hub, repo_id, de
 def test_a_hub_that_does_not_answer_a_follower_is_asked_again(hub, repo_id, deferred, inline, tmp_path, monkeypatch):
     assert main(["push", str(deferred), "--hub_model_id", repo_id]) == 0
     monkeypatch.setattr(repository, "TIMEOUT", 0.3)
-    monkeypatch.setattr(followed_hub.FollowedRepository, "check", lambda self: hub.fail("GET .*/refs", hang=True))
+    monkeypatch.setattr(repository_module.DeferredRepository, "check", lambda self: hub.fail("GET .*/refs", hang=True))
     follow(repo_id, f"--output_dir={tmp_path / 'mirror'}", "--push_to_hub=false")
     assert recorded(tmp_path / "mirror")[:2] == recorded(inline)[:2]
 

@@ -7,7 +7,7 @@ import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hf_plasticity.records import read_records, read_run
-from support.launch import ROOT, TINY, error_line, launch, launch_killed
+from support.launch import TINY, error_line, launch, launch_killed
 from support.runs import assert_same_run
 
 
@@ -83,7 +83,7 @@ def test_a_folder_of_another_run_is_refused_and_left_alone(finished):
 
 def test_real_text_trains_with_a_tokenizer_of_its_own(corpus_dir, tmp_path):
     process = launch(
-        "--config", ROOT / "hf_plasticity" / "configs" / "micro.yaml", "--data_dir", corpus_dir, "--output_dir", tmp_path,
+        "--config", "micro", "--data_dir", corpus_dir, "--output_dir", tmp_path,
         "--train_tokenizer=1024", "--probe_repeats=1", "--evaluate_forgetting=false", "--size=25K", "--cycles=1",
         "--task_steps=2", "--warmup_steps=1", "--global_batch_tokens=512", "--probe_steps=2",
         "--probe_eval_sequences=4",

@@ -18,6 +18,7 @@ from torch.utils.data import TensorDataset
 from transformers import (
     AutoModelForCausalLM,
     CohereConfig,
+    GPT2Config,
     GraniteConfig,
     MixtralConfig,
     Trainer,
@@ -124,6 +125,7 @@ def test_the_function_is_as_accurate_as_the_loss_of_all_logits(bf16, with_bias):
     ]
     for plain_error, fused_error in zip(*errors):
         assert fused_error < max(1.5 * plain_error, 2e-3 if bf16 else 1e-6)
+    assert all((max(each) > 1e-3) == bf16 for each in errors)
 
 
 def test_the_loss_and_the_gradients_of_hand_computed_logits():
@@ -347,6 +349,37 @@ def test_the_most_memory_is_what_the_formula_says(mode, bf16, monkeypatch):
     assert peak == pytest.approx(head_loss_bytes(mode, tokens, vocabulary, width, bf16), rel=0.1)
     logits = 4 * tokens * vocabulary
     assert largest == (logits if mode == "logits" else logits / 12)
+
+
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_a_model_never_holds_the_logits_of_a_batch(compiled, monkeypatch):
+    vocabulary, length = 4096, 64
+    monkeypatch.setattr(head_loss, "CHUNK_LOGITS", 64 * vocabulary)
+    torch.manual_seed(0)
+    config = GPT2Config(
+        n_embd=16, n_layer=1, n_head=2, n_positions=length, vocab_size=vocabulary, bos_token_id=0, eos_token_id=0
+    )
+    model = AutoModelForCausalLM.from_config(config)
+    model.loss_type = "ForCausalLM"
+    use_head_loss(model, "fused")
+    called = torch.compile(model, backend="aot_eager") if compiled else model
+    input_ids = torch.randint(vocabulary, (8, length))
+    logits = 4 * input_ids.numel() * vocabulary
+
+    def step():
+        called(input_ids=input_ids, labels=input_ids).loss.backward()
+
+    def evaluate():
+        with torch.no_grad():
+            called(input_ids=input_ids, labels=input_ids)
+
+    for work in (step, evaluate):
+        work()
+        peak, largest = allocations(work)
+        assert largest == logits / 8 and peak < 0.75 * logits
+    model.zero_grad()
+    use_head_loss(model, "logits")
+    assert allocations(step)[1] == logits
 
 
 def test_triton_holds_half_of_a_chunk_in_bfloat16():

@@ -187,7 +187,12 @@ def test_the_record_holds_what_the_metrics_say():
 
 def test_a_dense_start_adds_powers_of_two():
     assert probe_config(steps=40, eval_every=20, dense_start=True).evaluation_steps() == [0, 1, 2, 4, 8, 16, 20, 40]
-    assert ProbeConfig().evaluation_steps()[:3] == [0, 95, 190] and len(ProbeConfig().evaluation_steps()) == 102
+
+
+def test_the_default_probe_is_a_short_one():
+    config = ProbeConfig()
+    assert (config.steps, config.warmup_steps, config.learning_rate) == (200, 20, 3e-4)
+    assert config.evaluation_steps() == list(range(0, 201, 10))
 
 
 def test_lora_settings_matter_only_to_lora():
@@ -206,13 +211,13 @@ def test_a_diverging_probe_is_an_error_and_leaves_no_trace():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"steps": 11}, "probe_steps: 11 steps take 88 training sequences and there are 80"),
-        ({"eval_sequences": 11}, "probe_eval_sequences: 11 are asked for and the validation split has 10"),
+        ({"steps": 11}, "probe_steps: 11 steps require 88 training sequences and there are 80"),
+        ({"eval_sequences": 11}, "probe_eval_sequences: 11 are requested and the validation split has 10"),
         ({"steps": 0}, "probe_steps: 0 is not positive"),
         ({"adaptation": "prefix"}, "probe_adaptation: 'prefix' is unknown; choose one of full, lora"),
         ({"lr_scheduler_type": "sawtooth"}, "lr_scheduler_type: 'sawtooth' is unknown"),
         ({"lr_scheduler_type": "reduce_lr_on_plateau"}, "is not a function of the step alone"),
-        ({"warmup_steps": 7}, "warmup_steps: 7 is not between 0 and the 6 steps"),
+        ({"warmup_steps": 7}, "probe_warmup_steps: 7 is not between 0 and the 6 probe steps"),
     ],
 )
 def test_a_probe_that_cannot_be_is_refused(changes, message):
@@ -221,7 +226,7 @@ def test_a_probe_that_cannot_be_is_refused(changes, message):
 
 
 def test_a_batch_that_does_not_divide_is_refused():
-    with pytest.raises(PlasticityError, match="probe_batch_size: 8 sequences do not divide into 1 processes"):
+    with pytest.raises(PlasticityError, match="micro_batch_size: 3 does not divide the 8 sequences"):
         run_probe(tiny_model(), TRAIN, EVALUATION, probe_config(), micro_batch_size=3, show_progress=False)
 
 

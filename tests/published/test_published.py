@@ -18,15 +18,16 @@ from hf_plasticity.cli import main
 from hf_plasticity.data.blocks import Blocks
 from hf_plasticity.data.sources import SyntheticSource
 from hf_plasticity.data.tokenizers import byte_tokenizer, train_tokenizer
-from hf_plasticity.published.checkpoints import find_checkpoints
+from hf_plasticity.published import parse_suite, probe_suite
+from hf_plasticity.published import suite as suite_module
+from hf_plasticity.published.checkpoints import find_checkpoints, training_step
 from hf_plasticity.records import DamagedRecordWarning
-from hf_plasticity.suite import parse_suite, probe_models, published
 from support.launch import FSDP2_ON_CPU, PROBE, launch
 from support.suites import FAMILIES, PROBE_FLAGS, publish, save_suite
 
 
 def probe(model, output, *flags):
-    probe_models(*parse_suite(["--model", str(model), f"--output_dir={output}", *PROBE_FLAGS, *flags]))
+    probe_suite(*parse_suite(["--model", str(model), f"--output_dir={output}", *PROBE_FLAGS, *flags]))
     return load_run(output)
 
 
@@ -59,8 +60,8 @@ def test_what_is_recorded_is_not_probed_again_and_more_revisions_are_added(
     hub, repo_id, tmp_path, monkeypatch, capsys
 ):
     publish(hub, repo_id, save_suite(tmp_path / "suite", "gpt2"))
-    loaded, load = [], published.load_model
-    monkeypatch.setattr(published, "load_model", lambda model, name: loaded.append(name) or load(model, name))
+    loaded, load = [], suite_module.load_model
+    monkeypatch.setattr(suite_module, "load_model", lambda model, name: loaded.append(name) or load(model, name))
     before = probe(repo_id, tmp_path / "run", "--revisions", "step0", "step4")
     after = probe(repo_id, tmp_path / "run", "--revisions", "step*")
     assert after.probes[:2] == before.probes and [record["step"] for record in after.probes] == [0, 4, 16]
@@ -99,7 +100,7 @@ PLACES = {
 
 @pytest.mark.parametrize(("name", "step"), PLACES.items())
 def test_a_checkpoint_is_placed_by_its_name(name, step):
-    assert place(name) == step
+    assert training_step(name) == step
 
 
 def test_versions_and_main_are_no_checkpoints_by_default(hub, repo_id, tmp_path):
@@ -201,11 +202,11 @@ def test_a_launch_that_the_probes_cannot_be_computed_with_is_refused(tmp_path, m
 def test_sharding_that_accelerate_cannot_do_is_refused(tmp_path):
     suite = save_suite(tmp_path / "suite", "gpt2", steps=(1, 2))
     process = launch_probe(suite, tmp_path / "run", processes=2, ACCELERATE_USE_FSDP="true")
-    assert "fsdp: asked for, and Accelerate cannot on MULTI_CPU; launch with" in process.stderr
+    assert "fsdp: not supported on MULTI_CPU; launch with" in process.stderr
 
 
 def test_no_model_is_kept_while_the_next_is_loaded(tmp_path, monkeypatch):
-    alive, load = [], published.load_model
+    alive, load = [], suite_module.load_model
 
     def watched(path):
         alive.append(
@@ -213,7 +214,7 @@ def test_no_model_is_kept_while_the_next_is_loaded(tmp_path, monkeypatch):
         )
         return load(path)
 
-    monkeypatch.setattr(published, "load_model", watched)
+    monkeypatch.setattr(suite_module, "load_model", watched)
     suite = save_suite(tmp_path / "suite", "gpt2")
     AcceleratorState._reset_state()  # it knows one precision
     gc.collect()

@@ -6,15 +6,15 @@ import time
 from torch.testing import assert_close
 
 from hf_plasticity import load_run
+from hf_plasticity.deferred import parse_deferred, probe_deferred
 from hf_plasticity.experiment import parse_experiment, run_experiment
-from hf_plasticity.suite import parse_suite, probe_models
 from support.launch import TINY
 from support.runs import UNREPEATABLE, recorded, weights
 
 
 # fmt: off
 FLAGS = [*TINY, "--use_cpu", "--disable_tqdm=true", "--diagnose", "--diagnostics_sequences=4", "--evaluate_forgetting"]
-FOLLOW = ["--follow", "--disable_tqdm=true", "--use_cpu", "--poll_seconds=0.05"]
+FOLLOW = ["--follow", "--disable_tqdm=true", "--cpu_threads=1", "--use_cpu", "--poll_seconds=0.05"]
 # fmt: on
 
 
@@ -24,7 +24,7 @@ def train(folder, *flags):
 
 
 def follow(run, *flags):
-    probe_models(*parse_suite(["--model", str(run), *FOLLOW, *flags]))
+    probe_deferred(parse_deferred(["--model", str(run), *FOLLOW, *flags]))
 
 
 def diagnosed(folder):

@@ -1,7 +1,9 @@
 """Run folders written by hand, and the report made of them."""
 
+import base64
 import json
 import re
+from html import unescape
 
 import yaml
 
@@ -82,9 +84,25 @@ def diagnosis(cycle, measures, not_measured=None, config_hash="d"):
 
 
 def text_of(html):
-    """The words a reader sees, tags and line breaks taken out."""
+    """The words a reader sees, tags and line breaks taken out; not those in figures."""
     without_style = re.sub(r"<style>.*?</style>", "", html, flags=re.DOTALL)
-    return " ".join(re.sub(r"<[^>]*>", " ", without_style).split())
+    return " ".join(unescape(re.sub(r"<[^>]*>", " ", without_style)).split())
+
+
+def attached(html, kind):
+    """The files of a kind (`image/svg+xml`, `text/csv`) that a page holds in data addresses, in order."""
+    found = re.findall(rf'"data:{re.escape(kind)}[^",]*;base64,([^"]*)"', html)
+    return [base64.b64decode(data).decode() for data in found]
+
+
+def figures_of(html):
+    """The figures of a page as SVG, by their alternative text."""
+    return dict(zip(map(unescape, re.findall(r'alt="([^"]*)"', html)), attached(html, "image/svg+xml")))
+
+
+def first_screen(html):
+    """The sentences of a page that say what was found."""
+    return " ".join(text_of(one) for one in re.findall(r'<p class="result">(.*?)</p>', html, flags=re.DOTALL))
 
 
 def write_lines(path, *records):

@@ -4,6 +4,7 @@ import torch
 from transformers import AutoModelForCausalLM, GPT2Config, GPTNeoXConfig, LlamaConfig
 
 from hf_plasticity.data.tokenizers import byte_tokenizer
+from hf_plasticity.published.checkpoints import training_step
 
 
 WIDTH = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 24}
@@ -32,7 +33,7 @@ def save_suite(folder, family, steps=(0, 4, 16)):
 
 def publish(hub, repo_id, folder):
     repository = hub.create(repo_id)
-    for checkpoint in sorted(folder.iterdir(), key=lambda path: place(path.name)):
+    for checkpoint in sorted(folder.iterdir(), key=lambda path: training_step(path.name)):
         files = {path.name: path.read_bytes() for path in checkpoint.iterdir()}
         repository.branches[checkpoint.name] = repository.branches["main"][:1]
         hub.add(repository, checkpoint.name, checkpoint.name, files)

@@ -47,7 +47,7 @@ def test_probes_are_invisible_to_a_compiled_run(compiled, tmp_path, adaptation):
 
 def test_nothing_is_compiled_anew_after_the_first_probe(compiled, tmp_path, monkeypatch):
     trainer, counted = compiled(tmp_path), []
-    probe, step = PlasticityProbeCallback.at, trainer.training_step
+    probe, step = PlasticityProbeCallback.act, trainer.training_step
 
     def counting(*arguments, **options):
         probe(*arguments, **options)
@@ -58,7 +58,7 @@ def test_nothing_is_compiled_anew_after_the_first_probe(compiled, tmp_path, monk
         counted.append(("step", graphs()))
         return loss
 
-    monkeypatch.setattr(PlasticityProbeCallback, "at", counting)
+    monkeypatch.setattr(PlasticityProbeCallback, "act", counting)
     trainer.training_step = counting_step
     trainer.train()
     assert [kind for kind, _ in counted].count("probe") == 3

@@ -172,10 +172,11 @@ def test_forgetting_is_measured_on_every_language_after_each_cycle(probed):
     assert records[1]["losses"]["b"] == pytest.approx(expected, abs=1e-6)
 
 
-def test_a_run_that_nothing_would_push_is_refused(tmp_path, cache):
-    trainer = make_trainer(tmp_path, cache, push_to_hub=True, no_probe=True)
-    with pytest.raises(PlasticityError, match="push_to_hub: nothing pushes this run; start it with `run_experiment`"):
-        trainer.train()
+def test_a_trainer_outside_a_run_pushes_its_model_as_any_trainer_does(tmp_path, cache, hub, repo_id):
+    trainer = make_trainer(tmp_path, cache, push_to_hub=True, hub_model_id=repo_id, no_probe=True)
+    trainer.train()
+    trainer.push_to_hub()
+    assert hub.files(repo_id)["model.safetensors"] == (tmp_path / "model.safetensors").read_bytes()
 
 
 @pytest.mark.parametrize(("step", "settings"), [(17, {}), (17, {"save_steps": 5, "logging_steps": 4})])
@@ -277,11 +278,11 @@ def read_run_state(folder):
         ({"warmup_steps": 5}, "warmup_steps: 5 is not between 0 and the 4 steps"),
         ({"learning_rate": None}, "learning_rate: none given"),
         ({"learning_rate": 0.0}, "learning_rate: 0.0 is not a positive number"),
-        ({"max_steps": 9}, "max_steps: 9 would not be heeded; the run is as long as cycles and task_steps"),
-        ({"resume_from_checkpoint": "x"}, "resume_from_checkpoint: x would not be heeded"),
-        ({"fp16": True}, "fp16: the probe cannot scale"),
+        ({"max_steps": 9}, "max_steps: 9 is not supported, leave it out; cycles and task_steps decide the length"),
+        ({"resume_from_checkpoint": "x"}, "resume_from_checkpoint: x is not supported, leave it out"),
+        ({"fp16": True}, "fp16: True is not supported, leave it out; .* use bf16"),
         ({"gradient_accumulation_steps": 4}, "gradient_accumulation_steps: 4 is not the 1 that follow"),
-        ({"train_sampling_strategy": "random"}, "train_sampling_strategy: 'random' would change the order"),
+        ({"train_sampling_strategy": "random"}, "train_sampling_strategy: random is not supported"),
     ],
 )
 def test_a_run_that_cannot_be_is_refused(tmp_path, cache, settings, message):

@@ -1,17 +1,15 @@
 """Where documents come from: generated, from a folder, or streamed from the Hub."""
 
 from ...errors import PlasticityError
-from .base import SPLITS, Source, split_of
+from .base import Source, split_of
 from .hub import HubSource
 from .local import LocalSource
-from .synthetic import SYNTHETIC_LANGUAGES, SYNTHETIC_PROBE_LANGUAGE, SyntheticSource
+from .synthetic import SyntheticSource
 
 
 __all__ = [
     "SOURCES",
-    "SPLITS",
-    "SYNTHETIC_LANGUAGES",
-    "SYNTHETIC_PROBE_LANGUAGE",
+    "HubSource",
     "LocalSource",
     "Source",
     "SyntheticSource",

@@ -173,7 +173,7 @@ class LocalSource(Source):
         return chunks
 
     def _read(self, chunk: _Chunk) -> list[str]:
-        """The documents of a chunk; what is null or blank is none."""
+        """The documents of a chunk, without null and blank ones."""
         if chunk.path.suffix == ".parquet":
             documents = self._read_row_group(chunk)
         else:
@@ -242,7 +242,7 @@ def _read_lines(chunk: _Chunk) -> list[str]:
     except UnicodeDecodeError as error:
         line = chunk.first + data.count(b"\n", 0, error.start)
         raise PlasticityError(f"data_dir: {chunk.path}:{line} is not UTF-8: {error.reason}") from None
-    # Not `splitlines`, which also splits at characters that may stand within a document.
+    # Not `splitlines`, which also splits at characters that can occur within a document.
     return text.replace("\r\n", "\n").removesuffix("\n").split("\n")
 
 

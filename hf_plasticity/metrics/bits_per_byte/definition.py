@@ -47,5 +47,4 @@ def bits_per_byte(
             raise ValueError(f"losses: {values[values < 0].flat[0]:g} is negative; a cross-entropy is not")
         if name != "losses" and (values <= 0).any():
             raise ValueError(f"{name}: {values[values <= 0].flat[0]:g} is not a positive count")
-    losses, num_tokens, num_bytes = arguments.values()
-    return (losses * num_tokens / (math.log(2) * num_bytes)).tolist()
+    return (arguments["losses"] * arguments["num_tokens"] / (math.log(2) * arguments["num_bytes"])).tolist()

@@ -1,0 +1,80 @@
+"""The probes of several runs whose AUCs may be compared, in groups of seeds."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from ..records import RunRecord
+from .groups import Group, group_by_seed, mean_curve
+from .series import ProbeSeries, auc, position, probe_series, shared_unit
+from .text import Estimate
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """
+    Probes on one language by one adaptation for one number of steps. AUCs of other probes cannot be compared with
+    theirs.
+
+    Args:
+        name (`str`): The language, adaptation and number of probe steps in words.
+        groups (`list[Group[ProbeSeries]]`): In each, probe configuration and reference of ΔAUC are the same.
+    """
+
+    name: str
+    groups: list[Group[ProbeSeries]]
+
+    @property
+    def series(self) -> list[ProbeSeries]:
+        return [series for group in self.groups for series in group.members]
+
+    @property
+    def unit(self) -> str:
+        """Of the horizontal axis, `"tokens"` or `"steps"`."""
+        return shared_unit(probe for series in self.series for probe in series.trained)
+
+    def by_reference(self) -> dict[str, list[Group[ProbeSeries]]]:
+        """The groups by what their ΔAUC refers to: only within one of these may ΔAUCs stand side by side."""
+        found: dict[str, list[Group[ProbeSeries]]] = {}
+        for group in self.groups:
+            found.setdefault(group.members[0].label(group.members[0].reference), []).append(group)
+        return found
+
+
+def comparisons(runs: Sequence[RunRecord], onset_rule: str | None = None) -> list[Comparison]:
+    """All probes of trained models in these runs, by what may be compared."""
+    found: dict[str, list[ProbeSeries]] = {}
+    for series in (series for run in runs for series in probe_series(run, onset_rule)):
+        if series.trained:
+            name = f"{series.language_name}, {series.adaptation}, {series.probes[0]['probe_steps'][-1]:,} steps"
+            found.setdefault(name, []).append(series)
+    return [Comparison(name, group_by_seed(members, lambda one: one.run, _apart)) for name, members in found.items()]
+
+
+def _apart(series: ProbeSeries) -> dict[str, str]:
+    return {"probe": series.probe_config_hash, "ΔAUC against": series.label(series.reference)}
+
+
+def auc_curve(series: ProbeSeries, unit: str) -> dict[float, Estimate]:
+    """AUC by place on the horizontal axis."""
+    return {position(probe, unit): auc(probe) for probe in series.trained}
+
+
+def delta_auc_curve(series: ProbeSeries, unit: str) -> dict[float, Estimate]:
+    """ΔAUC by place on the horizontal axis."""
+    changes = zip(series.trained, series.changes, series.change_errors)
+    return {position(probe, unit): Estimate(change, error) for probe, change, error in changes}
+
+
+def last_shared(groups: Sequence[Group[ProbeSeries]]) -> tuple[int, str] | None:
+    """The last step at which every seed of these groups was probed, and its name; `None` where there is none."""
+    series = [series for group in groups for series in group.members]
+    steps = set.intersection(*({probe["step"] for probe in one.trained} for one in series))
+    shared = [(probe["step"], series[0].label(probe)) for probe in series[0].trained if probe["step"] in steps]
+    return shared[-1] if shared else None
+
+
+def mean_at(
+    group: Group[ProbeSeries], curve: Callable[[ProbeSeries, str], dict[float, Estimate]], step: int
+) -> Estimate:
+    """The mean over seeds of a curve at a step."""
+    return mean_curve([curve(series, "steps") for series in group.members])[step]

@@ -1,0 +1,103 @@
+"""Runs that differ only by their seed, and the mean of a quantity over them."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from statistics import fmean, stdev
+from typing import Generic, TypeVar
+
+from scipy import stats
+
+from ..records import PROVENANCE, RunRecord, numerics_of
+from .series import num_parameters
+from .text import MISSING, Estimate
+
+
+SEEDS = ("seed", "data_seed")
+# With two seeds, the 95% interval of a mean is over twelve times as wide as the seeds are apart.
+FEWEST_SEEDS, LEVEL = 3, 0.95
+
+Member = TypeVar("Member")
+
+
+@dataclass(frozen=True)
+class Group(Generic[Member]):
+    """
+    Runs, or series of probes, that differ only by their seed.
+
+    Args:
+        name (`str`): The size, and the settings that tell it from other groups of that size and schedule.
+        schedule (`str`, *optional*): As in the configuration.
+        num_parameters (`int`, *optional*): Non-embedding parameters; `None` where they are not recorded.
+        members (`list`): One for each seed.
+    """
+
+    name: str
+    schedule: str | None
+    num_parameters: int | None
+    members: list[Member]
+
+
+def group_by_seed(
+    members: Sequence[Member],
+    run_of: Callable[[Member], RunRecord],
+    apart: Callable[[Member], dict[str, str]] = lambda member: {},
+) -> list[Group[Member]]:
+    """
+    The members in groups that differ only by seed, the smallest models first.
+
+    Args:
+        members (`Sequence`): Runs, or what belongs to a run.
+        run_of (`Callable`): From a member to its run.
+        apart (`Callable`, *optional*): What must be equal in a group besides the settings of the run, by name.
+    """
+    found: dict[tuple, list[Member]] = {}
+    for member in sorted(members, key=lambda member: run_order(run_of(member))):
+        run = run_of(member)
+        kind = (run.config.get("size"), run.config.get("schedule"))
+        found.setdefault((kind, *(identity(run) | apart(member)).items()), []).append(member)
+    groups = []
+    for (kind, *settings), seeds in found.items():
+        rivals, own = [dict(other) for rival, *other in found if rival == kind], dict(settings)
+        names = dict.fromkeys(name for rival in rivals for name in rival)
+        differing = [name for name in names if len({rival.get(name) for rival in rivals}) > 1]
+        run = run_of(seeds[0])
+        parts = [f"{name} {own.get(name, MISSING)}" for name in differing] if run.config else []
+        name = str(run.config.get("size") or run.config.get("model") or run.name)
+        groups.append(Group(" · ".join([name, *parts]), run.config.get("schedule"), num_parameters(run), seeds))
+    return groups
+
+
+def run_order(run: RunRecord) -> tuple:
+    """By size, unknown sizes last; within a size by schedule and seed."""
+    size = num_parameters(run)
+    return size is None, size or 0, str(run.config.get("schedule")), str(run.config.get("seed")), run.name
+
+
+def identity(run: RunRecord) -> dict[str, str]:
+    """
+    The settings that tell a run from others and are not its seed: those that its record lists as deciding the numbers
+    (`provenance.numerics`), or all settings where there is no such list. A run without a configuration is like no
+    other.
+    """
+    if not run.config:
+        return {"folder": str(run.folder)}
+    listed = "numerics" in (run.config.get(PROVENANCE) or {})
+    settings = numerics_of(run.config) if listed else run.config
+    return {name: str(settings[name]) for name in sorted(settings) if name not in (*SEEDS, PROVENANCE)}
+
+
+def mean_curve(seeds: Sequence[dict[float, Estimate]]) -> dict[float, Estimate]:
+    """
+    The mean over seeds with its standard error, at every place at which each seed has a value: where one is missing,
+    the mean would jump. One seed is its own mean and keeps its own errors.
+    """
+    if len(seeds) < 2:
+        return dict(*seeds)
+    rows = {place: [seed[place].value for seed in seeds] for place in sorted(set.intersection(*map(set, seeds)))}
+    return {place: Estimate(fmean(row), stdev(row) / math.sqrt(len(row))) for place, row in rows.items()}
+
+
+def interval_factor(count: int) -> float:
+    """Standard errors in half the 95% interval of a mean over so many seeds (Student's t); 0 below three seeds."""
+    return float(stats.t.ppf((1 + LEVEL) / 2, count - 1)) if count >= FEWEST_SEEDS else 0.0

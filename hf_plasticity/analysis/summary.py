@@ -1,0 +1,118 @@
+"""The first lines of a report or a model card: what was found and what was run, in plain sentences."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from ..data.sources import SOURCES
+from ..records import RunRecord
+from .comparison import Comparison, auc_curve, last_shared, mean_at
+from .groups import Group, run_order
+from .onset_view import is_detected, onset_sentence
+from .series import ProbeSeries, auc, is_untrained, num_parameters
+from .text import auc_text, compact, listed, plural
+
+
+SCHEDULES = {None: "", "rotation": " in rotation", "stationary": " mixed uniformly"}
+# Above so many sizes, their AUCs are left to the table.
+MOST_NAMES = 3
+
+
+def run_result(series: Sequence[ProbeSeries]) -> list[str]:
+    """What the probes of a run show, or that they show nothing yet, a sentence or two for each series."""
+    if not series:
+        return ["No result yet: no probe has been recorded."]
+    several = len(series) > 1
+    return [
+        f"Probe {one.probe_config_hash}: {series_result(one)}" if several else series_result(one) for one in series
+    ]
+
+
+def series_result(series: ProbeSeries) -> str:
+    """The onset of one series of probes, and its AUCs."""
+    trained = series.trained
+    if len(trained) < 2:
+        return f"No result yet: {plural(len(trained), 'probe')} of the trained model, and a trend requires two."
+    best, last, reference, label = series.best, trained[-1], series.reference, series.label
+    text = f"{onset_sentence(series)} AUC was lowest after {label(best)} ({auc_text(auc(best))})"
+    if best is last:
+        text += f", the last probe: {_against(last, reference)} {label(reference)}."
+    else:
+        text += f". After {label(last)}, the last probe, it was {auc_text(auc(last))}"
+        if series.rises is False:
+            text += ", which is within the noise."
+        else:
+            text += f": {_against(last, best)} the lowest"
+            text += "." if best is reference else f" and {_against(last, reference)} {label(reference)}."
+    if series.untrained is not None and series.untrained["auc"] < best["auc"]:
+        text += f" The untrained model learned {series.language_name} faster (AUC {auc_text(auc(series.untrained))})."
+    return text
+
+
+def _against(probe: dict[str, Any], other: dict[str, Any]) -> str:
+    change = 100 * (probe["auc"] / other["auc"] - 1)
+    return f"{abs(change):.1f}% {'below' if change < 0 else 'above'}"
+
+
+def run_summary(run: RunRecord, series: Sequence[ProbeSeries]) -> str:
+    """What was trained and probed."""
+    config, count = run.config, num_parameters(run)
+    text = f"{config['size']} model" if config.get("size") else str(config.get("model") or "Model")
+    if count is not None:
+        text += f" with {count:,} non-embedding parameters"
+    if not run.probes:
+        return f"{text}."
+    last, languages = run.probes[-1], config.get("languages")
+    amount = f"{last['step']:,} steps" if last.get("tokens") is None else f"{compact(last['tokens'])} tokens"
+    if is_untrained(last):
+        text += ", not trained yet"
+    elif last.get("cycle") is None:
+        text += f", trained for {amount}"
+    else:
+        text += f", trained for {plural(last['cycle'], 'cycle')} ({amount})"
+    if languages:
+        source = config.get("source")
+        generated = source in SOURCES and not SOURCES[source].natural
+        text += f" on {plural(len(languages), f'{source} language' if generated else 'language')}"
+    schedule = config.get("schedule")
+    text += SCHEDULES.get(schedule, f", schedule {schedule}")
+    times = "once" if len(run.probes) == 1 else f"{len(run.probes):,} times"
+    return f"{text}. Probed {times} on {listed(list(dict.fromkeys(one.language_name for one in series)))}."
+
+
+def runs_result(comparisons: Sequence[Comparison]) -> list[str]:
+    """What several runs show: the AUCs of the schedules of each size, and in how many runs an onset was detected."""
+    every = [series for comparison in comparisons for series in comparison.series]
+    if not every:
+        return ["No result yet: no probe of a trained model has been recorded."]
+    found = [sentence for one in comparisons for sentence in schedule_sentences(one)]
+    onsets = [series for series in every if series.onset is not None]
+    if not onsets:
+        return [*found, f"No onset of plasticity loss can be stated: {every[0].no_onset}."]
+    of = plural(len(onsets), "run") + (" in which it can be stated" if len(onsets) < len(every) else "")
+    detected = sum(is_detected(series) for series in onsets)
+    return [*found, f"An onset of plasticity loss was detected in {detected or 'none'} of {of}."]
+
+
+def schedule_sentences(comparison: Comparison) -> list[str]:
+    """The AUCs of one schedule beside those of another, a sentence for each size with more than one schedule."""
+    named: dict[str, list[Group[ProbeSeries]]] = {}
+    for group in comparison.groups:
+        named.setdefault(group.name, []).append(group)
+    sentences = []
+    for name, groups in named.items():
+        last = last_shared(groups)
+        if len({group.schedule for group in groups}) > 1 and last is not None:
+            aucs = [(mean_at(group, auc_curve, last[0]), group.schedule) for group in groups]
+            values = listed([f"{auc_text(value)} ({schedule})" for value, schedule in aucs])
+            sentences.append(f"{name}: AUC after {last[1]} was {values}.")
+    return [" ".join(sentences)] if 0 < len(sentences) <= MOST_NAMES else []
+
+
+def runs_summary(runs: Sequence[RunRecord]) -> str:
+    """What was run: sizes, schedules, seeds."""
+    ordered, parts = sorted(runs, key=run_order), []
+    for field in ("size", "schedule", "seed"):
+        values = list(dict.fromkeys(str(run.config[field]) for run in ordered if run.config.get(field) is not None))
+        if values:
+            parts.append(f"{plural(len(values), field)} ({', '.join(values)})")
+    return f"{plural(len(runs), 'run')}{': ' if parts else ''}{', '.join(parts)}."

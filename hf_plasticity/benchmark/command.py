@@ -1,0 +1,58 @@
+"""`recipes/benchmark.py`."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..errors import PlasticityError
+from .cpu import cpu_suite
+from .gpu import PARTS, fill_compile_cache, gpu_suite
+from .report import Report
+
+
+DESCRIPTION = """
+What training, probes and diagnoses cost on this machine, as one Markdown table with date, hardware and versions.
+
+    python recipes/benchmark.py --suite cpu --output benchmark-cpu.md
+    python recipes/benchmark.py --suite gpu --output benchmark-gpu.md
+
+The file is written after every row. What fails or has no time left is a row that says so.
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """
+    Run a suite and print it.
+
+    Args:
+        arguments (`Sequence[str]`, *optional*): The words of the command line; those of this process by default.
+    """
+    parser = argparse.ArgumentParser(description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--suite", choices=("cpu", "gpu"), required=True)
+    parser.add_argument("--output", type=Path, metavar="FILE", help="where to write the table too")
+    parser.add_argument(
+        "--time_limit", type=float, default=3600.0, metavar="SECONDS", help="begin no row after it (default: 3600)"
+    )
+    parser.add_argument("--parts", nargs="+", choices=PARTS, help="of the suite gpu, only these")
+    parser.add_argument("--dry", action="store_true", help="go through it with tiny work; the numbers mean nothing")
+    parser.add_argument(
+        "--compile_only",
+        action="store_true",
+        help="only fill the cache of torch.compile for the suite gpu",
+    )
+    options = parser.parse_args(arguments)
+    import torch
+
+    if options.suite == "gpu" and not options.dry and not torch.cuda.is_available():
+        raise PlasticityError("suite: gpu needs a CUDA device, and there is none; choose cpu")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    if options.compile_only:
+        fill_compile_cache(options.dry, device)
+        return
+    report = Report(options.suite, options.output, options.time_limit)
+    if options.suite == "cpu":
+        cpu_suite(report, options.dry)
+    else:
+        gpu_suite(report, options.dry, device, options.parts)
+    report.write()
+    print(report.markdown())

@@ -1,0 +1,290 @@
+"""
+The contenders: training loops, a probe, a diagnosis, all on the same models, data and optimizer. Each trains
+`case.steps` steps and calls `watch.step()` after each, or makes its call once inside each `watch.call()`.
+"""
+
+import contextlib
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import nn
+from transformers import GPT2LMHeadModel, Trainer, TrainerCallback, TrainingArguments, set_seed
+
+from ..data.schedule import make_schedule
+from ..data.stream import TrainingStream, collate_batch
+from ..diagnostics import diagnose
+from ..models import gpt2_config
+from ..network.head_loss import use_head_loss
+from ..probing import ProbeConfig, run_probe
+from ..probing.evaluation import validation_loss
+from ..trainer import ContinualConfig, ContinualTrainer
+from .case import Case
+from .long_runs import cycle_seconds, resume_seconds
+
+
+if TYPE_CHECKING:
+    from .worker import Watch
+
+LEARNING_RATE, WEIGHT_DECAY, BETAS, MAX_NORM = 1e-3, 0.1, (0.9, 0.95), 1.0
+LANGUAGE = "a"
+
+
+class RandomBlocks:
+    """Blocks of random tokens from a small store: nothing is read from disk, so what is timed is the training."""
+
+    exhausted = False
+    stored = 512
+
+    def __init__(self, count: int, context_length: int, vocab_size: int, language: str = LANGUAGE):
+        self.language, self.count, self.context_length = language, count, context_length
+        rows = min(count, self.stored)
+        self.tokens = np.random.default_rng(0).integers(0, vocab_size, (rows, context_length), dtype=np.uint32)
+
+    def __len__(self) -> int:
+        return self.count
+
+    @property
+    def num_tokens(self) -> int:
+        return self.count * self.context_length
+
+    def prepare(self, num_blocks: int) -> "RandomBlocks":
+        return self
+
+    def bytes_per_token(self, num_blocks: int) -> float:
+        return 1.0
+
+    def __getitem__(self, numbers: np.ndarray) -> np.ndarray:
+        return self.tokens[np.asarray(numbers) % len(self.tokens)].astype(np.int64)
+
+
+def build_model(case: Case) -> GPT2LMHeadModel:
+    """The model of a case, fresh, on its device."""
+    set_seed(0)
+    with torch.device(case.device):
+        model = GPT2LMHeadModel(gpt2_config(case.size, case.vocab_size, case.context_length))
+    model.loss_type = "ForCausalLM"
+    use_head_loss(model, case.head_loss)
+    return model.train()
+
+
+def build_stream(case: Case) -> TrainingStream:
+    """The sequences of `case.steps` steps."""
+    count = case.steps * case.batch_size
+    blocks = RandomBlocks(count, case.context_length, case.vocab_size)
+    return TrainingStream({LANGUAGE: blocks}, make_schedule("rotation", [LANGUAGE], count), tasks=1, seed=0)
+
+
+def build_optimizer(model: nn.Module) -> torch.optim.AdamW:
+    """AdamW with weight decay on matrices and embeddings, as in the Trainer."""
+    decaying = [parameter for parameter in model.parameters() if parameter.ndim > 1]
+    others = [parameter for parameter in model.parameters() if parameter.ndim == 1]
+    groups = [{"params": decaying, "weight_decay": WEIGHT_DECAY}, {"params": others, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=LEARNING_RATE, betas=BETAS, fused=True)
+
+
+def autocast(case: Case) -> torch.autocast:
+    """Mixed precision as the case asks for it."""
+    return torch.autocast(case.device, torch.bfloat16, enabled=case.bf16)
+
+
+def bare_loop(case: Case, watch: "Watch") -> None:
+    """The least that training takes: what the others are compared with."""
+    model, stream = build_model(case), build_stream(case)
+    optimizer = build_optimizer(model)
+    for step in range(case.steps):
+        ids = stream.__getitems__(range(step * case.batch_size, (step + 1) * case.batch_size))["input_ids"]
+        training_step(model, ids.to(case.device, non_blocking=True), case, optimizer, model)
+        watch.step()
+
+
+def training_step(
+    forward: Callable[..., Any], ids: torch.Tensor, case: Case, optimizer: torch.optim.Optimizer, model: nn.Module
+) -> None:
+    """Forward, backward, clipping, AdamW."""
+    with autocast(case):
+        loss = forward(input_ids=ids, labels=ids).loss
+    loss.backward()
+    nn.utils.clip_grad_norm_(model.parameters(), MAX_NORM)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+
+
+def compiled_loop(case: Case, watch: "Watch") -> None:
+    """As nanoGPT trains: a compiled model, the next batch fetched while the device computes, from pinned memory."""
+    model, stream = build_model(case), build_stream(case)
+    optimizer = build_optimizer(model)
+    forward = torch.compile(model, backend=case.backend)
+
+    def fetch(step: int) -> torch.Tensor:
+        first = step % case.steps * case.batch_size
+        ids = stream.__getitems__(range(first, first + case.batch_size))["input_ids"]
+        return ids.pin_memory().to(case.device, non_blocking=True) if case.device == "cuda" else ids
+
+    ids = fetch(0)
+    for step in range(case.steps):
+        with autocast(case):
+            loss = forward(input_ids=ids, labels=ids).loss
+        ids = fetch(step + 1)
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), MAX_NORM)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        watch.step()
+
+
+def common_arguments(case: Case, folder: str) -> dict[str, Any]:
+    """The settings that both trainers share."""
+    return {
+        "output_dir": folder,
+        "learning_rate": LEARNING_RATE,
+        "weight_decay": WEIGHT_DECAY,
+        "adam_beta2": BETAS[1],
+        "bf16": case.bf16,
+        "use_cpu": case.device == "cpu",
+        "torch_compile": case.compiled,
+        "torch_compile_backend": case.backend if case.compiled else None,
+        "report_to": "none",
+        "disable_tqdm": True,
+        "logging_steps": 10,
+        "save_strategy": "no",
+    }
+
+
+class Ticking(TrainerCallback):
+    """Tells the watch of every optimizer step of a Trainer, after all other callbacks."""
+
+    def __init__(self, watch: "Watch"):
+        self.watch = watch
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.watch.step()
+
+
+def stock_trainer(case: Case, watch: "Watch") -> None:
+    """The Trainer of Transformers on the same stream."""
+    with tempfile.TemporaryDirectory() as folder:
+        args = TrainingArguments(
+            **common_arguments(case, folder), per_device_train_batch_size=case.batch_size, max_steps=case.steps,
+            remove_unused_columns=False, train_sampling_strategy="sequential", lr_scheduler_type="constant",
+        )  # fmt: skip
+        trainer = Trainer(build_model(case), args, train_dataset=build_stream(case), data_collator=collate_batch)
+        trainer.add_callback(Ticking(watch))
+        trainer.train()
+
+
+def continual_settings(case: Case, folder: str) -> dict[str, Any]:
+    """The settings of a run of one task instance without a probe."""
+    return common_arguments(case, folder) | {
+        "cycles": 1,
+        "task_steps": case.steps,
+        "no_probe": True,
+        "warmup_steps": 0,
+        "global_batch_tokens": case.tokens,
+        "head_loss": case.head_loss,
+    }
+
+
+def continual_trainer(case: Case, watch: "Watch") -> None:
+    """[`ContinualTrainer`] without probes."""
+    with tempfile.TemporaryDirectory() as folder:
+        args = ContinualConfig(**continual_settings(case, folder))
+        trainer = ContinualTrainer(build_model(case), args, build_stream(case))
+        trainer.add_callback(Ticking(watch))
+        trainer.train()
+
+
+def first_batches(case: Case, count: int) -> np.ndarray:
+    """`count` blocks of random tokens."""
+    return RandomBlocks(count, case.context_length, case.vocab_size)[np.arange(count)]
+
+
+def probe(case: Case, watch: "Watch") -> None:
+    """[`run_probe`] as a whole: the copy of the model, its training, evaluations, and the restoration."""
+    model = build_model(case)
+    forward = torch.compile(model, backend=case.backend) if case.compiled else model
+    config = ProbeConfig(
+        steps=case.option("steps"),
+        eval_every=case.option("eval_every"),
+        eval_sequences=case.option("eval_sequences"),
+        batch_size=case.batch_size,
+        warmup_steps=0,
+    )
+    blocks = first_batches(case, config.steps * case.batch_size)
+    for _ in range(1 + case.windows):
+        with watch.call(), autocast(case):
+            run_probe(forward, blocks, blocks, config, micro_batch_size=case.batch_size, show_progress=False)
+
+
+def plain_steps(case: Case, watch: "Watch") -> None:
+    """As many steps and evaluations as a probe has, in a bare loop."""
+    model = build_model(case)
+    forward = torch.compile(model, backend=case.backend) if case.compiled else model
+    steps, sequences = case.option("steps"), case.option("eval_sequences")
+    evaluations = {*range(0, steps, case.option("eval_every")), steps}
+    blocks = first_batches(case, steps * case.batch_size)
+    optimizer = build_optimizer(model)
+    for _ in range(1 + case.windows):
+        with watch.call():
+            for step in range(steps + 1):
+                if step in evaluations:
+                    with autocast(case):
+                        validation_loss(forward, blocks, sequences, case.batch_size)
+                    model.train()
+                if step < steps:
+                    ids = torch.as_tensor(blocks[step * case.batch_size : (step + 1) * case.batch_size])
+                    training_step(forward, ids.to(case.device, non_blocking=True), case, optimizer, model)
+
+
+def diagnosis(case: Case, watch: "Watch") -> None:
+    """[`diagnose`] with the measures of a run that diagnoses itself."""
+    model = build_model(case)
+    blocks = torch.as_tensor(first_batches(case, case.option("sequences")))
+    for _ in range(1 + case.windows):
+        with watch.call(), autocast(case):
+            diagnose(model, blocks)
+
+
+def resume(case: Case, watch: "Watch") -> None:
+    """From a checkpoint late in a run over ten billion prepared tokens to the first training step."""
+    with tempfile.TemporaryDirectory() as folder:
+        watch.results |= resume_seconds(case, folder)
+
+
+def cycles(case: Case, watch: "Watch") -> None:
+    """The seconds of each cycle of a run with probes and checkpoints."""
+    with tempfile.TemporaryDirectory() as folder:
+        watch.results |= {"cycles": cycle_seconds(case, folder)}
+
+
+CONTENDERS: dict[str, Callable[[Case, "Watch"], None]] = {
+    "bare loop": bare_loop,
+    "compiled loop": compiled_loop,
+    "Trainer": stock_trainer,
+    "ContinualTrainer": continual_trainer,
+    "probe": probe,
+    "plain steps": plain_steps,
+    "diagnosis": diagnosis,
+    "resume": resume,
+    "cycles": cycles,
+}
+
+
+@contextlib.contextmanager
+def timed(device: str) -> Iterator[list[float]]:
+    """A list that holds, afterwards, the seconds that the block took."""
+    seconds: list[float] = []
+    synchronize(device)
+    started = time.perf_counter()
+    yield seconds
+    synchronize(device)
+    seconds.append(time.perf_counter() - started)
+
+
+def synchronize(device: str) -> None:
+    """Wait for the device."""
+    if device == "cuda":
+        torch.cuda.synchronize()

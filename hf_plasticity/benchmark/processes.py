@@ -1,0 +1,171 @@
+"""The parent's side of the workers: start them, let them take turns, and survive them."""
+
+import dataclasses
+import json
+import os
+import select
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from typing import Any
+
+from .case import Case
+
+
+ANSWER_SECONDS = 300.0
+
+
+class WorkerFailed(RuntimeError):
+    """A worker failed, or did not answer in time."""
+
+
+class Worker:
+    """
+    A process that measures cases, or several that train together; the first of them is heard.
+
+    Args:
+        cases (`Case`): What it measures, one after the other.
+        environment (`dict[str, str]`, *optional*): Added to that of this process.
+    """
+
+    def __init__(self, *cases: Case, environment: dict[str, str] | None = None):
+        self.cases = cases
+        self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115
+        self._heard = False
+        count = max(case.processes for case in cases)
+        shared = dict(os.environ) | (environment or {})
+        if count > 1:
+            shared |= {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count)}
+            shared |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+        described = [dataclasses.asdict(case) for case in cases]
+        self._processes = [
+            subprocess.Popen(
+                [sys.executable, "-m", "hf_plasticity.benchmark.worker", json.dumps(described)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=self._errors,
+                text=True,
+                env=shared | ({"RANK": str(rank), "LOCAL_RANK": str(rank)} if count > 1 else {}),
+            )
+            for rank in range(count)
+        ]
+
+    def __enter__(self) -> "Worker":
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self.close()
+
+    def started(self, timeout: float = ANSWER_SECONDS) -> "Worker":
+        """Wait until it has imported what it needs; it then waits for `go`."""
+        self.hear(timeout)
+        return self
+
+    def go(self) -> None:
+        """Let the worker run until it has something to say."""
+        if self._heard:
+            try:
+                self._processes[0].stdin.write("\n")
+                self._processes[0].stdin.flush()
+            except OSError:
+                raise self._failure("ended") from None
+        self._heard = False
+
+    def hear(self, timeout: float = ANSWER_SECONDS) -> dict[str, Any]:
+        """
+        What it has to say.
+
+        Raises:
+            [`WorkerFailed`]: It has failed, or says nothing for `timeout` seconds.
+        """
+        pipe = self._processes[0].stdout
+        if not select.select([pipe], [], [], max(timeout, 0.0))[0]:
+            self.close()
+            raise self._failure(f"gave no answer in {timeout:.0f} s")
+        line = pipe.readline()
+        if not line:
+            raise self._failure("ended")
+        self._heard = True
+        message = json.loads(line)
+        if "failed" in message:
+            raise WorkerFailed(message["failed"])
+        return message
+
+    def ask(self, timeout: float = ANSWER_SECONDS) -> dict[str, Any]:
+        """Let it run and wait for what it has to say."""
+        self.go()
+        return self.hear(timeout)
+
+    def result(self, timeout: float = ANSWER_SECONDS) -> dict[str, Any]:
+        """Run one case to its end: its result, with the `seconds` of all its windows."""
+        until, seconds, ready = time.monotonic() + timeout, [], 0.0
+        while True:
+            message = self.ask(until - time.monotonic())
+            if "seconds" in message:
+                seconds.append(message["seconds"])
+            ready = message.get("ready", ready)
+            if "done" in message:
+                return message | {"seconds": seconds, "ready": ready}
+
+    def close(self) -> None:
+        """End it."""
+        for process in self._processes:
+            process.kill()
+            process.wait()
+
+    def _failure(self, what: str) -> WorkerFailed:
+        self._errors.seek(0)
+        lines = [line.strip() for line in self._errors.read()[-4000:].splitlines() if line.strip()]
+        return WorkerFailed(f"{what}: {lines[-1][:200]}" if lines else what)
+
+
+def take_turns(cases: list[Case], rounds: int, timeout: float = ANSWER_SECONDS) -> list[dict[str, Any] | WorkerFailed]:
+    """
+    Let a worker for each case measure one window in each round.
+
+    Args:
+        cases (`list[Case]`): The contenders; each needs `rounds` windows.
+        rounds (`int`): How many.
+        timeout (`float`, *optional*): Seconds for all of it.
+
+    Returns:
+        `list[dict | WorkerFailed]`: For each case its result, with the `seconds` of every round, or why it has none.
+    """
+    until = time.monotonic() + timeout
+    workers = [Worker(case.but(windows=rounds)) for case in cases]
+    results: list[dict[str, Any] | WorkerFailed] = [{"seconds": []} for _ in cases]
+
+    def each(take: Any) -> None:
+        for number, worker in enumerate(workers):
+            if isinstance(results[number], dict):
+                try:
+                    take(worker, results[number], until - time.monotonic())
+                except WorkerFailed as failure:
+                    results[number] = failure
+
+    try:
+        each(lambda worker, result, left: worker.started(left))
+        each(lambda worker, result, left: result.update(worker.ask(left)))
+        for _ in range(rounds):
+            each(lambda worker, result, left: result["seconds"].append(worker.ask(left)["seconds"]))
+        each(lambda worker, result, left: result.update(worker.ask(left)))
+    finally:
+        for worker in workers:
+            worker.close()
+    return results
+
+
+def median_and_range(values: list[float], digits: int = 3) -> str:
+    """`"0.953 (0.941–0.960)"`."""
+    low, high = f"{min(values):,.{digits}f}", f"{max(values):,.{digits}f}"
+    return f"{statistics.median(values):,.{digits}f} ({low}–{high})"
+
+
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
