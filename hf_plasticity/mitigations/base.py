@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 
 from ..distributed import rank_and_world_size
 from ..errors import PlasticityError
-from ..network import InitialLaw, non_embedding_parameters, optimizer_moments, preserve_with, reshard
+from ..network import InitialLaw, is_fsdp, non_embedding_parameters, optimizer_moments, preserve_with, reshard
 from .adam import EntrySteps
 
 
@@ -127,10 +127,12 @@ class Mitigation:
         self.model, self.optimizer, self.seed, self.task_steps = model, optimizer, seed, task_steps
         self.law, self.entry_steps = InitialLaw(model), EntrySteps(optimizer)
         self.total, self._counts, self._events, self._since = 0, {}, [], 0
+        reshard(model)
         self._undo = [preserve_with(model, self.paused)]
+        self._sharded, self._parameters = is_fsdp(model), dict(model.named_parameters())
+        self._matrices = [name for name in non_embedding_parameters(model) if self._parameters[name].ndim == 2]
         if self.requires_float32:
             self._check_float32()
-        reshard(model)
         self.start()
 
     def detach(self) -> None:
@@ -157,7 +159,7 @@ class Mitigation:
 
     def after_step(self, step: int) -> None:
         """Called after `optimizer.step()`, before the learning rate changes."""
-        self.entry_steps.correct(dict(self.model.named_parameters()))
+        self.entry_steps.correct(self._parameters)
 
     def step_end(self, step: int) -> None:
         """Called when the step is complete, before a checkpoint is saved and before a probe."""
@@ -258,17 +260,14 @@ class Mitigation:
 
     def matrices(self) -> dict[str, nn.Parameter]:
         """The trained matrices except embeddings and output head, by name, sharded as in the optimizer."""
-        reshard(self.model)
-        return {
-            name: parameter
-            for name, parameter in non_embedding_parameters(self.model).items()
-            if parameter.ndim == 2 and parameter.requires_grad
-        }
+        trained = self.trained()
+        return {name: trained[name] for name in self._matrices if name in trained}
 
     def trained(self) -> dict[str, nn.Parameter]:
         """All trained parameters by name, sharded as in the optimizer."""
-        reshard(self.model)
-        return {name: parameter for name, parameter in self.model.named_parameters() if parameter.requires_grad}
+        if self._sharded:
+            reshard(self.model)
+        return {name: parameter for name, parameter in self._parameters.items() if parameter.requires_grad}
 
     def learning_rates(self) -> dict[int, float]:
         """The current learning rate of each parameter, by its `id`."""
