@@ -19,6 +19,7 @@ _HOMES = {
     "diagnostics": ("Diagnosis", "DiagnosticsCallback", "DiagnosticsConfig", "diagnose"),
     "errors": ("PlasticityError",),
     "hub": ("load_probe_checkpoint", "load_run"),
+    "mitigations": ("Mitigation", "MitigationCallback"),
     "models": ("MODEL_SIZES", "ModelSize", "gpt2_config", "peak_learning_rate"),
     "network": ("num_non_embedding_parameters",),
     "probing": ("PlasticityProbeCallback", "ProbeConfig", "ProbeResult", "run_probe"),

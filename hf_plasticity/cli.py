@@ -92,6 +92,8 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     commands.add_parser("train", help="run the study, or resume it", add_help=False)
     commands.add_parser("probe", help="probe published checkpoints, or those of a run", add_help=False)
+    mitigations = commands.add_parser("mitigations", help="list the mitigations of plasticity loss")
+    mitigations.set_defaults(command=_mitigations, takes_settings=False)
     for add in (_add_ladder, _add_plan, _add_prepare, _add_report, _add_push):
         add(commands)
     return parser
@@ -131,6 +133,12 @@ def _probe(arguments: list[str]) -> None:
 
 
 LAUNCHED: dict[str, Callable[[list[str]], None]] = {"train": _train, "probe": _probe}
+
+
+def _mitigations(options: argparse.Namespace) -> None:
+    from .mitigations.listing import list_mitigations
+
+    print(list_mitigations())
 
 
 def _add_ladder(commands: argparse._SubParsersAction) -> None:

@@ -8,6 +8,7 @@ runs/<name>/
   probe_protocols.json the settings behind each probe_config_hash
   diagnostics.jsonl    one line a diagnosis
   forgetting.jsonl     one line a cycle: validation loss on each training language
+  mitigations.jsonl    one line an event: what a mitigation reset, or changed in a task instance
   initial_weights.safetensors  where the model started, for distances from it (with --diagnose)
   trainer_state.json   the Trainer's own log of the finished run (checkpoints hold it before that)
   checkpoint-<step>/   the Trainer's own, for resuming
@@ -49,6 +50,7 @@ PROBES_FILE = "probes.jsonl"
 PROTOCOLS_FILE = "probe_protocols.json"
 DIAGNOSTICS_FILE = "diagnostics.jsonl"
 FORGETTING_FILE = "forgetting.jsonl"
+MITIGATIONS_FILE = "mitigations.jsonl"
 TRAINER_STATE_FILE = "trainer_state.json"
 INITIAL_WEIGHTS_FILE = "initial_weights.safetensors"
 REPORT_FILE = "report.html"
@@ -62,6 +64,7 @@ LOCK_FILE, DEFERRED_LOCK_FILE = ".lock", ".follow.lock"
 PROBE_KEY = ("task", "step", "probe_config_hash")
 DIAGNOSIS_KEY = ("task", "step", "diagnostics_config_hash")
 FORGETTING_KEY = ("task", "step")
+MITIGATION_KEY = ("step", "mitigation", "event")
 
 PROBE_FIELDS = (
     "cycle",
@@ -170,7 +173,7 @@ def append_record(path: str | os.PathLike, record: dict[str, Any], key: Sequence
         path (`str` or `os.PathLike`): The `.jsonl` file; created where it is missing.
         record (`dict`): What to write. NaN and infinity have no place in JSON and raise `ValueError`.
         key (`Sequence[str]`): The fields that identify a record, one of `PROBE_KEY`, `DIAGNOSIS_KEY`,
-            `FORGETTING_KEY`.
+            `FORGETTING_KEY`, `MITIGATION_KEY`.
 
     Returns:
         `bool`: Whether the record was written; `False` if it was there already.
@@ -382,6 +385,7 @@ class RunRecord:
         probes (`list[dict]`): The lines of `probes.jsonl`, by step.
         diagnostics (`list[dict]`): The lines of `diagnostics.jsonl`, by step.
         forgetting (`list[dict]`): The lines of `forgetting.jsonl`, by step.
+        mitigations (`list[dict]`): The lines of `mitigations.jsonl`, by step.
         training_log (`list[dict]`): The Trainer's log: `step`, `loss`, `learning_rate`, `language`, `tokens`, …
     """
 
@@ -391,6 +395,7 @@ class RunRecord:
     probes: list[dict[str, Any]] = field(default_factory=list)
     diagnostics: list[dict[str, Any]] = field(default_factory=list)
     forgetting: list[dict[str, Any]] = field(default_factory=list)
+    mitigations: list[dict[str, Any]] = field(default_factory=list)
     training_log: list[dict[str, Any]] = field(default_factory=list)
 
     def probes_frame(self) -> "pd.DataFrame":
@@ -444,5 +449,6 @@ def read_run(folder: str | os.PathLike) -> RunRecord:
         probes=sorted(probes, key=lambda record: record["step"]),
         diagnostics=sorted(read_records(folder / DIAGNOSTICS_FILE), key=lambda record: record["step"]),
         forgetting=sorted(read_records(folder / FORGETTING_FILE), key=lambda record: record["step"]),
+        mitigations=sorted(read_records(folder / MITIGATIONS_FILE), key=lambda record: record["step"]),
         training_log=json.loads(state.read_text(encoding="utf-8"))["log_history"] if state else [],
     )

@@ -22,6 +22,7 @@ from ..records import (
     DEFERRED_LOCK_FILE,
     DIAGNOSTICS_FILE,
     INITIAL_WEIGHTS_FILE,
+    MITIGATIONS_FILE,
     PROBES_FILE,
     PROTOCOLS_FILE,
     PROVENANCE,
@@ -99,7 +100,7 @@ def has_started(folder: str | Path) -> bool:
 
 def _clear(folder: Path) -> None:
     """Delete the records and the checkpoint of the untrained model of a start that never saved a checkpoint."""
-    for name in (PROBES_FILE, PROTOCOLS_FILE, DIAGNOSTICS_FILE, INITIAL_WEIGHTS_FILE, CONFIG_FILE):
+    for name in (PROBES_FILE, PROTOCOLS_FILE, DIAGNOSTICS_FILE, MITIGATIONS_FILE, INITIAL_WEIGHTS_FILE, CONFIG_FILE):
         (folder / name).unlink(missing_ok=True)
     shutil.rmtree(folder / cycle_name(0), ignore_errors=True)
 

@@ -9,6 +9,7 @@ from transformers import SchedulerType, TrainingArguments
 
 from ..errors import PlasticityError
 from ..learning_rate import learning_rate_shape
+from ..mitigations import make_mitigations
 from ..probing.config import ProbeConfig, probe_settings
 from ..settings import DERIVED, LENGTH, MACHINE, OUTPUT, setting
 from .training_arguments import check_accelerator_config, check_training_arguments
@@ -51,6 +52,12 @@ class ContinualConfig(ProbeSettings, TrainingArguments):  # type: ignore[misc, v
         restart_warmup (`bool`, *optional*, defaults to `True`):
             Whether the learning rate restarts its warmup at every task instance, as in the paper. `False` requires a
             constant learning rate after warmup.
+        mitigation (`list[str]`, *optional*):
+            Mitigations of plasticity loss from `hf_plasticity.mitigations.MITIGATIONS`, in the order in which they
+            act. Probes run without them.
+        mitigation_args (`dict`, *optional*):
+            Their arguments by name, such as `{"redo": {"threshold": 0.1}}`; those of a single mitigation may be given
+            directly. The configuration of the run has every default written out.
         head_loss (`str`, *optional*, defaults to `"auto"`):
             How training, probes and evaluations compute the loss: `"logits"`, `"fused"`, which never holds the logits
             of a whole batch, or `"auto"`, which is `"fused"` for vocabularies of at least 16,384 tokens where the
@@ -124,6 +131,12 @@ class ContinualConfig(ProbeSettings, TrainingArguments):  # type: ignore[misc, v
     allow_repeats: bool = setting(False, help="Whether a language that runs out of fresh tokens starts again.")
     reset_optimizer: bool = setting(True, help="Whether every task instance starts with an empty optimizer state.")
     restart_warmup: bool = setting(True, help="Whether the learning rate warms up again at every task instance.")
+    mitigation: list[str] | None = setting(
+        None, help="Mitigations of plasticity loss, in order; `hf-plasticity mitigations` lists them."
+    )
+    mitigation_args: dict | str | None = setting(
+        None, help='Their arguments by name, as JSON: {"redo": {"threshold": 0.1}}.'
+    )
     evaluate_forgetting: bool = setting(
         False, help="Measure the validation loss on each training language after each cycle.", role=OUTPUT
     )
@@ -194,6 +207,7 @@ class ContinualConfig(ProbeSettings, TrainingArguments):  # type: ignore[misc, v
         # TrainingArguments computes with it; `set_batch` sets the final number once the context length is known.
         self.micro_batch_size = self.per_device_train_batch_size
         self.per_device_train_batch_size = self.per_device_train_batch_size or 1
+        self._resolve_mitigations()
         if isinstance(self.lr_scheduler_kwargs, str):
             self.lr_scheduler_kwargs = json.loads(self.lr_scheduler_kwargs)
         learning_rate_shape(self.lr_scheduler_type, self.task_steps, self.warmup_steps, self.lr_scheduler_kwargs)
@@ -243,6 +257,23 @@ class ContinualConfig(ProbeSettings, TrainingArguments):  # type: ignore[misc, v
             )
         if self.warmup_steps is not None and not (self.warmup_steps >= 0 and self.warmup_steps % 1 == 0):
             raise PlasticityError(f"warmup_steps: {self.warmup_steps} is not a number of steps")
+
+    def _resolve_mitigations(self) -> None:
+        """Check the mitigations, and write out their defaults."""
+        self.mitigation = [self.mitigation] if isinstance(self.mitigation, str) else self.mitigation or None
+        given = self.mitigation_args or {}
+        if isinstance(given, str):
+            try:
+                given = json.loads(given)
+            except ValueError:
+                given = None
+        if not isinstance(given, dict):
+            raise PlasticityError(
+                f"mitigation_args: '{self.mitigation_args}' is not a JSON object, such as "
+                '{"redo": {"threshold": 0.1}}'
+            )
+        mitigations = make_mitigations(self.mitigation or [], given)
+        self.mitigation_args = {one.name: one.arguments for one in mitigations if one.arguments} or None
 
     @property
     def probe_period(self) -> tuple[int, str]:

@@ -33,6 +33,7 @@ from ..diagnostics import DiagnosticsCallback, DiagnosticsConfig
 from ..distributed import from_main_process
 from ..errors import PlasticityError, TrainingInterrupted
 from ..learning_rate import learning_rate_shape
+from ..mitigations import MitigationCallback, make_mitigations
 from ..network import local, preserve_model
 from ..network.head_loss import use_head_loss
 from ..periodic import PeriodicCallback, Timeline
@@ -128,6 +129,10 @@ class ContinualTrainer(Trainer):
             self.add_callback(TaskProgressCallback(self.position))
         elif self.pop_callback(PrinterCallback) is not None:
             self.add_callback(LogLinesCallback())
+        self.mitigations = self._mitigations()
+        if self.mitigations is not None:
+            # Before the first training pass, which compiles the model with the hooks that it has.
+            self.add_callback(self.mitigations)
         self.add_callback(_TaskCallback(self))
         self.signals = StopOnSignal()
         self.add_callback(self.signals)
@@ -138,6 +143,13 @@ class ContinualTrainer(Trainer):
         self._resumed_from: str | None = None
         self._batch_checked = False
         self._clipped: list[nn.Parameter] | None = None
+
+    def _mitigations(self) -> MitigationCallback | None:
+        """The callback that mitigates loss of plasticity."""
+        if not self.args.mitigation:
+            return None
+        mitigations = make_mitigations(self.args.mitigation, self.args.mitigation_args)
+        return MitigationCallback(mitigations, **vars(self.timeline))
 
     def _measurements(
         self,
@@ -312,7 +324,7 @@ class ContinualTrainer(Trainer):
             [`PlasticityError`]: The disk is full, or the run folder has records of another training.
         """
         for callback in self.callback_handler.callbacks:
-            if isinstance(callback, PeriodicCallback):
+            if isinstance(callback, PeriodicCallback | MitigationCallback):
                 callback.requires_new_folder = not resume_from_checkpoint
         if resume_from_checkpoint is True:
             resume_from_checkpoint = from_main_process(lambda: last_complete_checkpoint(self.args.output_dir))
@@ -359,6 +371,8 @@ class ContinualTrainer(Trainer):
         state = {"loss": self._tr_loss.item(), "since_step": self._globalstep_last_logged}
         path = checkpoint / LOSS_STATE_FILE.format(rank=self.args.process_index)
         path.write_text(json.dumps(state), encoding="utf-8")
+        if self.mitigations is not None:
+            self.mitigations.save(checkpoint, self.state.global_step)
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
             mark_complete(checkpoint)

@@ -1,0 +1,345 @@
+"""What every mitigation has: its arguments, its place in the training step, its state and its events."""
+
+import contextlib
+import dataclasses
+import hashlib
+import inspect
+import math
+import types
+import typing
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.tensor import DTensor
+from transformers import PreTrainedModel
+
+from ..distributed import rank_and_world_size
+from ..errors import PlasticityError
+from ..network import InitialLaw, is_fsdp, non_embedding_parameters, optimizer_moments, preserve_with, reshard
+from .adam import EntrySteps
+
+
+def argument(default: Any, help: str, source: str) -> Any:
+    """
+    An argument of a mitigation.
+
+    Args:
+        default (`Any`): Its default.
+        help (`str`): One line, with the symbol of the paper.
+        source (`str`): Where the default comes from; `"chosen here"` if no source has one.
+    """
+    return dataclasses.field(default=default, metadata={"help": help, "source": source})
+
+
+@dataclass(eq=False, kw_only=True)
+class Mitigation:
+    """
+    A mitigation of plasticity loss. Trainers are not needed: a training loop calls `attach` once and, in every
+    optimizer step, the methods below. [`MitigationCallback`] does so in a `Trainer`.
+
+    ```python
+    mitigation.attach(model, optimizer, seed=0, task_steps=1000)
+    for step in range(1, steps + 1):
+        loss_of(batch).backward()
+        mitigation.before_step(step)  # gradients are complete
+        optimizer.step()
+        mitigation.after_step(step)  # the learning rate is still that of this step
+        scheduler.step()
+        optimizer.zero_grad()
+        mitigation.step_end(step)
+        if step % 1000 == 0:
+            mitigation.task_end(step)
+    ```
+
+    On several processes every process makes the same calls. Random numbers depend on (seed, step, parameter name)
+    only. Inside [`preserve_model`], and therefore in probes and diagnoses, a mitigation neither acts nor observes.
+
+    A new mitigation is a file with a dataclass that inherits from this class and overrides some of `start`, `stop`,
+    `before_step`, `after_step`, `step_end`, `task_end`, `state` and `load_state`, and its line in
+    `mitigations/__init__.py`. Its fields are its arguments, declared with [`argument`].
+    """
+
+    name: ClassVar[str]
+    reference: ClassVar[str]
+    # Whether it acts at the end of task instances, so that a training without them is an error.
+    requires_tasks: ClassVar[bool] = False
+    # Whether it moves weights by amounts that the rounding of bf16 weights would swallow.
+    requires_float32: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        for one in dataclasses.fields(self):
+            self._check_type(one)
+        self.check()
+
+    def check(self) -> None:
+        """
+        Check the values of the arguments.
+
+        Raises:
+            [`PlasticityError`]: One is not possible.
+        """
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """The arguments, with every default."""
+        return {one.name: getattr(self, one.name) for one in dataclasses.fields(self)}
+
+    @classmethod
+    def summary(cls) -> str:
+        """The first line of its docstring."""
+        return inspect.getdoc(cls).split("\n\n")[0].replace("\n", " ")
+
+    # The life of a mitigation
+
+    def attach(
+        self,
+        model: PreTrainedModel,
+        optimizer: torch.optim.Optimizer,
+        *,
+        seed: int = 0,
+        task_steps: int | None = None,
+    ) -> None:
+        """
+        Begin to act on a model. Call it before the first forward pass, because a model that `torch.compile` has
+        already compiled ignores new hooks.
+
+        Args:
+            model (`PreTrainedModel`): Plain or sharded by FSDP2; the module inside DDP and `torch.compile`.
+            optimizer (`torch.optim.Optimizer`): That trains it, plain or Accelerate's.
+            seed (`int`, *optional*, defaults to 0): Of the random numbers.
+            task_steps (`int`, *optional*): Optimizer steps of a task instance, if the training has task instances.
+
+        Raises:
+            [`PlasticityError`]: The mitigation does not apply to this model, optimizer or training.
+        """
+        self.detach()
+        if not isinstance(model, PreTrainedModel):
+            raise PlasticityError(
+                f"model: {self.name} requires a Transformers model, not '{type(model).__name__}'; adapters on a "
+                "frozen model are not supported"
+            )
+        if self.requires_tasks and task_steps is None:
+            raise PlasticityError(f"task_steps: required by {self.name}, which acts at the end of a task instance")
+        self.model, self.optimizer, self.seed, self.task_steps = model, optimizer, seed, task_steps
+        self.law, self.entry_steps = InitialLaw(model), EntrySteps(optimizer)
+        self.total, self._counts, self._events, self._since = 0, {}, [], 0
+        reshard(model)
+        self._undo = [preserve_with(model, self.paused)]
+        self._sharded, self._parameters = is_fsdp(model), dict(model.named_parameters())
+        self._matrices = [name for name in non_embedding_parameters(model) if self._parameters[name].ndim == 2]
+        if self.requires_float32:
+            self._check_float32()
+        self.start()
+
+    def detach(self) -> None:
+        """Stop acting: remove every hook, and restore what was changed in the optimizer."""
+        if hasattr(self, "_undo"):
+            self.stop()
+            for undo in self._undo:
+                undo()
+            del self._undo
+
+    def start(self) -> None:
+        """Called by `attach`: check the model, place hooks, copy what is needed of the initial weights."""
+
+    def stop(self) -> None:
+        """Called by `detach`."""
+
+    def before_step(self, step: int) -> None:
+        """
+        Called when the gradients of an optimizer step are complete (averaged and clipped).
+
+        Args:
+            step (`int`): The number of the optimizer step, from 1; the same in the other methods.
+        """
+
+    def after_step(self, step: int) -> None:
+        """Called after `optimizer.step()`, before the learning rate changes."""
+        self.entry_steps.correct(self._parameters)
+
+    def step_end(self, step: int) -> None:
+        """Called when the step is complete, before a checkpoint is saved and before a probe."""
+
+    def task_end(self, step: int) -> None:
+        """Called after `step_end` of the last step of a task instance."""
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Inside, forward and backward passes are not those of the training."""
+        yield
+
+    # State
+
+    def state_dict(self) -> dict[str, Any]:
+        """
+        Everything that a resumed training needs: whole tensors on the CPU, numbers and strings, so that
+        `torch.load(weights_only=True)` reads it. Under FSDP2 every process must call this.
+        """
+        return {
+            "name": self.name,
+            "arguments": self.arguments,
+            "total": self.total,
+            "since": self._since,
+            "counts": {where: float(count) for where, count in self._counts.items()},
+            "entry_steps": self.entry_steps.state(),
+            "state": self.state(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """
+        Continue from a state, after `attach`.
+
+        Raises:
+            [`PlasticityError`]: It is the state of another mitigation.
+        """
+        if state["name"] != self.name or state["arguments"] != self.arguments:
+            raise PlasticityError(
+                f"mitigation: the checkpoint is of {describe(state['name'], state['arguments'])} and the training "
+                f"has {describe(self.name, self.arguments)}"
+            )
+        self.total, self._since, self._counts = state["total"], state["since"], dict(state["counts"])
+        self.entry_steps.load(state["entry_steps"])
+        self.load_state(state["state"])
+
+    def state(self) -> dict[str, Any]:
+        """The state of a subclass."""
+        return {}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Continue from what `state` returned."""
+
+    # Events
+
+    def record(self, step: int, event: str, touched: dict[str, Any], **details: Any) -> None:
+        """
+        Record an event, one at most of a kind in a step.
+
+        Args:
+            step (`int`): The optimizer step.
+            event (`str`): What happened, such as `"reset"`.
+            touched (`dict[str, Any]`): What was touched, by layer or tensor: the numbers of units, or a count.
+            **details: Further fields of the record.
+        """
+        entry = {"step": step, "mitigation": self.name, "event": event, "touched": touched} | details
+        self._events.append(entry)
+        self.total += sum(len(one) if isinstance(one, list) else int(one) for one in touched.values())
+
+    def count(self, where: str, amount: int | torch.Tensor) -> None:
+        """Add to the summary of a task instance, for what acts too often for an event each time."""
+        self._counts[where] = self._counts.get(where, 0) + amount
+
+    def take_events(self, step: int, summarize: bool) -> list[dict[str, Any]]:
+        """
+        The events since the last call. Every process must call this.
+
+        Args:
+            step (`int`): The optimizer step.
+            summarize (`bool`): Whether to add the summary of what was counted since the last summary.
+
+        Returns:
+            `list[dict]`: Each with `step`, `mitigation`, `event`, `touched` and further fields.
+        """
+        if summarize and self._counts:
+            touched = {where: int(count) for where, count in self._counts.items()}
+            self.record(step, "summary", touched, since_step=self._since, **self.summary_details())
+            self._counts = {}
+        if summarize:
+            self._since = step
+        events, self._events = self._events, []
+        return events
+
+    def summary_details(self) -> dict[str, Any]:
+        """Further fields of a summary."""
+        return {}
+
+    # What subclasses share
+
+    def matrices(self) -> dict[str, nn.Parameter]:
+        """The trained matrices except embeddings and output head, by name, sharded as in the optimizer."""
+        trained = self.trained()
+        return {name: trained[name] for name in self._matrices if name in trained}
+
+    def trained(self) -> dict[str, nn.Parameter]:
+        """All trained parameters by name, sharded as in the optimizer."""
+        if self._sharded:
+            reshard(self.model)
+        return {name: parameter for name, parameter in self._parameters.items() if parameter.requires_grad}
+
+    def learning_rates(self) -> dict[int, float]:
+        """The current learning rate of each parameter, by its `id`."""
+        return {id(one): float(group["lr"]) for group in self.optimizer.param_groups for one in group["params"]}
+
+    def restart_moments(self, parameter: nn.Parameter) -> None:
+        """Let the optimizer start anew for a whole parameter: moments and step count 0."""
+        for moment in optimizer_moments(self.optimizer, parameter).values():
+            moment.zero_()
+        count = self.optimizer.state.get(parameter, {}).get("step")
+        if isinstance(count, torch.Tensor):
+            count.zero_()
+
+    def generator(self, step: int, what: str) -> torch.Generator:
+        """Random numbers that depend on the seed, the step and a name only, on the CPU."""
+        digest = hashlib.blake2b(f"{self.name}/{self.seed}/{step}/{what}".encode(), digest_size=8).digest()
+        return torch.Generator().manual_seed(int.from_bytes(digest, "big") >> 1)
+
+    def check_trained(self, parameters: dict[str, nn.Parameter]) -> None:
+        """
+        Raises:
+            [`PlasticityError`]: There is nothing to act on, or the optimizer does not update it.
+        """
+        if not parameters:
+            raise PlasticityError(f"model: '{type(self.model).__name__}' has nothing that {self.name} acts on")
+        for parameter in parameters.values():
+            optimizer_moments(self.optimizer, parameter)
+
+    def _check_float32(self) -> None:
+        for name, parameter in self.model.named_parameters():
+            if parameter.requires_grad and parameter.dtype not in (torch.float32, torch.float64):
+                kind = str(parameter.dtype).removeprefix("torch.")
+                raise PlasticityError(
+                    f"model: '{name}' is {kind}, and {self.name} requires float32 weights, because rounding would "
+                    "swallow its small steps; load the model in float32 and train with --bf16"
+                )
+
+    def _check_type(self, one: dataclasses.Field) -> None:
+        value, kinds = getattr(self, one.name), typing.get_args(one.type) or (one.type,)
+        if isinstance(value, int) and not isinstance(value, bool) and float in kinds:
+            setattr(self, one.name, value := float(value))
+        if type(value) not in kinds or (isinstance(value, float) and not math.isfinite(value)):
+            names = " or ".join("null" if kind is types.NoneType else kind.__name__ for kind in kinds)
+            raise PlasticityError(f"mitigation_args: {one.name} of {self.name} is {value!r} and must be {names}")
+
+    def require(self, satisfied: bool, name: str, right: str) -> None:
+        """
+        Raises:
+            [`PlasticityError`]: The value of an argument is not possible; `right` says what would be.
+        """
+        if not satisfied:
+            raise PlasticityError(
+                f"mitigation_args: {name} of {self.name} is {getattr(self, name)!r} and must be {right}"
+            )
+
+
+def describe(name: str, arguments: dict[str, Any]) -> str:
+    """`redo(threshold=0.025, every=1000)`."""
+    return f"{name}({', '.join(f'{key}={value!r}' for key, value in arguments.items())})"
+
+
+def sum_over_processes(tensor: torch.Tensor) -> torch.Tensor:
+    """
+    The sum of a tensor over the processes, with the same bits on each: decisions that are made from it agree. In
+    place.
+    """
+    if rank_and_world_size()[1] > 1:
+        dist.reduce(tensor, dst=0)
+        dist.broadcast(tensor, src=0)
+    return tensor
+
+
+def sum_of_shards(tensor: torch.Tensor, parameter: nn.Parameter) -> torch.Tensor:
+    """The sum over the shards of a sharded parameter of what each process computed; of any other, what it computed."""
+    return sum_over_processes(tensor) if isinstance(parameter, DTensor) else tensor

@@ -1,0 +1,71 @@
+"""L2 Init: regularize toward the initial weights."""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+
+from ..network import local, shard_of, whole
+from .base import Mitigation, argument
+
+
+@dataclass(eq=False, kw_only=True)
+class L2Init(Mitigation):
+    """
+    L2 Init, decoupled: after every step, pull all weights toward their initial values, in place of weight decay.
+
+    w ← w − η_t λ (w − w₀), after the optimizer's update, with the optimizer's own weight decay set to 0.
+
+    Reference: Kumar et al. 2023, "Maintaining Plasticity in Continual Learning via Regenerative Regularization"
+    (huggingface.co/papers/2308.11958). The paper adds λ‖θ − θ₀‖² to the loss; under Adam the gradient of such a term
+    is divided by √v, so the decoupled form, as in AdamW, is used here. Values of λ cannot be compared between the two.
+
+    Relation: [`ShrinkPerturb`] moves the weights once in a task instance. [`WeightDecay`] pulls them toward 0.
+
+    Cost: one copy of the initial weights in memory and in every checkpoint; one pass over the weights in every step.
+
+    Limits: requires float32 weights, because rounding would swallow the pull. w₀ are the weights at `attach`.
+
+    Args:
+        strength (`float`, *optional*, defaults to 0.1):
+            λ; chosen here: that of the usual weight decay, in the same place. The coupled λ of the paper is 1e-2 to
+            1e-5.
+    """
+
+    name: ClassVar[str] = "l2_init"
+    reference: ClassVar[str] = "Kumar et al. 2023, huggingface.co/papers/2308.11958"
+    requires_float32: ClassVar[bool] = True
+
+    strength: float = argument(0.1, "λ: strength of the pull, times the learning rate", "chosen here")
+
+    def check(self) -> None:
+        self.require(self.strength > 0, "strength", "above 0")
+
+    def start(self) -> None:
+        self.check_trained(self.trained())
+        self.initial = {name: parameter.detach().clone() for name, parameter in self.trained().items()}
+        self.before = [(group, group.get("weight_decay")) for group in self.optimizer.param_groups]
+        for group, weight_decay in self.before:
+            if weight_decay is not None:
+                group["weight_decay"] = 0.0
+
+    def stop(self) -> None:
+        for group, weight_decay in self.before:
+            if weight_decay is not None:
+                group["weight_decay"] = weight_decay
+
+    @torch.no_grad()
+    def after_step(self, step: int) -> None:
+        rates = self.learning_rates()
+        for name, parameter in self.trained().items():
+            weight, initial = local(parameter), local(self.initial[name])
+            weight.sub_(weight - initial, alpha=rates[id(parameter)] * self.strength)
+            self.count("parameters", parameter.numel())
+
+    def state(self) -> dict[str, Any]:
+        return {"initial": {name: whole(value).cpu() for name, value in self.initial.items()}}
+
+    @torch.no_grad()
+    def load_state(self, state: dict[str, Any]) -> None:
+        for name, value in self.initial.items():
+            local(value).copy_(shard_of(state["initial"][name], value))

@@ -1,0 +1,35 @@
+"""The control for resets of units: as many, chosen at random."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from ..network import Layer
+from .redo import Redo
+
+
+@dataclass(eq=False, kw_only=True)
+class RandomReset(Redo):
+    """
+    The control for ReDo: in each layer reset as many hidden units as ReDo would, chosen at random.
+
+    The number in a layer is that of the units with sᵢ = E|hᵢ| / meanₖ E|hₖ| ≤ τ; which units it is, is drawn uniformly
+    from (seed, step, layer). If ReDo does no better than this, its choice of units is not what helps.
+
+    Reference: a control; the method that it is for is [`Redo`] (huggingface.co/papers/2302.12902).
+
+    Cost and limits: as for ReDo. Units that are in use are reset too, so the loss rises at every reset.
+
+    Args:
+        threshold (`float`, *optional*, defaults to 0.025): τ, as in [`Redo`].
+        every (`int`, *optional*, defaults to 1000): F, as in [`Redo`].
+        window (`int`, *optional*, defaults to 10): W, as in [`Redo`].
+        exact_moments (`bool`, *optional*, defaults to `False`): As in [`Redo`].
+    """
+
+    name: ClassVar[str] = "random_reset"
+
+    def choose(self, step: int, layer: Layer, flagged: torch.Tensor) -> torch.Tensor:
+        order = torch.randperm(layer.units.count, generator=self.generator(step, layer.name))
+        return order[: len(flagged)].sort().values

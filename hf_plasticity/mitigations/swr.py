@@ -1,0 +1,111 @@
+"""Selective weight reinitialization: resample the least useful single weights."""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+
+from ..network import local, optimizer_moments, shard_of, whole
+from .base import Mitigation, argument
+
+
+GRADIENT, MAGNITUDE, RANDOM = "gradient", "magnitude", "random"
+
+
+@dataclass(eq=False, kw_only=True)
+class SWR(Mitigation):
+    """
+    Selective weight reinitialization: every F steps, resample the weights of lowest utility in each matrix.
+
+    The utility of a weight is |w·g| with the gradient g of the step (`"gradient"`), |w| (`"magnitude"`) or a random
+    number (`"random"`, a control). In each matrix of the decoder layers the lowest fraction φ is drawn anew from the
+    model's initial law; fractions of a weight carry over to the next time. The moments of these entries become 0.
+
+    Reference: Hernandez-Garcia et al. 2025, "Reinitializing weights vs units for maintaining plasticity in neural
+    networks" (huggingface.co/papers/2508.00212). Its code leaves the optimizer's moments as they are.
+
+    Relation: in networks with layer normalization, resetting weights works better than resetting units ([`Redo`],
+    [`CBP`]), according to the paper.
+
+    Cost: |w·g| and a sort of each matrix every F steps. Under FSDP2 one matrix at a time is gathered.
+
+    Limits: the gradient is that of one step. Embeddings, norms and biases stay.
+
+    Args:
+        fraction (`float`, *optional*, defaults to 0.01):
+            φ, the fraction of each matrix; chosen here, since the paper's values were not available.
+        every (`int`, *optional*, defaults to 1000):
+            F, optimizer steps between two resets; chosen here.
+        utility (`str`, *optional*, defaults to `"gradient"`):
+            `"gradient"`, `"magnitude"` or `"random"`.
+        exact_moments (`bool`, *optional*, defaults to `False`):
+            Whether Adam's bias correction of reset entries starts anew. Requires one integer for each weight.
+    """
+
+    name: ClassVar[str] = "swr"
+    reference: ClassVar[str] = "Hernandez-Garcia et al. 2025, huggingface.co/papers/2508.00212"
+
+    fraction: float = argument(0.01, "φ: fraction of each matrix that is resampled", "chosen here")
+    every: int = argument(1000, "F: optimizer steps between two resets", "chosen here")
+    utility: str = argument(GRADIENT, "gradient |w·g|, magnitude |w|, or random", "the paper")
+    exact_moments: bool = argument(
+        False, "whether Adam's bias correction of reset entries starts anew", "chosen here; the reference does not"
+    )
+
+    def check(self) -> None:
+        self.require(0 < self.fraction <= 1, "fraction", "above 0 and at most 1")
+        self.require(self.every >= 1, "every", "1 or more")
+        self.require(self.utility in (GRADIENT, MAGNITUDE, RANDOM), "utility", "gradient, magnitude or random")
+
+    def start(self) -> None:
+        matrices = self.matrices()
+        self.check_trained(matrices)
+        self.due = dict.fromkeys(matrices, 0.0)
+        self.lowest: dict[str, torch.Tensor] = {}
+        self.law.draw(next(iter(matrices)), self.seed)
+
+    @torch.no_grad()
+    def before_step(self, step: int) -> None:
+        if step % self.every:
+            return
+        for name, parameter in self.matrices().items():
+            self.due[name] += self.fraction * parameter.numel()
+            amount = int(self.due[name])
+            self.due[name] -= amount
+            if amount and parameter.grad is not None:
+                order = self._utility(step, name, parameter).flatten().argsort(stable=True)
+                self.lowest[name] = order[:amount].cpu()
+
+    def _utility(self, step: int, name: str, parameter: torch.nn.Parameter) -> torch.Tensor:
+        if self.utility == RANDOM:
+            return torch.rand(parameter.shape, generator=self.generator(step, name))
+        weight = whole(parameter).float()
+        return weight.abs() if self.utility == MAGNITUDE else (weight * whole(parameter.grad).float()).abs()
+
+    @torch.no_grad()
+    def step_end(self, step: int) -> None:
+        touched = {}
+        for name, parameter in self.matrices().items() if self.lowest else ():
+            if name not in self.lowest:
+                continue
+            entries = torch.zeros(parameter.numel(), dtype=torch.bool)
+            entries[self.lowest[name]] = True
+            entries = entries.view(parameter.shape)
+            weight = local(parameter)
+            here = shard_of(entries, parameter).to(weight.device)
+            fresh = shard_of(self.law.draw(name, self.seed, step), parameter)
+            weight.copy_(torch.where(here, fresh.to(weight), weight))
+            for moment in optimizer_moments(self.optimizer, parameter).values():
+                local(moment).masked_fill_(here, 0)
+            if self.exact_moments:
+                self.entry_steps.add(name, parameter, entries)
+            touched[name] = len(self.lowest[name])
+        self.lowest = {}
+        if touched:
+            self.record(step, "reset", touched)
+
+    def state(self) -> dict[str, Any]:
+        return {"due": self.due}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        self.due = state["due"]
