@@ -28,7 +28,10 @@ FLAGS = [*TINY, "--disable_tqdm=true", "--use_cpu"]
         ("--lr_scheduler_type waves", "lr_scheduler_type: 'waves' is unknown; choose one of linear"),
         ("--warmup_steps 99", "warmup_steps: 99 is not between 0 and the 80 steps"),
         ("--learning_rate -1", "learning_rate: -1.0 is not a positive number"),
-        ("--config missing.yaml", "config: 'missing.yaml' is neither a file nor an installed configuration (micro, paper, scaled)"),
+        (
+            "--config missing.yaml",
+            "config: 'missing.yaml' is neither a file nor an installed configuration (micro, paper, scaled)",
+        ),
     ],
 )
 def test_a_command_line_that_cannot_be_is_refused_at_once(flags, message):

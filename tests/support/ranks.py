@@ -153,7 +153,11 @@ def main(kind: str, folder: Path, part: str) -> None:
     if part == "compiled":
         for probe in PROBES:
             refused = kind == "fsdp2" and probe == "lora"
-            with pytest.raises(PlasticityError, match="'lora' is not supported") if refused else contextlib.nullcontext():
+            with (
+                pytest.raises(PlasticityError, match="'lora' is not supported")
+                if refused
+                else contextlib.nullcontext()
+            ):
                 train(folder / f"compiled-{probe}", continual, 2, torch_compile_backend="aot_eager", **PROBES[probe])
     for accumulation in accumulations if part != "compiled" else ():
         train(folder / f"comparable-{accumulation}", continual, accumulation, **COMPARABLE)
