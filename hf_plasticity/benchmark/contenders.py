@@ -78,7 +78,7 @@ def build_model(case: Case) -> GPT2LMHeadModel:
 def build_stream(case: Case) -> TrainingStream:
     """The sequences of `case.steps` steps."""
     count = case.steps * case.batch_size
-    blocks = RandomBlocks(count, case.context_length, case.vocab_size)
+    blocks: Any = RandomBlocks(count, case.context_length, case.vocab_size)
     return TrainingStream({LANGUAGE: blocks}, make_schedule("rotation", [LANGUAGE], count), tasks=1, seed=0)
 
 

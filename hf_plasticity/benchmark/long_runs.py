@@ -42,7 +42,8 @@ def sparse_blocks(language: str, num_blocks: int, context_length: int, folder: s
     def blocks() -> Blocks:
         return Blocks(NoDocuments(), language, "train", byte_tokenizer(), context_length, folder, 0.05, False)
 
-    empty, shards, there = blocks(), [], 0
+    empty, there = blocks(), 0
+    shards: list[dict[str, Any]] = []
     empty.folder.mkdir(parents=True)
     while there < num_blocks:
         count = blocks_on_disk(there + 1, context_length) - there
@@ -140,7 +141,8 @@ class CycleClock(TrainerCallback):
     """Notes when each cycle is over, its probe included. Must be the last callback."""
 
     def __init__(self, cycle_steps: int):
-        self.cycle_steps, self.ticks = cycle_steps, []
+        self.cycle_steps = cycle_steps
+        self.ticks: list[float] = []
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.global_step % self.cycle_steps == 0:
@@ -157,11 +159,11 @@ def cycle_seconds(case: Case, folder: str) -> list[float]:
     cycles, task_steps, probe_steps = (case.option(name) for name in ("cycles", "task_steps", "probe_steps"))
     languages = LANGUAGES[:2]
     count = cycles * task_steps * case.batch_size
-    blocks = {name: RandomBlocks(count, case.context_length, case.vocab_size, name) for name in languages}
+    blocks: Any = {name: RandomBlocks(count, case.context_length, case.vocab_size, name) for name in languages}
     stream = TrainingStream(
         blocks, make_schedule("rotation", languages, task_steps * case.batch_size), cycles * len(languages), seed=0
     )
-    held_out = RandomBlocks(probe_steps * case.batch_size + 64, case.context_length, case.vocab_size, "held-out")
+    held_out: Any = RandomBlocks(probe_steps * case.batch_size + 64, case.context_length, case.vocab_size, "held-out")
     settings = {"no_probe": False, "probe_steps": probe_steps, "probe_eval_every": max(1, probe_steps // 4)}
     trainer = ContinualTrainer(
         build_model(case),

@@ -84,9 +84,8 @@ def probing(report: Report, cases: list[tuple[Case, int]]) -> None:
             report.add(model_label(case), what, "not measured: time limit")
             continue
         ours, plain = take_turns([case, case.but(contender="plain steps")], rounds, timeout=report.left() + 60)
-        failures = [result for result in (ours, plain) if isinstance(result, WorkerFailed)]
-        if failures:
-            report.add(model_label(case), what, f"failed: {failures[0]}")
+        if isinstance(ours, WorkerFailed) or isinstance(plain, WorkerFailed):
+            report.add(model_label(case), what, f"failed: {ours if isinstance(ours, WorkerFailed) else plain}")
             continue
         ratios = [one / other for one, other in zip(ours["seconds"], plain["seconds"])]
         report.add(
@@ -113,9 +112,8 @@ def diagnosing(report: Report, cases: list[tuple[Case, int]]) -> None:
             report.add(model_label(case), sequences, "not measured: time limit")
             continue
         ours, step = take_turns([case, case.but(contender="bare loop")], rounds, timeout=report.left() + 60)
-        failures = [result for result in (ours, step) if isinstance(result, WorkerFailed)]
-        if failures:
-            report.add(model_label(case), sequences, f"failed: {failures[0]}")
+        if isinstance(ours, WorkerFailed) or isinstance(step, WorkerFailed):
+            report.add(model_label(case), sequences, f"failed: {ours if isinstance(ours, WorkerFailed) else step}")
             continue
         steps = statistics.median(ours["seconds"]) / statistics.median(step["seconds"])
         report.add(

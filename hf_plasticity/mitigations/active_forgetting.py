@@ -39,7 +39,7 @@ class ActiveForgetting(Mitigation):
         self.require(self.every is None or self.every >= 1, "every", "1 or more, or null")
 
     @property
-    def requires_tasks(self) -> bool:
+    def requires_tasks(self) -> bool:  # type: ignore[override]
         return self.every is None
 
     def start(self) -> None:

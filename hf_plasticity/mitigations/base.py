@@ -126,7 +126,9 @@ class Mitigation:
             raise PlasticityError(f"task_steps: required by {self.name}, which acts at the end of a task instance")
         self.model, self.optimizer, self.seed, self.task_steps = model, optimizer, seed, task_steps
         self.law, self.entry_steps = InitialLaw(model), EntrySteps(optimizer)
-        self.total, self._counts, self._events, self._since = 0, {}, [], 0
+        self.total, self._since = 0, 0
+        self._counts: dict[str, int] = {}
+        self._events: list[dict[str, Any]] = []
         reshard(model)
         self._undo = [preserve_with(model, self.paused)]
         self._sharded, self._parameters = is_fsdp(model), dict(model.named_parameters())

@@ -65,7 +65,7 @@ class CBP(UnitMitigation):
         None, "whether the output bias takes over the mean output; null: where there is one", "lop"
     )
 
-    watched = ("absolute", "signed")
+    watched: ClassVar[tuple[str, ...]] = ("absolute", "signed")
 
     def check(self) -> None:
         self.require(self.rate_per in (TASK, STEP), "rate_per", f"{TASK} or {STEP}")

@@ -50,7 +50,7 @@ class Grama(Redo):
     every: int = argument(1000, "F: optimizer steps between two resets", "the reference")
     grace: int = argument(100, "optimizer steps for which a unit that was reset is left alone", "chosen here")
 
-    watched = ("gradient",)
+    watched: ClassVar[tuple[str, ...]] = ("gradient",)
 
     def check(self) -> None:
         super().check()

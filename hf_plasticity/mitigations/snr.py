@@ -50,7 +50,7 @@ class SNR(UnitMitigation):
     max_gap: int = argument(20000, "τ_max: a gap in steps that is too long for every unit", "a public port")
     patience: int = argument(10, "gaps of fewer steps are never too long", "chosen here")
 
-    watched = ("fired",)
+    watched: ClassVar[tuple[str, ...]] = ("fired",)
 
     def check(self) -> None:
         self.require(0 < self.rejection < 1, "rejection", "between 0 and 1")

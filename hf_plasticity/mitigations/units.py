@@ -3,6 +3,7 @@
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import nn
@@ -163,7 +164,7 @@ class UnitMitigation(Mitigation):
         False, "whether Adam's bias correction of reset entries starts anew", "chosen here; the references do not"
     )
 
-    watched = ("absolute",)
+    watched: ClassVar[tuple[str, ...]] = ("absolute",)
 
     def start(self) -> None:
         self.layers = layers_with_units(self.model, self.name)

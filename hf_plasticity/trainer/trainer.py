@@ -148,7 +148,8 @@ class ContinualTrainer(Trainer):
         """The callback that mitigates loss of plasticity."""
         if not self.args.mitigation:
             return None
-        mitigations = make_mitigations(self.args.mitigation, self.args.mitigation_args)
+        arguments: Any = self.args.mitigation_args  # a dictionary, once the configuration is resolved
+        mitigations = make_mitigations(self.args.mitigation, arguments)
         return MitigationCallback(mitigations, **vars(self.timeline))
 
     def _measurements(
