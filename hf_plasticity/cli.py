@@ -291,8 +291,8 @@ def _leave_group() -> None:
         return
     import torch.distributed as dist
 
-    # A process that ends while the others work may abort in a gloo thread, and the launcher then ends the others (seen
-    # in torch 2.13.0).
+    # A process that exits without this may abort in a gloo thread, and the launcher then stops the others (seen in
+    # torch 2.13.0; described in https://github.com/pytorch/pytorch/pull/179291).
     if dist.is_available() and dist.is_initialized():
         dist.barrier()
         dist.destroy_process_group()

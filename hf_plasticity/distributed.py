@@ -82,7 +82,8 @@ def start_processes(use_cpu: bool) -> bool:
         `bool`: Whether the processes compute on the CPU.
     """
     global _group
-    # Without this, several CPU processes of one launch do not join a group (seen in accelerate 1.15.0).
+    # Without this, several CPU processes of one launch do not join a group (seen in accelerate 1.15.0; reported in
+    # https://github.com/huggingface/accelerate/issues/2741).
     use_cpu = use_cpu or not torch.accelerator.is_available()
     PartialState(cpu=use_cpu, timeout=LONG_TIMEOUT)
     _group = None

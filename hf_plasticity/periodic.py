@@ -125,7 +125,7 @@ class PeriodicCallback(TrainerCallback):
         every (`int` or `float`): Units between two points, see [`Timeline.steps_between`].
         unit (`str`, *optional*, defaults to `"steps"`): `"steps"`, `"epochs"`, `"tasks"` or `"cycles"`.
         at_start (`bool`, *optional*, defaults to `True`): Whether the untrained model is a point.
-        at_end (`bool`, *optional*, defaults to `False`): Whether the end of the training is a point wherever it falls.
+        at_end (`bool`, *optional*, defaults to `False`): Whether the end of the training is always a point.
         output_dir (`str` or `Path`, *optional*): The run folder; `args.output_dir` by default.
         trainer (`Trainer`, *optional*): The trainer whose `log` receives the scores. By default the one that runs the
             callback.
@@ -177,7 +177,7 @@ class PeriodicCallback(TrainerCallback):
         if state.global_step == 0 and self.requires_new_folder:
             self._check_folder(self._folder(args))
         self.prepare(model, self._folder(args), args, state)
-        # A run that was killed after its last step resumes here and has no epoch left.
+        # A run that was killed after its last step has no epoch left.
         if state.global_step >= state.max_steps > 0:
             self._act_if_due(args, state, control, model, ended=True, **kwargs)
 
@@ -210,7 +210,7 @@ class PeriodicCallback(TrainerCallback):
                 self.act(step, model, processing_class, self._folder(args), args)
 
     def _check_folder(self, folder: Path) -> None:
-        """Records belong to one training: those of another would be mixed with those of this one."""
+        """Raise an error if the folder has records of another training."""
         if self.records_file and from_main_process(lambda: len(read_records(folder / self.records_file))):
             raise PlasticityError(
                 f"output_dir: '{folder}' has {self.records_file} of another training; resume that training "
@@ -228,7 +228,8 @@ class PeriodicCallback(TrainerCallback):
 
 @contextmanager
 def _flags_preserved(control: TrainerControl) -> Iterator[None]:
-    # `Trainer.log` clears `should_log`: the training loss of this step would be missing from its own entry.
+    # `Trainer.log` clears `should_log` (seen in transformers 5.23.0), and the log would have no training loss for this
+    # step.
     flags = copy.copy(vars(control))
     try:
         yield
@@ -238,8 +239,8 @@ def _flags_preserved(control: TrainerControl) -> Iterator[None]:
 
 def _running_trainer() -> Trainer | None:
     """
-    The Trainer that is calling a callback. Transformers does not pass it to callbacks (transformers 5.23.0), and only
-    `Trainer.log` reaches every tracker.
+    The Trainer that is calling a callback. Transformers does not pass it to callbacks (seen in transformers 5.23.0),
+    and only `Trainer.log` reaches every tracker.
     """
     frame = sys._getframe()
     while frame is not None:

@@ -21,7 +21,7 @@ from ..records import (
 )
 
 
-# What a run folder may hold before its configuration.
+# Files that a run folder may have before its configuration.
 BEFORE_THE_RUN = {LOCK_FILE, DEFERRED_LOCK_FILE, HUB_FILE, TOKENIZER_FOLDER, f".{TOKENIZER_FOLDER}.partial"}
 
 
@@ -32,7 +32,7 @@ class Progress:
 
     Args:
         checkpoints (`list[str]`): The names of its saved checkpoints.
-        complete (`bool`): Whether there will be no more.
+        complete (`bool`): Whether the run is complete.
     """
 
     checkpoints: list[str]
@@ -61,7 +61,7 @@ class DeferredFolder:
             raise PlasticityError(f"model: there is no run folder '{self.folder}'")
         others = sorted(path.name for path in self.folder.iterdir() if path.name not in BEFORE_THE_RUN)
         if others and read_config(self.folder) is None:
-            raise PlasticityError(f"model: '{self.folder}' holds other files ({others[0]}) and no run")
+            raise PlasticityError(f"model: '{self.folder}' has other files ({others[0]}) and no run")
 
     def check_rights(self) -> None:
         """Check before anything is computed that the records can be written."""
@@ -80,7 +80,7 @@ class DeferredFolder:
         return self.folder / name
 
     def release(self, name: str) -> None:
-        """Called when a checkpoint is probed. The run keeps its own checkpoints."""
+        """Called when a checkpoint is probed. Does nothing: the run keeps its checkpoints."""
 
     def deliver(self, records: list[dict[str, Any]]) -> bool:
         """Write the record of each probe into its checkpoint, as an inline probe does. Returns whether it is done."""
@@ -92,7 +92,7 @@ class DeferredFolder:
         return True
 
     def name_of(self, record: Mapping[str, Any]) -> str:
-        """The name of the checkpoint that a record is about."""
+        """The name of the checkpoint of a record."""
         return checkpoint_name(record, read_config(self.folder)[PROVENANCE]["tasks_per_cycle"])
 
 
@@ -115,5 +115,5 @@ def check_deferred(name: str, config: Mapping[str, Any]) -> None:
     """
     if config.get("probe") != "deferred":
         raise PlasticityError(
-            f"follow: '{name}' probes its checkpoints itself; --follow requires a run with --probe deferred"
+            f"follow: '{name}' probes its checkpoints inline; --follow requires a run with --probe deferred"
         )

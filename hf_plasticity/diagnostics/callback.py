@@ -1,4 +1,4 @@
-"""Diagnoses while a Trainer trains."""
+"""A callback that diagnoses the model during training."""
 
 from pathlib import Path
 from typing import Any
@@ -39,8 +39,8 @@ class DiagnosticsCallback(PeriodicCallback):
         track_initialization (`bool`, *optional*, defaults to `True`): Whether to save the weights before the first
             step to `initial_weights.safetensors` in the run folder and to measure the distance from them. Requires the
             disk space of one copy of the weights.
-        diagnose_at_end (`bool`, *optional*, defaults to `True`): Whether to diagnose at the end of training, wherever
-            it falls.
+        diagnose_at_end (`bool`, *optional*, defaults to `True`): Whether to diagnose at the end of training, even if
+            no diagnosis is due there.
         trainer (`Trainer`, *optional*): The trainer whose `log` receives the values. By default the one that runs the
             callback.
         output_dir (`str` or `Path`, *optional*): The run folder; `args.output_dir` by default.
@@ -96,7 +96,7 @@ class DiagnosticsCallback(PeriodicCallback):
         elif not path.exists():
             raise PlasticityError(
                 f"track_initialization: '{path}' does not exist, and the run resumes at step {state.global_step}, "
-                "when its weights have moved; pass track_initialization=False"
+                "so the initial weights are not known; pass track_initialization=False"
             )
 
     def act(self, step: int, model: nn.Module, tokenizer: Any, folder: Path, args: TrainingArguments) -> None:

@@ -1,4 +1,4 @@
-"""Look inside a causal language model: every measure, on one set of blocks."""
+"""Diagnose a causal language model: all measures on one set of blocks."""
 
 import hashlib
 import os
@@ -42,13 +42,13 @@ MEASURES = DEFAULT_MEASURES + REFERENCE_MEASURES + GRADIENT_MEASURES + CURVATURE
 @dataclass
 class Diagnosis:
     """
-    What was found inside a model.
+    The result of a diagnosis.
 
     Args:
-        measures (`dict[str, Measure]`): What was measured, by name.
-        not_measured (`dict[str, str]`): For each measure that has a gap, what could not be measured and why.
-        config_hash (`str`): Stands for the settings and the blocks: diagnoses that share it can be compared.
-        seconds (`float`): How long it took.
+        measures (`dict[str, Measure]`): The measures by name.
+        not_measured (`dict[str, str]`): For each measure that is missing or incomplete, the reason.
+        config_hash (`str`): A hash of the settings and the blocks. Diagnoses with equal hashes can be compared.
+        seconds (`float`): Duration of the diagnosis.
     """
 
     measures: dict[str, Measure]
@@ -59,17 +59,17 @@ class Diagnosis:
     def __getitem__(self, name: str) -> Measure:
         if name in self.measures:
             return self.measures[name]
-        raise KeyError(f"{name}: {self.not_measured.get(name, 'it was not asked for')}")
+        raise KeyError(f"{name}: {self.not_measured.get(name, 'it was not requested')}")
 
     def scalars(self, prefix: str = "diagnostics/") -> dict[str, float]:
-        """The overall values by name, for a log; what has none is left out."""
+        """The overall values by name, for a log. Measures without one are left out."""
         return {
             prefix + name: measure.overall for name, measure in self.measures.items() if measure.overall is not None
         }
 
     def fraction(self, name: str, tau: float) -> tuple[float, list[float | None]]:
         """
-        The fraction of units at or below another τ, without another run.
+        The fraction of units at or below another τ.
 
         Args:
             name (`str`): `dormant_units` or `gradient_activity`.
@@ -119,8 +119,8 @@ def diagnose(
     reference: Mapping[str, torch.Tensor] | str | os.PathLike | None = None,
 ) -> Diagnosis:
     """
-    Measure what a causal language model looks like inside, and leave it as it was found: weights, gradients, mode,
-    random state and attention implementation.
+    Diagnose a causal language model without changing it: weights, gradients, training mode, random state and attention
+    implementation are restored.
 
     Dropout is off. Memory beyond the model is bounded by `batch_size` and does not grow with the number of blocks.
     Under DDP every rank measures the same blocks and gets the same numbers; under FSDP2 all ranks must call this
@@ -137,10 +137,11 @@ def diagnose(
             initialization, by the names of `model.named_parameters()`, or a `.safetensors` file of them.
 
     Returns:
-        [`Diagnosis`]: With every measure that could be taken, and the reasons for the others.
+        [`Diagnosis`]: The measures that the model supports, and the reasons for the others.
 
     Raises:
-        [`PlasticityError`]: An unknown measure, one asked for by name that cannot be taken, or blocks that do not fit.
+        [`PlasticityError`]: An unknown measure, a requested one that the model does not support, or blocks that do not
+            fit.
 
     Example:
 
@@ -200,7 +201,7 @@ def diagnose(
     for name in names:
         measure = found[name]
         if measure.gap is not None and config.measures is not None:
-            raise PlasticityError(f"measures: '{name}' cannot be taken of this model: {measure.gap}")
+            raise PlasticityError(f"measures: '{name}' is not supported for this model: {measure.gap}")
         if not measure.is_finite():
             measure = Measure(None, undefined="a weight or an activation of the model is infinite or NaN")
         if measure.overall is not None:
@@ -233,7 +234,7 @@ def _names(config: DiagnosticsConfig, has_reference: bool) -> list[str]:
         if name not in MEASURES:
             raise PlasticityError(f"measures: '{name}' is not a measure; choose from {', '.join(MEASURES)}")
         if name in REFERENCE_MEASURES and not has_reference:
-            raise PlasticityError(f"measures: '{name}' needs a reference; pass the weights at initialization")
+            raise PlasticityError(f"measures: '{name}' requires a reference; pass the initial weights")
     return list(dict.fromkeys(config.measures))
 
 
@@ -247,26 +248,31 @@ def _check_blocks(
     blocks = torch.as_tensor(np.asarray(blocks)).long()
     if blocks.ndim != 2 or len(blocks) < 1 or blocks.shape[1] < 2:
         raise PlasticityError(
-            f"blocks: shape {tuple(blocks.shape)}; (sequences, tokens) with 2 tokens or more is right"
+            f"blocks: shape {tuple(blocks.shape)}; expected (sequences, tokens) with at least 2 tokens"
         )
     context = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
     if context is not None and blocks.shape[1] > context:
-        raise PlasticityError(f"blocks: sequences of {blocks.shape[1]} tokens; the model's context is {context}")
+        raise PlasticityError(
+            f"blocks: sequences of {blocks.shape[1]} tokens are longer than the context of the model, {context}"
+        )
     vocabulary = model.get_input_embeddings().num_embeddings
     if blocks.min() < 0 or blocks.max() >= vocabulary:
         raise PlasticityError(
-            f"blocks: token ids from {blocks.min()} to {blocks.max()}; the model knows 0 to {vocabulary - 1}"
+            f"blocks: token ids from {blocks.min()} to {blocks.max()}; the vocabulary of the model is 0 to "
+            f"{vocabulary - 1}"
         )
     if mask is not None:
         mask = torch.as_tensor(np.asarray(mask)).long()
         if mask.shape != blocks.shape:
-            raise PlasticityError(f"attention_mask: shape {tuple(mask.shape)}; that of the blocks is right")
+            raise PlasticityError(f"attention_mask: shape {tuple(mask.shape)}; expected the shape of the blocks")
         if (mask.sum(1) < 2).any():
             raise PlasticityError("attention_mask: a sequence has fewer than 2 tokens; leave it out")
         mask = None if mask.all() else mask
     longest = blocks.shape[1] if mask is None else int(mask.sum(1).max())
     if config.min_context is not None and config.min_context > longest:
-        raise PlasticityError(f"min_context: {config.min_context} keys; the longest sequence has {longest}")
+        raise PlasticityError(
+            f"min_context: {config.min_context} keys are more than the longest sequence has, {longest}"
+        )
     if set(names) & set(GRADIENT_MEASURES + CURVATURE_MEASURES):
         if len(blocks) % config.gradient_batch_size:
             raise PlasticityError(
@@ -283,7 +289,7 @@ def _check_blocks(
 def diagnostics_hash(
     blocks: torch.Tensor | np.ndarray, config: DiagnosticsConfig | None = None, has_reference: bool = False
 ) -> str:
-    """The `diagnostics_config_hash` that a diagnosis on these blocks, all of whose tokens count, is going to have."""
+    """The `diagnostics_config_hash` of a diagnosis on these blocks without padding."""
     config = config or DiagnosticsConfig()
     return _hash(config, _names(config, has_reference), torch.as_tensor(np.asarray(blocks)).long(), None)
 

@@ -64,7 +64,7 @@ def _take_folder(config: ExperimentConfig, stack: contextlib.ExitStack) -> None:
     folder = config.training.output_dir
     stack.enter_context(run_lock(folder))
     if config.training.probe == INLINE:
-        # A deferred prober that is still running would probe the same checkpoints.
+        # A separate probe process that is still running would probe the same checkpoints.
         stack.enter_context(run_lock(folder, DEFERRED_LOCK_FILE))
     remove_temporary_files(folder)
     restore_probe_records(folder)
@@ -85,7 +85,7 @@ def _take_folder(config: ExperimentConfig, stack: contextlib.ExitStack) -> None:
             raise PlasticityError(
                 f"probe: {', '.join(unprobed)} of '{folder}' are not probed yet, and ΔAUC refers to the first probe; "
                 "probe them with `hf-plasticity probe --follow` (`hf-plasticity push` downloads the records of a "
-                "deferred prober that pushed to the Hub), or resume with --probe deferred"
+                "probe process that uploaded them), or resume with --probe deferred"
             )
 
 
@@ -99,14 +99,14 @@ def has_started(folder: str | Path) -> bool:
 
 
 def _clear(folder: Path) -> None:
-    """Delete the records and the checkpoint of the untrained model of a start that never saved a checkpoint."""
+    """Delete the records and the untrained checkpoint of a start that saved no checkpoint of its training."""
     for name in (PROBES_FILE, PROTOCOLS_FILE, DIAGNOSTICS_FILE, MITIGATIONS_FILE, INITIAL_WEIGHTS_FILE, CONFIG_FILE):
         (folder / name).unlink(missing_ok=True)
     shutil.rmtree(folder / cycle_name(0), ignore_errors=True)
 
 
 def recorded_threads(folder: str | Path) -> int | None:
-    """The CPU threads that a started run computes with, or `None`."""
+    """The CPU threads that a run was started with, or `None`."""
     return (read_config(folder) or {}).get("cpu_threads") if has_started(folder) else None
 
 
@@ -123,7 +123,7 @@ def is_complete(config: ExperimentConfig) -> bool:
 
 def write_run_config(config: ExperimentConfig, data: RunData, trainer: ContinualTrainer) -> None:
     """
-    Write `config.yaml`: every setting, and under `provenance` the facts about the run.
+    Write `config.yaml`: every setting, and under `provenance` versions, hardware and text of the run.
 
     Raises:
         [`PlasticityError`]: The run in the folder was started with other text.
@@ -137,7 +137,7 @@ def write_run_config(config: ExperimentConfig, data: RunData, trainer: Continual
         for language, fingerprint in recorded.get("data", {}).items():
             if language in fingerprints and fingerprint != fingerprints[language]:
                 raise PlasticityError(
-                    f"output_dir: '{folder}' was started with other text: that of '{language}' has changed since; "
+                    f"output_dir: '{folder}' was started with other text; that of '{language}' has changed; "
                     "choose another folder"
                 )
     provenance = {
@@ -145,7 +145,7 @@ def write_run_config(config: ExperimentConfig, data: RunData, trainer: Continual
         "num_non_embedding_parameters": num_non_embedding_parameters(trainer.model),
         "tasks_per_cycle": trainer.schedule.tasks_per_cycle,
         "head_loss": trainer.head_loss,
-        # The settings that decide the results, so that analysis knows which runs differ by their seed only.
+        # The settings that decide the results, so that reports know which runs differ by their seed only.
         "numerics": sorted(config.numerics()),
         "data": fingerprints,
         "versions": versions(),

@@ -223,7 +223,7 @@ class MitigationCallback(TrainerCallback):
 def _running_training() -> tuple[Trainer | None, str | None]:
     """
     The Trainer that is calling, and the checkpoint that it resumes from. Transformers passes neither to callbacks
-    (transformers 5.23.0).
+    (seen in transformers 5.23.0).
     """
     frame = sys._getframe()
     while frame is not None:

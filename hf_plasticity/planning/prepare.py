@@ -14,7 +14,7 @@ from .text import sequences_needed
 
 @dataclass(frozen=True)
 class Prepared:
-    """The blocks of one language and split, and what they are for: `"training"`, `"probe"` or `"evaluation"`."""
+    """The blocks of one language and split, and their use: `"training"`, `"probe"` or `"evaluation"`."""
 
     blocks: Blocks
     use: str
@@ -22,8 +22,8 @@ class Prepared:
 
 def prepare_study(study: ExperimentConfig) -> list[Prepared]:
     """
-    Prepare the training blocks of each language as far as the run goes, and those of the probe. The run finds them,
-    and a second call prepares nothing.
+    Prepare the training blocks of each language for the length of the run, and those of the probe. A second call
+    prepares nothing.
 
     Raises:
         [`PlasticityError`]: Too little text, with the same message as at the start of the run, or blocks that are
@@ -32,8 +32,8 @@ def prepare_study(study: ExperimentConfig) -> list[Prepared]:
     training, probe_language = study.training, study.data.probe_language
     if study.data.streaming:
         raise PlasticityError(
-            "streaming: blocks are prepared as the run needs them and deleted afterwards; leave it out to prepare "
-            "them all, or start the run"
+            "streaming: blocks are prepared during the run and deleted afterwards; leave it out to prepare them "
+            "all, or start the run"
         )
     data = open_data(study)
     vocabulary(study, data.tokenizer)
@@ -58,7 +58,7 @@ def overlap_with_training(prepared: list[Prepared]) -> Overlap | None:
 
 
 def prepared_table(prepared: list[Prepared]) -> str:
-    """Language, split, use, blocks, tokens and folder, a line each."""
+    """A table of language, split, use, blocks, tokens and folder."""
     rows = [("language", "split", "use", "blocks", "tokens", "folder")]
     for one in prepared:
         blocks = one.blocks

@@ -11,7 +11,7 @@ from ..settings import setting
 
 
 ADAPTATIONS = ("full", "lora")
-# The text decides it for training and probe alike, or no command line can express it.
+# Settings without a flag: decided by the text settings of the run, or not expressible on a command line.
 NO_FLAG = ("allow_repeats", "lr_scheduler_kwargs", "lora_target_modules")
 
 
@@ -45,13 +45,13 @@ class ProbeConfig:
         lr_scheduler_kwargs (`dict`, *optional*):
             Further arguments of that shape.
         weight_decay (`float`, *optional*, defaults to 0.1):
-            AdamW's, on weight matrices and embeddings, as in the Trainer.
+            Weight decay of AdamW, on weight matrices and embeddings, as in the Trainer.
         adam_beta1 (`float`, *optional*, defaults to 0.9):
-            AdamW's β₁.
+            β₁ of AdamW.
         adam_beta2 (`float`, *optional*, defaults to 0.95):
-            AdamW's β₂.
+            β₂ of AdamW.
         adam_epsilon (`float`, *optional*, defaults to 1e-8):
-            AdamW's ε.
+            ε of AdamW.
         max_grad_norm (`float`, *optional*, defaults to 1.0):
             Gradient norm to clip to, 0 for none.
         seed (`int`, *optional*, defaults to 0):

@@ -21,7 +21,7 @@ TokenBlocks: TypeAlias = "Blocks | np.ndarray | torch.Tensor"
 
 def as_blocks(blocks: Any) -> TokenBlocks:
     """
-    Token blocks from what a user has: [`Blocks`], an array, a tensor, a list of lists, or a `datasets.Dataset` with
+    Convert to token blocks: [`Blocks`], an array, a tensor, a list of lists, or a `datasets.Dataset` with
     `input_ids` of one length.
 
     Raises:
@@ -65,8 +65,8 @@ def validation_loss(model: nn.Module, blocks: TokenBlocks, num_sequences: int, m
     device = next(model.parameters()).device
     total = torch.zeros((), dtype=torch.float64, device=device)
     starts = range(0, num_sequences, micro_batch_size)
-    # Sharded models run in step, so every process makes as many forwards: one without a batch left makes its own
-    # first again, and it does not count.
+    # All processes that share a sharded model must make equally many forward passes. A process without a batch left
+    # repeats its first one, which does not count.
     for turn in range(math.ceil(len(starts) / world)):
         mine = turn * world + rank
         first = starts[mine] if mine < len(starts) else 0

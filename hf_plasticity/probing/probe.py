@@ -1,4 +1,4 @@
-"""The probe: train a copy of the model on the probe language, follow its validation loss, throw the copy away."""
+"""The probe: train a copy of the model on the probe language, measure its validation loss, and discard the copy."""
 
 import contextlib
 import math
@@ -60,7 +60,7 @@ def run_probe(
         config ([`ProbeConfig`]): How to adapt and how often to measure.
         micro_batch_size (`int`, *optional*): Sequences in one forward pass on one process; it affects memory, not
             results. By default the whole share of this process.
-        largest_micro_batch_size (`int`, *optional*): Instead of it, the most sequences that fit in memory; the largest
+        largest_micro_batch_size (`int`, *optional*): Alternatively, the most sequences that fit in memory; the largest
             divisor of the share up to it is used.
         bytes_per_token (`float`, *optional*): Of the validation text, for `bits_per_byte`.
         description (`str`, *optional*, defaults to `"probe"`): Label of the progress bar.
@@ -116,7 +116,7 @@ def check_probe(
     micro_batch_size: int | None = None,
 ) -> None:
     """
-    Check before a training starts that its probes will be able to run.
+    Check before training that its probes can run.
 
     Raises:
         [`PlasticityError`]: The model is not a causal language model or has adapters already, too few blocks,
@@ -125,8 +125,8 @@ def check_probe(
     _check_causal(unwrapped(model))
     if config.adaptation == "lora" and isinstance(unwrapped(model), PeftModel):
         raise PlasticityError(
-            "probe_adaptation: 'lora' adds adapters, and the model has some already; use 'full', which trains what "
-            "training trains"
+            "probe_adaptation: 'lora' adds adapters, and the model has adapters already; use 'full', which trains the "
+            "parameters that training trains"
         )
     _Share(train_blocks, eval_blocks, config, micro_batch_size, None, next(model.parameters()).device)
 
@@ -169,7 +169,7 @@ def check_text(train_blocks: TokenBlocks, eval_blocks: TokenBlocks, config: Prob
 
 
 class _Share:
-    """What this process takes of every batch, cut into micro-batches."""
+    """The part of every batch that this process trains on, in micro-batches."""
 
     def __init__(
         self,
@@ -211,7 +211,7 @@ class _Share:
 
 
 def _number_of_blocks(blocks: TokenBlocks, wanted: int) -> int:
-    """How many blocks there are, once as many as are wanted are prepared."""
+    """The number of blocks, after preparing as many as are requested."""
     if not isinstance(blocks, np.ndarray | torch.Tensor):
         blocks.prepare(wanted)
     return len(blocks)
@@ -290,7 +290,7 @@ def _adapt(
 
 
 def _optimizer(model: nn.Module, config: ProbeConfig) -> torch.optim.AdamW:
-    """AdamW on what is trainable, with the Trainer's choice of what decays."""
+    """AdamW on the trainable parameters, with the weight decay of the Trainer."""
     trainable = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     decaying = set(Trainer.get_decay_parameter_names(None, model))
     groups = [
@@ -314,11 +314,11 @@ def _training_step(
     config: ProbeConfig,
 ) -> None:
     model.train()
-    # DDP is kept from averaging: it would lay out its buckets anew after the probe's first step instead of training's,
-    # and three processes or more then add up training's gradients in another order.
+    # Without DDP's averaging: DDP would rebuild its buckets after the first step of the probe instead of training, and
+    # with three processes or more the gradients of training would be summed in another order (seen in torch 2.13.0).
     wrapper = _not_compiled(model)
-    unaveraged = wrapper.no_sync() if isinstance(wrapper, DistributedDataParallel) else contextlib.nullcontext()
-    with unaveraged:
+    unsynchronized = wrapper.no_sync() if isinstance(wrapper, DistributedDataParallel) else contextlib.nullcontext()
+    with unsynchronized:
         for input_ids in micro_batches:
             loss = model(input_ids=input_ids, labels=input_ids).loss
             (loss * (len(input_ids) / share.size)).backward()

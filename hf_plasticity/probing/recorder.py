@@ -32,7 +32,7 @@ from .result import ProbeResult
 
 
 ALL = "all"
-# The adaptation of a probe that trains a part of the parameters because training does, as with PEFT.
+# The adaptation of a probe that trains the same part of the parameters as training does, for example with PEFT.
 PARTIAL = "partial"
 
 
@@ -127,15 +127,15 @@ class ProbeRecorder:
                 before_step=before_step,
             )
         except ProbeDivergedError as error:
-            place = where if position["task"] is None else f"{where}, task {position['task']}, step {step}"
-            raise ProbeDivergedError(f"probe on '{self.language}' ({place}): {error}") from None
+            point = where if position["task"] is None else f"{where}, task {position['task']}, step {step}"
+            raise ProbeDivergedError(f"probe on '{self.language}' ({point}): {error}") from None
 
     def records(self, folder: str | Path) -> list[dict[str, Any]]:
-        """The probes of a run folder with this protocol by step, on all processes as the main one sees them."""
+        """The probes of a run folder with this protocol by step, as the main process reads them."""
         return from_main_process(lambda: self.read(folder))
 
     def read(self, folder: str | Path) -> list[dict[str, Any]]:
-        """The same as this process sees them."""
+        """The probes of a run folder with this protocol by step, as this process reads them."""
         lines = read_records(Path(folder) / PROBES_FILE)
         return sorted((line for line in lines if self._matches(line)), key=lambda line: line["step"])
 
@@ -185,7 +185,7 @@ class ProbeRecorder:
 
 def probe_conditions(model: nn.Module) -> dict[str, Any]:
     """
-    What shapes the numbers of a probe besides its configuration and text.
+    What influences the numbers of a probe besides its configuration and text.
 
     Args:
         model (`nn.Module`): A model of the training, prepared by Accelerate.

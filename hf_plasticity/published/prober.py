@@ -1,4 +1,4 @@
-"""Loads one checkpoint after the other, probes and diagnoses it, and writes its records."""
+"""Load checkpoints one at a time, probe and diagnose them, and write the records."""
 
 import os
 import traceback
@@ -34,7 +34,7 @@ logger = logging.get_logger(__name__)
 
 @dataclass
 class Task:
-    """A checkpoint, and which of its records are missing."""
+    """A checkpoint, and the records that are missing for it."""
 
     step: int
     path: str
@@ -53,7 +53,7 @@ class Measured:
 
 def make_accelerator(bf16: bool, use_cpu: bool) -> Accelerator:
     """
-    Accelerate as it was launched, with the precision of the probes.
+    The `Accelerator` of this launch, with the precision of the probes.
 
     Args:
         bf16 (`bool`): Whether the precision is mixed.
@@ -83,7 +83,7 @@ def make_accelerator(bf16: bool, use_cpu: bool) -> Accelerator:
 
 class CheckpointProber:
     """
-    Probes and diagnoses checkpoints with one protocol, into the records of a run folder.
+    Probes and diagnoses checkpoints with one protocol, and writes the records to a run folder.
 
     Args:
         folder (`str` or `Path`): The run folder.
@@ -129,7 +129,7 @@ class CheckpointProber:
 
     def probe(self, steps: Sequence[int], recorded: Callable[[int], None] | None = None) -> None:
         """
-        Probe and diagnose the checkpoints of these steps, in order, as far as they are not recorded yet.
+        Probe and diagnose the checkpoints of these steps, in order, except those that are recorded already.
 
         Args:
             steps (`Sequence[int]`): Steps of the training. The untrained checkpoint and the first trained one are
@@ -138,7 +138,7 @@ class CheckpointProber:
                 others wait.
 
         Raises:
-            [`PlasticityError`]: A checkpoint cannot be loaded, or not be probed as configured.
+            [`PlasticityError`]: A checkpoint cannot be loaded, or cannot be probed with this configuration.
             [`ProbeDivergedError`]: A loss is not finite.
         """
         if self.diagnostics_blocks is not None and 0 in steps:
@@ -152,7 +152,8 @@ class CheckpointProber:
             results = [self._measure(task) for task in tasks] if self.together else self._measure_in_parallel(tasks)
             errors = []
             for step, measured in zip(batch, results):
-                # After a failed checkpoint, write only what has a reference: ΔAUC refers to the first trained one.
+                # After a failed checkpoint, write only records with a reference: ΔAUC refers to the first trained
+                # checkpoint.
                 if measured.error is not None:
                     errors.append(measured.error)
                 elif not errors or self.recorder.has_reference(self.folder):
@@ -190,19 +191,20 @@ class CheckpointProber:
             measured.probe = self.recorder.measure(
                 model, task.step, self.micro_batch_size, show_progress=self.show_progress
             )
-        # The prepared model refers to itself, and `free_memory` collects garbage before it releases the model (seen in
-        # accelerate 1.15.0); the memory is needed for the next one.
+        # The prepared model has a reference to itself, and `free_memory` collects garbage before it drops its own
+        # (seen in accelerate 1.15.0). The next model needs the memory.
         del model
         self.accelerator.free_memory()
         clear_device_cache(garbage_collection=True)
         return measured
 
     def _prepare(self, model: PreTrainedModel) -> nn.Module:
-        # The default of Transformers for a causal model, which GPT-2 gets with a warning.
+        # The default of Transformers, which GPT-2 gets only with a warning (seen in transformers 5.23.0).
         model.loss_type = "ForCausalLM"
         use_head_loss(model, self.head_loss, self.accelerator.device)
         if self.accelerator.is_fsdp2:
-            # Accelerate shards a model only together with an optimizer; the probe has its own.
+            # Accelerate shards a model only together with an optimizer (seen in accelerate 1.15.0). The probe has its
+            # own.
             return self.accelerator.prepare(model, torch.optim.SGD(model.parameters(), lr=0.0))[0]
         # For evaluation: with precision, device and compiler, but without DDP, which the probe does not need.
         return self.accelerator.prepare_model(model, evaluation_mode=True)

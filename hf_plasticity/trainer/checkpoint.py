@@ -1,4 +1,10 @@
-"""The checkpoints that a run resumes from: marked when they are complete, verified before they are used."""
+"""
+The checkpoints that a run resumes from: marked when they are complete, verified before they are used.
+
+The Trainer takes the checkpoint with the highest number. If that one is incomplete, it fails, or silently resumes
+without the optimizer state (seen in transformers 5.23.0; reported in
+https://github.com/huggingface/transformers/issues/35782).
+"""
 
 import errno
 import hashlib
@@ -13,7 +19,7 @@ from ..records import COMPLETE_FILE, checkpoints, is_complete, write_atomically
 
 logger = logging.get_logger(__name__)
 
-# Less than this is left after a write that did not fit.
+# A disk with less free space than this is full.
 FULL_DISK_BYTES = 2**20
 READ_BYTES = 2**22
 
@@ -30,7 +36,7 @@ def mark_complete(checkpoint: str | Path) -> None:
 
 
 def find_damage(checkpoint: str | Path) -> str | None:
-    """What is damaged in a checkpoint, by the sizes and checksums in its marker; `None` if nothing is."""
+    """Describe the damage of a checkpoint, by the sizes and checksums in its marker; `None` if there is none."""
     checkpoint = Path(checkpoint)
     if not is_complete(checkpoint):
         return "incomplete"
@@ -82,7 +88,7 @@ def rotate(saved: str | Path, limit: int | None) -> None:
     kept = complete[: len(later) + limit] if limit else complete
     for checkpoint in found:
         if checkpoint not in kept:
-            # First the marker, so that what a kill leaves of it does not count as complete.
+            # The marker first, so that a partly deleted checkpoint does not count as complete.
             (checkpoint / COMPLETE_FILE).unlink(missing_ok=True)
             shutil.rmtree(checkpoint)
 

@@ -1,4 +1,4 @@
-"""The settings of a continual run: `TrainingArguments`, and what the study adds to them."""
+"""The settings of a continual run: `TrainingArguments` and those of the study."""
 
 import json
 import sys
@@ -27,7 +27,7 @@ ProbeSettings = probe_settings(
 @dataclass
 class ContinualConfig(ProbeSettings, TrainingArguments):  # type: ignore[misc, valid-type]
     r"""
-    Configuration of [`ContinualTrainer`]: `TrainingArguments` and what the study adds to them.
+    Configuration of [`ContinualTrainer`]: `TrainingArguments` and the settings of the study.
 
     > Parameters that control the run
 
@@ -204,14 +204,15 @@ class ContinualConfig(ProbeSettings, TrainingArguments):  # type: ignore[misc, v
         self.probe_eval_every = self.probe_eval_every or max(1, self.probe_steps // 100)
         if self.probe_warmup_steps is None:
             self.probe_warmup_steps = min(self.warmup_steps, self.probe_steps)
-        # TrainingArguments computes with it; `set_batch` sets the final number once the context length is known.
+        # TrainingArguments needs a number; `set_batch` sets the final one when the context length is known.
         self.micro_batch_size = self.per_device_train_batch_size
         self.per_device_train_batch_size = self.per_device_train_batch_size or 1
         self._resolve_mitigations()
         if isinstance(self.lr_scheduler_kwargs, str):
             self.lr_scheduler_kwargs = json.loads(self.lr_scheduler_kwargs)
         learning_rate_shape(self.lr_scheduler_type, self.task_steps, self.warmup_steps, self.lr_scheduler_kwargs)
-        # Without this, several CPU processes of one launch do not join a group (seen in accelerate 1.15.0).
+        # Without this, several CPU processes of one launch do not join a group (seen in accelerate 1.15.0; reported in
+        # https://github.com/huggingface/accelerate/issues/2741).
         self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
         self.requested_accumulation_steps = self.gradient_accumulation_steps
         if self.disable_tqdm is None:
@@ -248,7 +249,8 @@ class ContinualConfig(ProbeSettings, TrainingArguments):  # type: ignore[misc, v
             for name, required in (("no_probe", False), ("save_probe_checkpoints", True)):
                 if getattr(self, name) != required:
                     raise PlasticityError(
-                        f"{name}: {getattr(self, name)} leaves no checkpoints to probe, and probe is {DEFERRED}"
+                        f"{name}: {getattr(self, name)} is not possible with --probe {DEFERRED}, which requires saved "
+                        "checkpoints"
                     )
         if not self.restart_warmup and self.lr_scheduler_type not in CONSTANT:
             raise PlasticityError(
@@ -327,7 +329,7 @@ class ContinualConfig(ProbeSettings, TrainingArguments):  # type: ignore[misc, v
 
     def probe_config(self, batch_size: int) -> ProbeConfig:
         """
-        The probe of this configuration: as training in every setting that has no `probe_…` value of its own.
+        The probe of this configuration. Settings without a `probe_…` value are those of training.
 
         Args:
             batch_size (`int`): Sequences in a global batch of training.

@@ -1,6 +1,6 @@
 """
-What each field of `TrainingArguments` does in a continual run: it has a role, or it is refused with the reason. A
-field that is in neither table counts as numerics, so that a setting that Transformers adds can't go unnoticed.
+What each field of `TrainingArguments` does in a continual run: it has a role, or it is not supported, with the reason.
+A field in neither table counts as numerics, so that a setting that Transformers adds is never ignored.
 """
 
 from typing import Any
@@ -21,7 +21,7 @@ _MACHINE = (
     "ddp_broadcast_buffers", "ddp_static_graph", "ddp_backend", "ddp_timeout", "fsdp", "fsdp_config",
     "save_on_each_node",
 )  # fmt: skip
-# Logging, saving and the Hub; and what only Trainer.evaluate, predict or the scripts of Transformers read.
+# Logging, saving and the Hub, and settings that only Trainer.evaluate, predict or the scripts of Transformers read.
 _OUTPUT = (
     "output_dir", "logging_strategy", "logging_steps", "logging_first_step", "log_on_each_node",
     "include_num_input_tokens_seen", "log_level", "log_level_replica", "disable_tqdm", "report_to", "run_name",
@@ -72,7 +72,7 @@ _BATCH_FIELDS = {"split_batches": False, "dispatch_batches": None, "gradient_acc
 
 def check_training_arguments(args: TrainingArguments) -> None:
     """
-    Refuse what a continual run does not support.
+    Raise an error for settings that a continual run does not support.
 
     Raises:
         [`PlasticityError`]: A field with another value than the supported one.
@@ -92,7 +92,7 @@ def check_training_arguments(args: TrainingArguments) -> None:
 
 def check_accelerator_config(args: TrainingArguments) -> None:
     """
-    Refuse settings of Accelerate that change the batch of an optimizer step, once `args` has parsed them.
+    Raise an error for settings of Accelerate that change the batch of an optimizer step. `args` has parsed them.
 
     Raises:
         [`PlasticityError`]: Such a setting.

@@ -104,7 +104,7 @@ def test_what_cannot_be_followed_is_said_in_a_line(deferred, finished_deferred, 
     for run, flags, message in (
         (inline, [], "follow: '.*' probes its cycles itself"),
         (tmp_path / "none", [], "model: there is no run folder '.*none'"),
-        (deferred / "cycle-001", [], r"model: '.*' holds other files \(config.json\) and no run"),
+        (deferred / "cycle-001", [], r"model: '.*' has other files \(config.json\) and no run"),
         (tmp_path / "other-text", [], "data_dir: the text of 'syn9' on this machine is not that of '.*'"),
         (deferred, ["--probe_steps=7"], "probe_steps: the configuration of the run decides it; leave it out"),
         (deferred, ["--context_length=64"], "context_length: the configuration of the run decides it"),

@@ -54,17 +54,14 @@ def test_scalars_are_logged_and_details_recorded(tmp_path):
     assert all(len(json.dumps(record)) < 20_000 for record in written)
 
 
-@pytest.mark.parametrize(
-    ("every_steps", "expected"),
-    [(4, [0, 4, 6]), (6, [0, 6]), (100, [0, 6]), (lambda step: step in (1, 5), [0, 1, 5, 6])],
-)
-def test_it_runs_at_step_zero_when_due_and_at_the_end(tmp_path, every_steps, expected):
-    train(tmp_path, diagnosed=True, config=UNITS, callback={"every_steps": every_steps})
+@pytest.mark.parametrize(("every", "expected"), [(4, [0, 4, 6]), (6, [0, 6]), (100, [0, 6]), (0.5, [0, 3, 6])])
+def test_it_runs_at_step_zero_when_due_and_at_the_end(tmp_path, every, expected):
+    train(tmp_path, diagnosed=True, config=UNITS, callback={"every": every})
     assert [record["step"] for record in records(tmp_path)] == expected
 
 
 def test_position_counts_what_is_completed(tmp_path):
-    position = {"task_steps": 2, "tasks_per_cycle": 2, "tokens_per_step": 64, "every_steps": 2}
+    position = {"task_steps": 2, "tasks_per_cycle": 2, "tokens_per_step": 64, "every": 2}
     train(tmp_path, diagnosed=True, config=UNITS, callback=position)
     assert [(r["cycle"], r["task"], r["step"], r["tokens"]) for r in records(tmp_path)] == [
         (0, 0, 0, 0),
@@ -74,15 +71,8 @@ def test_position_counts_what_is_completed(tmp_path):
     ]
 
 
-def test_without_a_trainer_or_positions_records_are_written_and_nothing_logged(tmp_path):
-    class Callback(DiagnosticsCallback):
-        def __init__(self, *args, **kwargs):
-            super().__init__(*args, **kwargs)
-            self.trainer = None
-
-    with mock.patch("support.diagnosed_training.DiagnosticsCallback", Callback):
-        trainer = train(tmp_path, diagnosed=True, config=UNITS)
-    assert not any(key.startswith("diagnostics/") for entry in trainer.state.log_history for key in entry)
+def test_without_positions_records_are_written_with_nulls(tmp_path):
+    train(tmp_path, diagnosed=True, config=UNITS)
     assert {(r["cycle"], r["task"], r["tokens"]) for r in records(tmp_path)} == {(None, None, None)}
     assert len(records(tmp_path)) == 4
 
@@ -114,7 +104,7 @@ def test_a_resumed_run_ends_with_the_same_records_and_doubles_none(tmp_path):
 
 
 def test_initial_weights_are_kept_only_when_asked_for(tmp_path):
-    train(tmp_path, diagnosed=True, config=None, callback={"every_steps": 6, "track_initialization": False})
+    train(tmp_path, diagnosed=True, config=None, callback={"every": 6, "track_initialization": False})
     assert not (tmp_path / "initial_weights.safetensors").exists()
     assert "distance_from_initialization" not in records(tmp_path)[-1]["measures"]
 
@@ -122,7 +112,7 @@ def test_initial_weights_are_kept_only_when_asked_for(tmp_path):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"every_steps": 0}, "every_steps: 0 is not a positive number"),
+        ({"every": 0}, "every: 0 is not a whole number of steps, or a share of the training between 0 and 1"),
         ({"task_steps": -1}, "task_steps: -1 is not a positive number"),
         ({"tasks_per_cycle": 8}, "tasks_per_cycle: 8 without task_steps"),
     ],
@@ -153,5 +143,5 @@ def test_two_processes(script, tmp_path):
         timeout=400,
     )
     assert done.returncode == 0, done.stderr[-4000:]
-    if name == "support.diagnosed_training.py":
+    if name == "diagnosed_training.py":
         assert [record["step"] for record in records(tmp_path / "diagnosed")] == [0, 2, 4, 6]

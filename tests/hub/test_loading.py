@@ -89,7 +89,7 @@ def test_what_is_not_there_is_said_in_a_line(hub, run_folder, on_the_hub, tmp_pa
     hub.create(f"{on_the_hub}-empty")
     for mistake, message in {
         lambda: load_run("org/no-such-run"): r"^run: there is no folder .*, and there is no 'org/no-such-run'",
-        lambda: load_run(f"{on_the_hub}-empty"): "holds neither a configuration nor a probe",
+        lambda: load_run(f"{on_the_hub}-empty"): "has neither a configuration nor a probe",
         lambda: load_run(on_the_hub, revision="v2"): "has no such revision",
         lambda: load_run(run_folder, revision="v2"): "revision: 'v2' cannot be chosen in the folder",
         lambda: load_run(tmp_path / "nowhere"): "does not exist",

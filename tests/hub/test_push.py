@@ -117,8 +117,8 @@ def test_a_cycle_is_pushed_only_once_its_probe_is_recorded(hub, repo_id, run_fol
     push_run(run_folder, repository)
     assert set(hub.repositories[repo_id].branches) == {"main", "cycle-000", "cycle-001"}
     files = hub.files(repo_id)
-    assert not set(files) & MODEL, "the run goes on"
-    assert "The run goes on; `main` will hold its final model." in files["README.md"].decode()
+    assert not set(files) & MODEL, "the run is not finished"
+    assert "The run is in progress. `main` will have its final model." in files["README.md"].decode()
 
 
 def test_main_does_not_call_a_run_finished_that_was_not_when_its_cycles_were_sent(
@@ -180,15 +180,15 @@ def test_nothing_pushed_names_a_folder_of_this_machine_or_holds_a_token(hub, rep
 
 
 REFUSALS = {
-    "no token": (None, {}, r"pushing to '{}' takes a token: log in with `hf auth login`, or set HF_TOKEN"),
-    "unknown token": ("hf_unknown", {}, r"the Hub does not know the token \(status 401\): log in with"),
-    "no right": (READER_TOKEN, {}, r"the token may not write to '{}' \(status 403\): use another"),
-    "other things": (OWNER_TOKEN, {"model.bin": b"x"}, r"'{}' holds other things \(model.bin\) and no run; choose"),
-    "a config.yaml of something else": (OWNER_TOKEN, {"config.yaml": b"- seed"}, r"'{}' holds other things \(config"),
+    "no token": (None, {}, r"uploading to '{}' requires a token: log in with `hf auth login`, or set HF_TOKEN"),
+    "unknown token": ("hf_unknown", {}, r"the token is not valid \(status 401\): log in with"),
+    "no right": (READER_TOKEN, {}, r"the token has no write access to '{}' \(status 403\): use another"),
+    "other things": (OWNER_TOKEN, {"model.bin": b"x"}, r"'{}' has other files \(model.bin\) and no run; choose"),
+    "a config.yaml of something else": (OWNER_TOKEN, {"config.yaml": b"- seed"}, r"'{}' has other files \(config"),
     "another run": (
         OWNER_TOKEN,
         {"config.yaml": b"schedule: rotation\nseed: 5\n"},
-        r"'{}' holds another run \(.*seed is 5 there and 42 here.*\); choose another name",
+        r"'{}' belongs to another run \(.*seed is 5 there and 42 here.*\); choose another name",
     ),
 }
 
@@ -213,7 +213,10 @@ def test_another_run_of_the_same_configuration_is_refused_too(hub, repo_id, fini
         shutil.copytree(finished, tmp_path / name)
     assert main(["push", str(tmp_path / "one"), "--hub_model_id", repo_id]) == 0
     assert main(["push", str(tmp_path / "two"), "--hub_model_id", repo_id]) == 2
-    assert f"'{repo_id}' holds another run (of the same configuration); choose another name" in capsys.readouterr().err
+    assert (
+        f"'{repo_id}' belongs to another run (of the same configuration); choose another name"
+        in capsys.readouterr().err
+    )
     assert_all_there_once(hub, repo_id, tmp_path / "one")
 
 
@@ -316,8 +319,8 @@ def test_what_could_not_be_sent_is_named_with_the_command_that_sends_it(hub, rep
     assert main(["push", str(run_folder), "--hub_model_id", repo_id]) == 2
     error = capsys.readouterr().err.splitlines()[-1]
     assert error == (
-        f"hf-plasticity: error: '{run_folder}' could not be pushed to '{repo_id}': the Hub answers with status 507: "
-        "made to fail; what is missing there is sent when this is run again"
+        f"hf-plasticity: error: '{run_folder}' could not be uploaded to '{repo_id}': the Hub returned status 507: "
+        "made to fail; the same command uploads the rest"
     )
     assert set(hub.repositories[repo_id].branches) == {"main", "cycle-000", "cycle-001"}
 
@@ -380,7 +383,7 @@ def test_the_command_says_in_a_line_that_the_hub_will_not_have_it(hub, repo_id, 
     hub.create(repo_id, {"model.bin": b"x"})
     process = launch(*TINY, "--push_to_hub", f"--hub_model_id={repo_id}", f"--output_dir={tmp_path}", options=["-q"])
     assert process.returncode != 0 and "Traceback" not in process.stderr
-    assert error_line(process).startswith(f"hub_model_id: '{repo_id}' holds other things (model.bin) and no run")
+    assert error_line(process).startswith(f"hub_model_id: '{repo_id}' has other files (model.bin) and no run")
 
 
 def test_a_model_loads_from_the_hub_with_no_package_of_ours(hub, repo_id, run_folder, tmp_path):

@@ -301,7 +301,7 @@ def test_the_table_shows_every_section_and_aligns_its_figures(capsys):
     ]
     assert len(ends) >= 3 and len(set(ends)) == 1
     assert "this run has 4: long enough" in "\n".join(lines)  # 0.18 task instances for 100K, by extrapolation
-    assert "too short to see it" in "\n".join(lines)
+    assert "too short" in "\n".join(lines)
 
 
 def test_the_time_of_deferred_probes_is_not_the_runs(capsys):

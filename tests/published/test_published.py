@@ -68,7 +68,10 @@ def test_what_is_recorded_is_not_probed_again_and_more_revisions_are_added(
     assert probe(repo_id, tmp_path / "run", "--revisions", "step*").probes == after.probes
     assert loaded == ["step0", "step4", "step16"]
     assert main(["push", str(tmp_path / "run")]) == 2
-    assert "holds probes of published checkpoints; only a run of one's own is pushed" in capsys.readouterr().err
+    assert (
+        "has probes of published checkpoints; only runs of `hf-plasticity train` can be uploaded"
+        in capsys.readouterr().err
+    )
     with pytest.raises(PlasticityError, match=r"belongs to other probes \(probe_steps is 4 there and 5 here\)"):
         probe(repo_id, tmp_path / "run", "--probe_steps=5")
 
@@ -118,8 +121,8 @@ def test_mistakes_are_said_in_a_line(hub, repo_id, tmp_path):
     (folder / "bin-2" / "model.safetensors").unlink()
     torch.save({}, folder / "bin-2" / "pytorch_model.bin")
     for model, flags, message in (
-        (repo_id, ["--revisions", "step7"], "has nothing by the name of 'step7'; it has main, step1"),
-        (repo_id, ["--revisions", "main"], "'main' has no number in its name to place it by"),
+        (repo_id, ["--revisions", "step7"], "has no 'step7'; it has main, step1"),
+        (repo_id, ["--revisions", "main"], "'main' has no training step in its name"),
         ("org/none-such", [], "there is no 'org/none-such' on the Hub"),
         (folder, ["--revisions", "*1"], "'again-1' and 'step1' are both of step 1; name one of them"),
         (
@@ -154,7 +157,7 @@ def test_checkpoints_without_a_tokenizer_or_with_different_ones_are_refused(tmp_
     folder = save_suite(tmp_path / "suite", "gpt2", steps=(1, 2))
     other = train_tokenizer(["another one " * 50], 260)
     other.save_pretrained(folder / "step2")
-    with pytest.raises(PlasticityError, match=r"have different ones \(step1, step2\); name the one to"):
+    with pytest.raises(PlasticityError, match=r"have different tokenizers \(step1, step2\); choose one with"):
         probe(folder, tmp_path / "run")
     for path in folder.glob("*/tokenizer*"):
         path.unlink()
@@ -165,7 +168,7 @@ def test_checkpoints_without_a_tokenizer_or_with_different_ones_are_refused(tmp_
         probe(folder, folder, "--tokenizer=byte")
     (tmp_path / "training").mkdir()
     (tmp_path / "training" / "config.yaml").write_text("schedule: rotation\n")
-    with pytest.raises(PlasticityError, match=r"output_dir: '.*' holds a training run, not the probes of a suite"):
+    with pytest.raises(PlasticityError, match=r"output_dir: '.*' belongs to a training run"):
         probe(folder, tmp_path / "training", "--tokenizer=byte")
 
 
@@ -268,7 +271,7 @@ def test_checkpoints_with_each_others_weights_are_refused_before_anything_is_pro
     publish(hub, repo_id, suite)
     hub.requests.clear()
     for model in (suite, repo_id):
-        with pytest.raises(PlasticityError, match=r"2 checkpoints of .* hold the same weights \(step0, step16\)"):
+        with pytest.raises(PlasticityError, match=r"2 checkpoints of .* have the same weights \(step0, step16\)"):
             probe(model, tmp_path / "run")
     assert not any("/resolve/" in request for request in hub.requests), "nothing is downloaded for it"
     run = probe(repo_id, tmp_path / "run", "--allow_duplicates")

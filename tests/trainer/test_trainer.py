@@ -276,7 +276,7 @@ def read_run_state(folder):
         ({"cycles": 0}, "cycles: 0 is not a positive number"),
         ({"probe_eval_sequences": -1}, "probe_eval_sequences: -1 is not a positive number"),
         ({"warmup_steps": 5}, "warmup_steps: 5 is not between 0 and the 4 steps"),
-        ({"learning_rate": None}, "learning_rate: none given"),
+        ({"learning_rate": None}, "learning_rate: missing"),
         ({"learning_rate": 0.0}, "learning_rate: 0.0 is not a positive number"),
         ({"max_steps": 9}, "max_steps: 9 is not supported, leave it out; cycles and task_steps decide the length"),
         ({"resume_from_checkpoint": "x"}, "resume_from_checkpoint: x is not supported, leave it out"),
