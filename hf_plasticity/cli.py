@@ -29,20 +29,20 @@ in the same folder resumes the run. --num_processes and --accelerate_config (sin
 start it with `accelerate launch`.
 """
 PROBE = """
-Probe a suite of published checkpoints: how fast does each of them learn a language?
+Probe a suite of published checkpoints: how fast does each checkpoint learn a language?
 
     hf-plasticity probe --model EleutherAI/pythia-70m --revisions "step*000" --every 10 \\
         --source hub --dataset wikipedia --probe_language vi
 
-The checkpoints are branches of a repository or folders in a folder; all get the same probe. The same command resumes,
-and with more revisions adds them to the records.
+The checkpoints are branches of a repository, or folders in a folder. All get the same probe. The same command resumes;
+with more revisions, it adds them.
 
     hf-plasticity probe --model runs/mine --follow
 
 probes the checkpoints of a run that was started with `--probe deferred`, as they appear in its folder or on the Hub.
 --num_processes and --accelerate_config start it with `accelerate launch`.
 """
-# What the system refuses because of the path, the disk or the rights, not because of a mistake in this program.
+# Errors of the system about a path, the disk or access rights, which are not bugs of this program.
 USER_ERRORS = (errno.ENOSPC, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST)
 
 
@@ -51,10 +51,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Run a command.
 
     Args:
-        arguments (`Sequence[str]`, *optional*): The words after `hf-plasticity`; those of this process by default.
+        arguments (`Sequence[str]`, *optional*): The arguments after `hf-plasticity`; `sys.argv` by default.
 
     Returns:
-        `int`: The exit status: 0, or 2 for an error of the user, which is one line on stderr.
+        `int`: The exit status: 0, or 2 for an error of the user, which is printed as one line on stderr.
     """
     try:
         with errors_on_one_line(_program()):
@@ -237,7 +237,7 @@ def _report(options: argparse.Namespace) -> None:
 
 
 def _add_push(commands: argparse._SubParsersAction) -> None:
-    parser = commands.add_parser("push", help="upload a run to the Hub, or what is missing there")
+    parser = commands.add_parser("push", help="upload a run to the Hub, or the rest of it")
     parser.add_argument("run", type=Path, metavar="RUN", help="run folder")
     parser.add_argument("--hub_model_id", metavar="NAME", help="repository; by default the run's or the folder's name")
     parser.add_argument("--private", action="store_true", default=None, help="make a new repository private")
@@ -299,7 +299,7 @@ def _leave_group() -> None:
 
 
 def _end(program: str, message: str, status: int) -> NoReturn:
-    # On a new line, below the progress bars of an interrupted run.
+    # On a new line, below the progress bars.
     print(f"\n{program}: {message}", file=sys.stderr)
     sys.exit(status)
 

@@ -1,4 +1,4 @@
-"""Callbacks that act at regular points of a training: probes, diagnoses, evaluations, checkpoints."""
+"""The base class of periodic callbacks: probes, diagnoses, evaluations, checkpoints."""
 
 import copy
 import sys
@@ -116,9 +116,9 @@ class PeriodicCallback(TrainerCallback):
     """
     Acts on the model at regular points of a training. Subclasses implement `act`.
 
-    A point comes before the step that follows it, so that the checkpoint of its step is already on disk and a killed
-    run repeats this point only. The last one comes at the end of the last epoch, before the Trainer loads the best
-    model (`load_best_model_at_end`) and before trackers close.
+    The callback acts before the step that follows the point, so that the checkpoint of the point is on disk and a
+    killed run repeats this point only. At the end of the training it acts when the last epoch ends, before the Trainer
+    loads the best model (`load_best_model_at_end`) and before trackers close.
 
     Args:
         timeline ([`Timeline`]): Of the training.

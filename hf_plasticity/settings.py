@@ -1,6 +1,6 @@
 """
-What a setting decides. Every field of a configuration states its role once, in its metadata, and every list of
-settings in the package is derived from the roles.
+The roles of settings. Every field of a configuration states its role once, in its metadata, and every list of settings
+in the package is derived from the roles.
 """
 
 import dataclasses

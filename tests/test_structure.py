@@ -111,6 +111,16 @@ def test_a_room_knows_nothing_of_those_above(name):
     assert not reached & ABOVE[name]
 
 
+def test_the_readme_lists_every_folder_above_those_that_it_imports():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    listed = re.findall(r"^  (\w+)/ ", text, flags=re.MULTILINE)
+    folders = {path.parent.name for path in (ROOT / PACKAGE).glob("*/__init__.py")}
+    assert sorted(listed) == sorted(folders)
+    for name in listed:
+        for other in rooms()[name] & folders - {"configs"}:
+            assert listed.index(other) > listed.index(name), f"{name} imports {other}"
+
+
 def test_every_imported_package_is_declared():
     imported = {name.split(".")[0] for module in MODULES for name in imports(module, in_functions=True)}
     imported -= {PACKAGE, *sys.stdlib_module_names}

@@ -8,7 +8,7 @@ RANK_NAMES = ("effective_rank", "stable_rank", "srank", "approximate_rank")
 
 def effective_rank(singular_values: torch.Tensor) -> float:
     """
-    exp(−Σ pᵢ ln pᵢ) with pᵢ = σᵢ / Σσ: the exponential of the entropy of the normalised singular values (Roy and
+    exp(−Σ pᵢ ln pᵢ) with pᵢ = σᵢ / Σσ: the exponential of the entropy of the normalized singular values (Roy and
     Vetterli, "The effective rank", EUSIPCO 2007, definition 1). From 1 to the rank; 0 for a zero matrix.
     """
     total = singular_values.sum()

@@ -161,7 +161,7 @@ def test_checkpoints_without_a_tokenizer_or_with_different_ones_are_refused(tmp_
         probe(folder, tmp_path / "run")
     for path in folder.glob("*/tokenizer*"):
         path.unlink()
-    with pytest.raises(PlasticityError, match=r"^tokenizer: '.*step2' holds no tokenizer"):
+    with pytest.raises(PlasticityError, match=r"^tokenizer: '.*step2' has no tokenizer"):
         probe(folder, tmp_path / "run")
     assert len(probe(folder, tmp_path / "run", "--tokenizer=byte").probes) == 2
     with pytest.raises(PlasticityError, match=r"output_dir: '.*' is the suite itself; choose another folder"):
