@@ -197,7 +197,7 @@ def test_the_hub_reads_the_results_off_the_card():
     assert data.model_name == "plasticity-5m"
 
 
-def test_a_run_that_has_only_begun_has_a_card_that_says_so():
+def test_the_card_of_an_unfinished_run_says_so():
     card = render_card(make_run([]), "org/name", [], finished=False, figure=False)
     assert "The run is in progress. `main` will have its final model." in card
     assert "No probe has been recorded yet." in card
@@ -211,7 +211,7 @@ def test_a_run_without_probes_does_not_speak_of_a_copy():
     assert "| Probe |" not in card and "copy" not in card
 
 
-def test_synthetic_languages_are_never_given_out_for_natural_ones():
+def test_synthetic_languages_are_never_called_natural():
     run = make_run([probe(1, 1.0, language="vi")], source="synthetic", languages=["en"], tokenizer="byte")
     card = render_card(run, "org/name", [], finished=True, figure=False)
     assert ModelCard(card).data.language is None and ModelCard(card).data.datasets is None

@@ -85,7 +85,7 @@ def test_a_probed_checkpoint_is_the_model_of_its_cycle(run_folder, on_the_hub, c
         assert tokenizer("chào")["input_ids"] == list("chào".encode())
 
 
-def test_what_is_not_there_is_said_in_a_line(hub, run_folder, on_the_hub, tmp_path):
+def test_what_does_not_exist_is_an_error_on_one_line(hub, run_folder, on_the_hub, tmp_path):
     hub.create(f"{on_the_hub}-empty")
     for mistake, message in {
         lambda: load_run("org/no-such-run"): r"^run: there is no folder .*, and there is no 'org/no-such-run'",
@@ -101,7 +101,7 @@ def test_what_is_not_there_is_said_in_a_line(hub, run_folder, on_the_hub, tmp_pa
         assert "\n" not in str(caught.value)
 
 
-def test_a_hub_that_is_gone_is_said_in_a_line(hub, repo_id):
+def test_an_unreachable_hub_is_an_error_on_one_line(hub, repo_id):
     hub.stop()
     try:
         with pytest.raises(PlasticityError, match=f"the Hub cannot be reached for '{repo_id}'"):

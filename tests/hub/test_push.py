@@ -98,7 +98,7 @@ def test_a_run_is_on_the_hub_cycle_by_cycle_and_pushing_again_changes_nothing(hu
     assert_all_there_once(hub, repo_id, run_folder)
 
 
-def test_what_vanished_from_the_hub_is_sent_again(hub, repo_id, run_folder):
+def test_what_was_deleted_on_the_hub_is_uploaded_again(hub, repo_id, run_folder):
     repository = open_repository(run_folder, repo_id)
     push_run(run_folder, repository)
     del hub.repositories[repo_id].branches["cycle-001"]
@@ -148,7 +148,7 @@ def test_main_does_not_call_a_run_finished_that_was_not_when_its_cycles_were_sen
 
 
 @pytest.mark.parametrize("fault", [{"status": 503}, {"reset": "before"}, {"reset": "after"}, {"truncate": True}])
-def test_every_request_may_fail_or_lose_its_answer_and_all_is_there_once(hub, repo_id, run_folder, fault):
+def test_every_request_may_fail_or_lose_its_response_and_everything_is_uploaded_once(hub, repo_id, run_folder, fault):
     for request in (
         "GET /api/whoami", "POST /api/repos/create", "GET .*/auth-check", "GET .*/refs", "GET .*/commits/",
         "POST .*/branch/cycle-001", "GET .*/tree/", "POST .*/preupload/", "POST .*lfs/objects/batch", "PUT /lfs/",
@@ -194,7 +194,7 @@ REFUSALS = {
 
 
 @pytest.mark.parametrize("case", REFUSALS)
-def test_what_the_hub_will_not_have_is_said_before_anything_is_trained(hub, repo_id, tmp_path, monkeypatch, case):
+def test_a_rejection_by_the_hub_is_an_error_before_training(hub, repo_id, tmp_path, monkeypatch, case):
     token, files, message = REFUSALS[case]
     monkeypatch.delenv("HF_TOKEN")
     if token is not None:
@@ -220,7 +220,7 @@ def test_another_run_of_the_same_configuration_is_refused_too(hub, repo_id, fini
     assert_all_there_once(hub, repo_id, tmp_path / "one")
 
 
-def test_a_damaged_account_is_said_with_what_mends_it(hub, repo_id, run_folder, capsys):
+def test_a_damaged_upload_state_is_an_error_that_names_its_repair(hub, repo_id, run_folder, capsys):
     command = ["push", str(run_folder), "--hub_model_id", repo_id]
     assert main(command) == 0
     (run_folder / "hub.json").write_text('{"run_id": "01')
@@ -232,7 +232,7 @@ def test_a_damaged_account_is_said_with_what_mends_it(hub, repo_id, run_folder, 
     assert_all_there_once(hub, repo_id, run_folder)
 
 
-def test_a_name_that_cannot_be_and_a_folder_that_is_no_run_are_said_in_a_line(run_folder, tmp_path, capsys):
+def test_invalid_names_and_folders_are_errors_on_one_line(run_folder, tmp_path, capsys):
     assert main(["push", str(run_folder), "--hub_model_id", "a b/c"]) == 2
     assert main(["push", str(tmp_path)]) == 2
     first, second = capsys.readouterr().err.splitlines()
@@ -240,7 +240,7 @@ def test_a_name_that_cannot_be_and_a_folder_that_is_no_run_are_said_in_a_line(ru
     assert "has no config.yaml: it is not a run that can be pushed" in second
 
 
-def test_training_with_a_hub_that_answers_pushes_as_it_goes(hub, repo_id, finished, tmp_path, monkeypatch):
+def test_a_run_is_uploaded_while_it_trains(hub, repo_id, finished, tmp_path, monkeypatch):
     steps, original = itertools.count(1), torch.optim.AdamW.step
 
     def step(self, *arguments, **options):
@@ -267,7 +267,7 @@ def assert_same_weights(one, other):
 
 
 @pytest.mark.parametrize("how", ["gone", "hanging", "failing", "slow"])
-def test_a_hub_in_trouble_costs_no_step_and_gets_the_rest_later(
+def test_a_failing_hub_delays_no_step_and_gets_the_rest_later(
     hub, repo_id, finished, tmp_path, monkeypatch, caplog, how
 ):
     folder = tmp_path / "run"
@@ -301,7 +301,7 @@ def wait_for_pushers():
             thread.join()
 
 
-def test_a_request_without_an_answer_ends(hub, repo_id, run_folder, monkeypatch):
+def test_a_request_without_a_response_times_out(hub, repo_id, run_folder, monkeypatch):
     monkeypatch.setattr(repository, "TIMEOUT", 0.3)
     hub.fail("GET .*/refs", hang=True)
     hub.fail("POST .*/commit/cycle-001", hang=True)
@@ -314,7 +314,7 @@ def test_a_request_without_an_answer_ends(hub, repo_id, run_folder, monkeypatch)
     assert_all_there_once(hub, repo_id, run_folder)
 
 
-def test_what_could_not_be_sent_is_named_with_the_command_that_sends_it(hub, repo_id, run_folder, capsys):
+def test_a_failed_upload_is_reported_with_the_command_that_completes_it(hub, repo_id, run_folder, capsys):
     hub.fail("POST .*/commit/cycle-001", status=507, times=10**6)
     assert main(["push", str(run_folder), "--hub_model_id", repo_id]) == 2
     error = capsys.readouterr().err.splitlines()[-1]
@@ -379,7 +379,7 @@ def test_a_run_killed_while_pushing_ends_with_every_branch_once(hub, repo_id, tm
     assert OWNER_TOKEN not in killed.stdout + killed.stderr + process.stdout + process.stderr
 
 
-def test_the_command_says_in_a_line_that_the_hub_will_not_have_it(hub, repo_id, tmp_path):
+def test_the_command_reports_a_rejection_by_the_hub_on_one_line(hub, repo_id, tmp_path):
     hub.create(repo_id, {"model.bin": b"x"})
     process = launch(*TINY, "--push_to_hub", f"--hub_model_id={repo_id}", f"--output_dir={tmp_path}", options=["-q"])
     assert process.returncode != 0 and "Traceback" not in process.stderr

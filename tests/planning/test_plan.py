@@ -324,7 +324,7 @@ def test_the_time_of_deferred_probes_is_not_the_runs(capsys):
         (["--tokenizer=no/such"], "tokenizer: there is no 'no/such' on the Hub"),
     ],
 )
-def test_mistakes_are_told_in_one_line(arguments, message, capsys):
+def test_mistakes_are_errors_on_one_line(arguments, message, capsys):
     assert main(["plan", *arguments]) == 2
     error = capsys.readouterr().err
     assert error.strip().startswith(f"hf-plasticity: error: {message}") and "\n" not in error.strip()

@@ -111,7 +111,7 @@ def test_a_tokenizer_that_is_to_be_trained_is_the_one_of_the_run(tmp_path, corpu
         ("--evaluate_forgetting --probe_eval_sequences=60 --no_probe", "probe_eval_sequences: 60 are requested"),
     ],
 )
-def test_it_says_what_the_run_would_say(tmp_path, corpus, wrong, begins):
+def test_it_reports_the_errors_of_the_run(tmp_path, corpus, wrong, begins):
     if "forgetting" in wrong:
         (corpus / "bb.txt").write_text((corpus / "bb.txt").read_text()[:4300])
         wrong += " --cycles=1"

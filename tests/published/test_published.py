@@ -102,7 +102,7 @@ PLACES = {
 
 
 @pytest.mark.parametrize(("name", "step"), PLACES.items())
-def test_a_checkpoint_is_placed_by_its_name(name, step):
+def test_the_training_step_is_read_from_the_name(name, step):
     assert training_step(name) == step
 
 
@@ -113,7 +113,7 @@ def test_versions_and_main_are_no_checkpoints_by_default(hub, repo_id, tmp_path)
     assert list(find_checkpoints(parse_suite(["--model", repo_id])[0])) == [0, 4, 16]
 
 
-def test_mistakes_are_said_in_a_line(hub, repo_id, tmp_path):
+def test_mistakes_are_errors_on_one_line(hub, repo_id, tmp_path):
     folder = save_suite(tmp_path / "suite", "gpt2", steps=(1,))
     publish(hub, repo_id, folder)
     shutil.copytree(folder / "step1", folder / "again-1")
@@ -140,7 +140,7 @@ def test_mistakes_are_said_in_a_line(hub, repo_id, tmp_path):
         parse_suite([])
 
 
-def test_what_a_checkpoint_lacks_is_not_made_up(tmp_path):
+def test_missing_weights_are_an_error(tmp_path):
     folder = save_suite(tmp_path / "suite", "llama", steps=(1, 2))
     path = folder / "step2" / "model.safetensors"
     weights = load_file(path)
@@ -230,7 +230,7 @@ def test_no_model_is_kept_while_the_next_is_loaded(tmp_path, monkeypatch):
     assert len(alive) == 3 and len(set(alive)) == 1
 
 
-def test_an_earlier_revision_that_is_added_becomes_what_all_changes_refer_to(tmp_path):
+def test_an_earlier_revision_that_is_added_becomes_the_reference(tmp_path):
     suite = save_suite(tmp_path / "suite", "gpt2")
     late = probe(suite, tmp_path / "run", "--revisions", "step0", "step16")
     assert [record["delta_auc"] for record in late.probes] == [None, 0.0]
@@ -246,7 +246,7 @@ def test_an_earlier_revision_that_is_added_becomes_what_all_changes_refer_to(tmp
     ] == [b'{"step": 7']
 
 
-def test_checkpoints_are_diagnosed_too_where_it_is_asked_for(tmp_path):
+def test_checkpoints_are_diagnosed_if_requested(tmp_path):
     suite = save_suite(tmp_path / "suite", "neox")
     flags = ["--diagnose", "--diagnostics_sequences=4"]
     before = probe(suite, tmp_path / "run", "--revisions", "step0", "step4")
@@ -311,7 +311,7 @@ def test_processes_that_share_the_checkpoints_find_what_one_finds(tmp_path):
 
 
 @pytest.mark.distributed
-def test_what_one_of_them_cannot_do_ends_them_all_with_one_line(tmp_path):
+def test_an_error_of_one_process_ends_all_with_one_line(tmp_path):
     suite = save_suite(tmp_path / "suite", "llama")
     (suite / "step4" / "config.json").write_text('{"model_type": "none-such"}')
     process = launch_probe(suite, tmp_path / "two", processes=2)
