@@ -373,6 +373,15 @@ def is_complete(checkpoint: str | os.PathLike) -> bool:
     return (Path(checkpoint) / COMPLETE_FILE).exists()
 
 
+def finished_steps(folder: str | os.PathLike) -> int | None:
+    """
+    The optimizer steps of the training in a run folder, from the state that is written at its end; `None` for an
+    unfinished training.
+    """
+    state = Path(folder) / TRAINER_STATE_FILE
+    return json.loads(state.read_text(encoding="utf-8")).get("global_step") if state.exists() else None
+
+
 @dataclass
 class RunRecord:
     """

@@ -1,6 +1,5 @@
 """A run in a folder whose probes are deferred: its configuration, its checkpoints, and where its records go."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +13,8 @@ from ..records import (
     HUB_FILE,
     LOCK_FILE,
     PROVENANCE,
-    TRAINER_STATE_FILE,
     checkpoint_name,
+    finished_steps,
     probed_checkpoints,
     read_config,
 )
@@ -97,13 +96,12 @@ class DeferredFolder:
 
 
 def is_complete(folder: Path) -> bool:
-    """Whether the training in a run folder has reached the length that its configuration asks for."""
-    config, state = read_config(folder), folder / TRAINER_STATE_FILE
-    if config is None or not state.exists():
+    """Whether the training in a run folder has the length of its configuration."""
+    config = read_config(folder)
+    if config is None:
         return False
-    step = json.loads(state.read_text(encoding="utf-8")).get("global_step")
     length = config["cycles"] * config[PROVENANCE]["tasks_per_cycle"] * config["task_steps"]
-    return step is not None and step >= length
+    return (finished_steps(folder) or 0) >= length
 
 
 def check_deferred(name: str, config: Mapping[str, Any]) -> None:

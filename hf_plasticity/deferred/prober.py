@@ -26,7 +26,7 @@ from ..periodic import Timeline
 from ..probing.recorder import ProbeRecorder
 from ..published.checkpoints import load_model
 from ..published.prober import CheckpointProber, make_accelerator
-from ..records import DEFERRED_LOCK_FILE, PROVENANCE, checkpoint_task, read_config, run_lock
+from ..records import DEFERRED_LOCK_FILE, PROVENANCE, checkpoint_task, differences, read_config, run_lock
 from ..threads import choose_threads, set_threads
 from .config import DeferredConfig
 from .folder import DeferredFolder, Progress, check_deferred
@@ -248,11 +248,7 @@ class DeferredProber:
 
 def _compare_versions(theirs: Mapping[str, str]) -> None:
     here = {"hf-plasticity": __version__} | {name: importlib.metadata.version(name) for name in NUMERIC_PACKAGES}
-    different = [
-        f"{name} {theirs[name]} there and {version} here"
-        for name, version in here.items()
-        if name in theirs and theirs[name] != version
-    ]
+    different = differences(theirs, {name: version for name, version in here.items() if name in theirs})
     if different:
         logger.warning(
             f"the versions differ from those of the run ({', '.join(different)}); the last digits of the probes may "

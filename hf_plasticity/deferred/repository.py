@@ -12,7 +12,7 @@ from huggingface_hub.hf_api import RepoFile
 from transformers.utils import logging
 
 from ..errors import PlasticityError
-from ..hub.contents import RECORD_KEYS, RUN_ID, last_step, main_files, merge_records, public
+from ..hub.contents import RECORD_KEYS, RUN_ID, main_files, merge_records, public
 from ..hub.push import describe
 from ..hub.repository import MAIN, UNCLAIMED, HubAccessError, RunRepository, download, with_timeout
 from ..hub_errors import explain_hub_error, is_temporary
@@ -25,6 +25,7 @@ from ..records import (
     PROVENANCE,
     TRAINER_STATE_FILE,
     append_record,
+    finished_steps,
     numerics_of,
     read_config,
     write_atomically,
@@ -201,7 +202,7 @@ class DeferredRepository(DeferredFolder):
                     self._seen[name] = self._repository.upload(name, probed, f"Probe of {name}")
                     self._recorded.add(name)
             self._look()
-            finished_at = last_step(self.folder)
+            finished_at = finished_steps(self.folder)
             branches = sorted(self._seen, key=lambda name: (len(name), name))
             has_model = finished_at is not None
             files = main_files(self.folder, self.name, self._repository.run_id, branches, finished_at, has_model)

@@ -2,7 +2,6 @@
 
 import contextlib
 import importlib.metadata
-import json
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -30,6 +29,7 @@ from ..records import (
     checkpoints,
     cycle_name,
     differences,
+    finished_steps,
     probed_checkpoints,
     read_config,
     read_records,
@@ -111,14 +111,11 @@ def recorded_threads(folder: str | Path) -> int | None:
 
 
 def is_complete(config: ExperimentConfig) -> bool:
-    """Whether the training in the run folder has reached the length that the configuration asks for."""
-    state = Path(config.training.output_dir) / TRAINER_STATE_FILE
-    if not state.exists():
-        return False
+    """Whether the training in the run folder has the length of the configuration."""
     training = config.training
     schedule = make_schedule(training.schedule, config.data.languages, task_slots=1, blend=training.blend)
     steps = training.cycles * schedule.tasks_per_cycle * training.task_steps
-    return json.loads(state.read_text(encoding="utf-8"))["global_step"] >= steps
+    return (finished_steps(training.output_dir) or 0) >= steps
 
 
 def write_run_config(config: ExperimentConfig, data: RunData, trainer: ContinualTrainer) -> None:

@@ -158,12 +158,6 @@ def final_model(folder: Path, step: int | None) -> Files:
     }
 
 
-def last_step(folder: Path) -> int | None:
-    """The optimizer steps of a finished run; `None` for an unfinished one."""
-    state = folder / TRAINER_STATE_FILE
-    return json.loads(state.read_text(encoding="utf-8")).get("global_step") if state.exists() else None
-
-
 def _parquet(run: RunRecord) -> Files:
     """The records as tables, for `datasets.load_dataset`."""
     frames = {

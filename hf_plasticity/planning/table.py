@@ -38,14 +38,14 @@ def _run(planned: StudyPlan) -> list[tuple[str, str, str]]:
         ("parameters", f"{plan.non_embedding_parameters:,}", f"non-embedding (size {study.model.size})"),
         ("", f"{plan.parameters:,}", f"with {planned.vocab_size:,} token and {length:,} position embeddings"),
         ("task instances", f"{plan.tasks:,}", f"{training.cycles} cycles, schedule {training.schedule}"),
-        ("optimizer steps", f"{plan.steps:,}", f"{training.task_steps:,} a task instance"),
-        ("tokens", f"{plan.tokens:,}", f"{training.global_batch_tokens:,} a step"),
+        ("optimizer steps", f"{plan.steps:,}", f"{training.task_steps:,} per task instance"),
+        ("tokens", f"{plan.tokens:,}", f"{training.global_batch_tokens:,} per step"),
         ("batch", f"{training.global_batch_tokens // length:,}", f"sequences of {length:,} = {split}"),
     ]
     if plan.probes:
         repeats = "" if plan.probe_repeats == 1 else f", {plan.probe_repeats} times each"
         note = f"{training.probe_steps:,} steps each, cycle 0 included{repeats}"
-        rows.append(("probed points", f"{plan.probes:,}", note))
+        rows.append(("probes", f"{plan.probes:,}", note))
     if planned.no_tokenizer is not None:
         rows.append(("tokenizer", "not available", planned.no_tokenizer))
     return rows
@@ -72,7 +72,7 @@ def _compute(plan: Plan) -> list[tuple[str, str, str]]:
         f"{compute.head_share:.1%} in the head over the vocabulary, {compute.attention_share:.1%} in attention scores"
     )
     rows = [
-        ("FLOPs of a token", f"{compute.per_token:.3e}", f"forward and backward: {shares}"),
+        ("FLOPs per token", f"{compute.per_token:.3e}", f"forward and backward: {shares}"),
         ("FLOPs of training", f"{compute.training:.3e}", ""),
     ]
     if plan.probes:
@@ -85,13 +85,13 @@ def _compute(plan: Plan) -> list[tuple[str, str, str]]:
 def _time(planned: StudyPlan) -> list[tuple[str, str, str]]:
     seconds, processes = planned.plan.seconds, planned.plan.num_processes
     if seconds is None:
-        return [("tokens a second", "unknown", "give --tokens_per_second, or --measure it on this machine")]
+        return [("tokens per second", "unknown", "give --tokens_per_second, or --measure it on this machine")]
     note = "training, over all devices, as given"
     if planned.measured is not None:
         note = f"training, measured here ({planned.measured})"
         note += f", times {processes}: without communication" if processes > 1 else ""
     rows = [
-        ("tokens a second", f"{seconds.tokens_per_second:,.0f}", note),
+        ("tokens per second", f"{seconds.tokens_per_second:,.0f}", note),
         ("training", _duration(seconds.training), ""),
     ]
     if planned.plan.probes:
@@ -149,7 +149,7 @@ def _disk(planned: StudyPlan) -> list[tuple[str, str, str]]:
     unknown = any(text.how.startswith("unknown") for text in planned.text)
     note = f"prepared text{streamed}" + (", if the source has enough" if unknown else "")
     rows += [("blocks", _bytes(disk.blocks), note), ("total", _bytes(disk.total), "")]
-    return [*rows, ("on the Hub", _bytes(disk.hub), "if pushed: a branch for each probed model, and the final one")]
+    return [*rows, ("on the Hub", _bytes(disk.hub), "if pushed: one branch for each probed model, and the final model")]
 
 
 def _onset(plan: Plan) -> list[tuple[str, str, str]]:
