@@ -45,7 +45,7 @@ def _run(planned: StudyPlan) -> list[tuple[str, str, str]]:
     if plan.probes:
         repeats = "" if plan.probe_repeats == 1 else f", {plan.probe_repeats} times each"
         note = f"{training.probe_steps:,} steps each, cycle 0 included{repeats}"
-        rows.append(("probes", f"{plan.probes:,}", note))
+        rows.append(("probed points", f"{plan.probes:,}", note))
     if planned.no_tokenizer is not None:
         rows.append(("tokenizer", "not available", planned.no_tokenizer))
     return rows
