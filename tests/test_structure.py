@@ -136,7 +136,7 @@ def test_the_version_is_in_one_place():
     assert importlib.metadata.version("hf-plasticity") == hf_plasticity.__version__
 
 
-@pytest.mark.parametrize("name", ["continual", "probe", "ladder"])
+@pytest.mark.parametrize("name", ["continual", "probe", "ladder", "benchmark"])
 def test_a_recipe_is_three_statements(name):
     assert len(ast.parse((ROOT / "recipes" / f"{name}.py").read_text()).body) == 3
 

@@ -149,7 +149,10 @@ def _disk(planned: StudyPlan) -> list[tuple[str, str, str]]:
     unknown = any(text.how.startswith("unknown") for text in planned.text)
     note = f"prepared text{streamed}" + (", if the source has enough" if unknown else "")
     rows += [("blocks", _bytes(disk.blocks), note), ("total", _bytes(disk.total), "")]
-    return [*rows, ("on the Hub", _bytes(disk.hub), "if pushed: one branch for each probed model, and the final model")]
+    return [
+        *rows,
+        ("on the Hub", _bytes(disk.hub), "if pushed: one branch for each probed model, and the final model"),
+    ]
 
 
 def _onset(plan: Plan) -> list[tuple[str, str, str]]:
