@@ -11,7 +11,8 @@ from .report import Report
 
 
 DESCRIPTION = """
-Measure the speed of training, probes and diagnoses on this machine. Prints Markdown tables with date, hardware and versions.
+Measure the speed of training, probes and diagnoses on this machine, and print Markdown tables with date, hardware and
+versions.
 
     python recipes/benchmark.py --suite cpu --output benchmark-cpu.md
     python recipes/benchmark.py --suite gpu --output benchmark-gpu.md
