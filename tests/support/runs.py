@@ -12,7 +12,7 @@ UNREPEATABLE = ("seconds", "tokens_per_second", "train_runtime", "train_samples_
 
 
 def recorded(folder):
-    """Every record of a run but for what is read off a clock."""
+    """Every record of a run without times."""
     run = read_run(folder)
     kinds = (run.probes, run.forgetting, [entry for entry in run.training_log if "train_loss" not in entry])
     return [
