@@ -187,7 +187,7 @@ def test_what_is_not_supported_is_named_and_raises_when_asked_for(name):
     assert "hidden units are not known" in diagnosis.not_measured["dormant_units"]
     assert ("lazy_heads" in diagnosis.not_measured) == (name == "bloom")
     assert ("weight_srank" in diagnosis.not_measured) == (name != "bloom")
-    with pytest.raises(PlasticityError, match="'dormant_units' cannot be taken of this model: layers 0, 1: "):
+    with pytest.raises(PlasticityError, match="'dormant_units' is not supported for this model: layers 0, 1: "):
         diagnose(model, random_blocks(), DiagnosticsConfig(measures=["dormant_units"]))
 
 

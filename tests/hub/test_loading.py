@@ -114,7 +114,7 @@ def test_a_report_is_made_of_a_run_on_the_hub(on_the_hub, tmp_path, capsys):
     assert main(["report", on_the_hub, "-o", str(tmp_path / "report.html")]) == 0
     assert on_the_hub in (tmp_path / "report.html").read_text()
     assert main(["report", on_the_hub]) == 2
-    assert f"output: '{on_the_hub}' is on the Hub; say where its report goes with -o FILE" in capsys.readouterr().err
+    assert f"output: missing; '{on_the_hub}' is on the Hub, name the page with -o FILE" in capsys.readouterr().err
 
 
 def test_the_records_of_a_pushed_run_load_as_a_dataset(hub, repo_id, run_folder):

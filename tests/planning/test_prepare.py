@@ -128,5 +128,5 @@ def test_blocks_that_are_streamed_cannot_be_prepared(tmp_path, corpus, capsys):
     assert (
         capsys.readouterr()
         .err.strip()
-        .startswith("hf-plasticity: error: streaming: blocks are prepared as the run needs")
+        .startswith("hf-plasticity: error: streaming: blocks are prepared during the run")
     )

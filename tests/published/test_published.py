@@ -128,7 +128,7 @@ def test_mistakes_are_errors_on_one_line(hub, repo_id, tmp_path):
         (
             folder,
             ["--revisions", "bin-2"],
-            "'bin-2' of '.*' has no safetensors, only pytorch_model.bin, which may hold code",
+            "'bin-2' of '.*' has no safetensors, only pytorch_model.bin, which may contain code",
         ),
         (folder, ["--revisions", "step1", "--every=0"], "every: 0 is not a positive number"),
     ):
@@ -183,15 +183,20 @@ def test_a_context_that_a_model_does_not_have_and_text_that_has_changed_are_refu
     probe(folder, tmp_path / "run", *flags)
     with (text / "vi.txt").open("a") as file:
         file.write("thêm\n")
-    with pytest.raises(PlasticityError, match="was begun on other text: that of 'vi', or the tokenizer, has changed"):
+    with pytest.raises(
+        PlasticityError, match="was started with other text; that of 'vi', or the tokenizer, has changed"
+    ):
         probe(folder, tmp_path / "run", *flags)
 
 
 @pytest.mark.parametrize(
     ("launched", "message"),
     [
-        ({"ACCELERATE_MIXED_PRECISION": "bf16"}, "mixed_precision: bf16 is what it was launched with, and 'no' what"),
-        ({"ACCELERATE_USE_FSDP": "true"}, "fsdp: a single process has nobody to shard a model with"),
+        (
+            {"ACCELERATE_MIXED_PRECISION": "bf16"},
+            "mixed_precision: Accelerate was launched with bf16, and the probes are in 'no'",
+        ),
+        ({"ACCELERATE_USE_FSDP": "true"}, "fsdp: it requires more than one process"),
     ],
 )
 def test_a_launch_that_the_probes_cannot_be_computed_with_is_refused(tmp_path, monkeypatch, launched, message):
@@ -341,4 +346,4 @@ def test_processes_that_probe_one_checkpoint_together_find_nearly_the_same(tmp_p
             assert mine["measures"][name]["overall"] == pytest.approx(measure["overall"], rel=1e-4, abs=1e-6), name
     if how == "shard the model":
         refused = launch_probe(suite, tmp_path / "three", "--share=checkpoints", processes=2, **wrapper)
-        assert "share: 'checkpoints' leaves no process to shard a model with; choose 'batch'" in refused.stderr
+        assert "share: 'checkpoints' is not supported with FSDP; choose 'batch'" in refused.stderr
