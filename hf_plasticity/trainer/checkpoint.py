@@ -68,7 +68,8 @@ def last_complete_checkpoint(output_dir: str | Path) -> str | None:
 
 def rotate(saved: str | Path, limit: int | None) -> None:
     """
-    Delete incomplete checkpoints, and all but the newest `limit` complete ones (`None` keeps all complete ones).
+    Delete incomplete checkpoints, and all but the newest `limit` complete ones. `None`, and in accordance with the
+    Trainer a number that is not positive, keeps all complete ones.
 
     Args:
         saved (`str` or `Path`): The checkpoint that was just saved. Complete ones of later steps are left there and do
@@ -79,7 +80,7 @@ def rotate(saved: str | Path, limit: int | None) -> None:
     found = checkpoints(saved.parent)
     complete = [checkpoint for checkpoint in found if is_complete(checkpoint)]
     later = complete[: complete.index(saved)]
-    kept = complete[: len(later) + limit] if limit else complete
+    kept = complete[: len(later) + limit] if limit is not None and limit > 0 else complete
     for checkpoint in found:
         if checkpoint not in kept:
             # First the marker, so that what a kill leaves of it does not count as complete.
