@@ -83,9 +83,24 @@ def rotate(saved: str | Path, limit: int | None) -> None:
     kept = complete[: len(later) + limit] if limit is not None and limit > 0 else complete
     for checkpoint in found:
         if checkpoint not in kept:
-            # First the marker, so that what a kill leaves of it does not count as complete.
-            (checkpoint / COMPLETE_FILE).unlink(missing_ok=True)
-            shutil.rmtree(checkpoint)
+            delete_checkpoint(checkpoint)
+
+
+def remove_incomplete(folder: str | Path) -> None:
+    """Delete the incomplete checkpoints of a run folder: no run resumes from them. The caller holds its lock."""
+    for checkpoint in checkpoints(folder):
+        if not is_complete(checkpoint):
+            delete_checkpoint(checkpoint)
+
+
+def delete_checkpoint(checkpoint: Path) -> None:
+    """Delete a checkpoint, its marker first: what a kill leaves of it does not count as complete."""
+    (checkpoint / COMPLETE_FILE).unlink(missing_ok=True)
+    _delete_files(checkpoint)
+
+
+def _delete_files(checkpoint: Path) -> None:
+    shutil.rmtree(checkpoint)
 
 
 def is_full_disk(error: BaseException, folder: str | Path) -> bool:

@@ -1,10 +1,10 @@
 """The continual run: one `train()` call through every task instance, with probes in between."""
 
+import dataclasses
 import functools
 import json
 import math
 import os
-import shutil
 import signal
 import time
 from collections.abc import Iterator
@@ -39,8 +39,8 @@ from ..network.head_loss import use_head_loss
 from ..periodic import PeriodicCallback, Timeline
 from ..probing import PlasticityProbeCallback
 from ..probing.callback import ProbeCheckpointCallback
-from ..records import COMPLETE_FILE, TRAINER_STATE_FILE
-from .checkpoint import is_full_disk, last_complete_checkpoint, mark_complete, rotate
+from ..records import TRAINER_STATE_FILE, write_atomically
+from .checkpoint import delete_checkpoint, is_full_disk, last_complete_checkpoint, mark_complete, rotate
 from .config import DEFERRED, ContinualConfig
 from .forgetting import ForgettingCallback
 from .progress import LogLinesCallback, TaskProgressCallback
@@ -360,8 +360,7 @@ class ContinualTrainer(Trainer):
         checkpoint = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
         if self.args.should_save and checkpoint.exists():
             # Left by a start that was killed while it saved, perhaps on another number of processes.
-            (checkpoint / COMPLETE_FILE).unlink(missing_ok=True)
-            shutil.rmtree(checkpoint)
+            delete_checkpoint(checkpoint)
         self.accelerator.wait_for_everyone()
         # The Trainer would delete the last complete checkpoint before this one is complete.
         limit, self.args.save_total_limit = self.args.save_total_limit, None
@@ -390,10 +389,8 @@ class ContinualTrainer(Trainer):
     def save_state(self) -> None:
         """As in the Trainer, but atomically: the file marks a run as complete."""
         if self.is_world_process_zero():
-            path = Path(self.args.output_dir) / TRAINER_STATE_FILE
-            unfinished = path.with_name(f".{path.name}")
-            self.state.save_to_json(str(unfinished))
-            unfinished.rename(path)
+            state = json.dumps(dataclasses.asdict(self.state), indent=2, sort_keys=True) + "\n"
+            write_atomically(Path(self.args.output_dir) / TRAINER_STATE_FILE, state.encode())
 
     def restore_loss(self) -> None:
         """Restore the loss summed since the last log; on another number of processes, the mean of theirs."""
