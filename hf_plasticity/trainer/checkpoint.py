@@ -36,15 +36,16 @@ def find_damage(checkpoint: str | Path) -> str | None:
         return "incomplete"
     try:
         files = json.loads((checkpoint / COMPLETE_FILE).read_text(encoding="utf-8"))["files"]
-    except (ValueError, KeyError):
+        expected = {name: (file["bytes"], file["blake2b"]) for name, file in files.items()}
+    except (ValueError, KeyError, TypeError, AttributeError):
         return f"{COMPLETE_FILE} is damaged"
-    for name, expected in files.items():
+    for name, (size, checksum) in expected.items():
         path = checkpoint / name
         if not path.exists():
             return f"{name} is missing"
-        if path.stat().st_size != expected["bytes"]:
-            return f"{name} has {path.stat().st_size} bytes instead of {expected['bytes']}"
-        if _checksum(path) != expected["blake2b"]:
+        if path.stat().st_size != size:
+            return f"{name} has {path.stat().st_size} bytes instead of {size}"
+        if _checksum(path) != checksum:
             return f"{name} has another checksum"
     return None
 

@@ -5,6 +5,7 @@ import functools
 import json
 import math
 import os
+import pickle
 import signal
 import time
 from collections.abc import Iterator
@@ -322,7 +323,8 @@ class ContinualTrainer(Trainer):
         Raises:
             [`TrainingInterrupted`]: By Ctrl-C or SIGTERM, after a checkpoint is saved.
             [`TrainingDivergedError`]: The loss or a weight is NaN or infinite.
-            [`PlasticityError`]: The disk is full, or the run folder has records of another training.
+            [`PlasticityError`]: The disk is full, the run folder has records of another training, or the checkpoint
+                has pickled objects that are not executed.
         """
         for callback in self.callback_handler.callbacks:
             if isinstance(callback, PeriodicCallback | MitigationCallback):
@@ -336,6 +338,11 @@ class ContinualTrainer(Trainer):
                 output = super().train(resume_from_checkpoint=self._resumed_from, **kwargs)
             except TrainingInterrupted as interrupted:
                 raise self._interrupted(interrupted.signum) from None
+            except pickle.UnpicklingError:
+                raise PlasticityError(
+                    f"output_dir: '{self._resumed_from}' cannot be loaded: a file in it has pickled objects other "
+                    "than tensors and numbers, which are not executed; delete it to resume from the one before"
+                ) from None
             except Exception as error:
                 if not is_full_disk(error, self.args.output_dir):
                     raise

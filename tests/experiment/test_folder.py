@@ -1,5 +1,8 @@
 """What a run finds in its folder: litter and damage that killed starts left, and the files of others."""
 
+import os
+import shutil
+import signal
 import subprocess
 from pathlib import Path
 
@@ -13,7 +16,7 @@ from hf_plasticity.experiment.folder import run_folder
 from hf_plasticity.experiment.run import report_is_current
 from hf_plasticity.records import PROBES_FILE, append_record, checkpoints, is_complete, run_lock
 from hf_plasticity.threads import choose_threads
-from support.launch import CONTINUAL, KILLED, TINY, launch, launch_killed, start
+from support.launch import CONTINUAL, KILLED, TINY, error_line, launch, launch_killed, start, wait_until_stopped
 from support.runs import assert_same_run, recorded
 
 
@@ -153,7 +156,7 @@ def test_a_killed_run_with_workers_can_be_started_again_at_once(tmp_path, finish
     command = [*TINY, f"--output_dir={tmp_path}", "--dataloader_num_workers=2"]
     process = start("task:7", CONTINUAL, *command, script=KILLED, direct=True)
     try:
-        assert process.wait(300) == -9
+        assert process.wait(300) == -signal.SIGKILL
         with run_lock(tmp_path):
             assert _processes_of(tmp_path), "its workers are still there"
     finally:
@@ -247,3 +250,27 @@ def test_a_file_in_place_of_the_folder_is_one_line(tmp_path, capsys):
     assert main(["train", *FLAGS, f"--output_dir={tmp_path / 'run'}"]) == 2
     error = capsys.readouterr().err.strip()
     assert error == f"hf-plasticity: error: output_dir: '{tmp_path / 'run'}' cannot be used as a folder: File exists"
+
+
+@pytest.mark.parametrize("event", ["task:6", "record:2", "final:1", "report:1"])
+def test_a_folder_that_becomes_unwritable_ends_the_run_on_one_line(tmp_path, finished, event):
+    folder = tmp_path / "run"
+    command = [event, CONTINUAL, *TINY, f"--output_dir={folder}"]
+    # Root may write to any folder, unless it gives this right up.
+    prefix = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"] if os.geteuid() == 0 else []
+    if prefix and shutil.which("setpriv") is None:
+        pytest.skip("needs setpriv to run as root without the right to write everywhere")
+    process = start(*command, script=KILLED, direct=True, prefix=prefix, SIGNALS="SIGSTOP")
+    try:
+        wait_until_stopped(process)
+        folder.chmod(0o555)
+        process.send_signal(signal.SIGCONT)
+        stdout, stderr = process.communicate(timeout=300)
+    finally:
+        process.kill()
+        folder.chmod(0o755)
+    assert process.returncode == 2 and "Traceback" not in stderr, stderr[-3000:]
+    ended = subprocess.CompletedProcess(command, process.returncode, stdout, stderr)
+    assert "Permission denied" in error_line(ended) and str(folder) in error_line(ended)
+    train(folder)
+    assert_same_run(finished[0], folder)

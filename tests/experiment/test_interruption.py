@@ -4,14 +4,13 @@ import random
 import re
 import signal
 import subprocess
-import time
 from pathlib import Path
 
 import pytest
 
 from hf_plasticity.records import PROBES_FILE, checkpoints, is_complete, read_records
 from hf_plasticity.trainer import last_complete_checkpoint
-from support.launch import CONTINUAL, KILLED, TINY, error_line, launch, launch_killed, start
+from support.launch import CONTINUAL, KILLED, TINY, error_line, launch, launch_killed, start, wait_until_stopped
 from support.runs import assert_same_run
 
 
@@ -96,10 +95,7 @@ def test_a_second_process_in_the_same_folder_is_refused(finished, tmp_path):
     command = [*TINY, f"--output_dir={tmp_path}"]
     first = start("task:3", CONTINUAL, *command, script=KILLED, direct=True, SIGNALS="SIGSTOP")
     try:
-        stat = Path(f"/proc/{first.pid}/stat")
-        while stat.read_text().rsplit(")", 1)[1].split()[0] != "T":
-            assert first.poll() is None
-            time.sleep(0.1)
+        wait_until_stopped(first)
         second = launch(*command, direct=True)
         assert second.returncode == 2
         assert error_line(second) == (
