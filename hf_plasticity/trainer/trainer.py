@@ -361,7 +361,7 @@ class ContinualTrainer(Trainer):
         return TrainingInterrupted(f"stopped by {name} after {steps}; the same command resumes from {start}", signum)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any = None) -> None:
-        """As in the Trainer, with the loss summed since the last log, and a marker when the checkpoint is complete."""
+        """As in the Trainer, with the sums of the loss, and a marker when the checkpoint is complete."""
         self._check_finite(self._tr_loss.item())
         self._check_weights()
         checkpoint = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
@@ -375,7 +375,11 @@ class ContinualTrainer(Trainer):
             super()._save_checkpoint(model, trial)
         finally:
             self.args.save_total_limit = limit
-        state = {"loss": self._tr_loss.item(), "since_step": self._globalstep_last_logged}
+        state = {
+            "loss": self._tr_loss.item(),
+            "since_step": self._globalstep_last_logged,
+            "total": self._total_loss_scalar,
+        }
         path = checkpoint / LOSS_STATE_FILE.format(rank=self.args.process_index)
         path.write_text(json.dumps(state), encoding="utf-8")
         if self.mitigations is not None:
@@ -400,7 +404,10 @@ class ContinualTrainer(Trainer):
             write_atomically(Path(self.args.output_dir) / TRAINER_STATE_FILE, state.encode())
 
     def restore_loss(self) -> None:
-        """Restore the loss summed since the last log; on another number of processes, the mean of theirs."""
+        """
+        Restore the loss summed since the last log, on another number of processes the mean of theirs, and the sum of
+        all logged ones: the Trainer's `train_loss` is the mean since the resume (transformers 5.23.0).
+        """
         if self._resumed_from is None:
             return
         files = sorted(Path(self._resumed_from).glob(LOSS_STATE_FILE.format(rank="*")))
@@ -409,6 +416,8 @@ class ContinualTrainer(Trainer):
         states = [json.loads(path.read_text(encoding="utf-8")) for path in files]
         self._tr_loss.fill_(sum(state["loss"] for state in states) / len(states))
         self._globalstep_last_logged = states[0]["since_step"]
+        if "total" in states[0]:  # a checkpoint of an earlier version has none
+            self._total_loss_scalar, self._initial_global_step = states[0]["total"], 0
 
 
 class _TaskCallback(TrainerCallback):
