@@ -1,6 +1,5 @@
 """A run in a folder whose probes are deferred: its configuration, its checkpoints, and where its records go."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from ..records import (
     checkpoint_name,
     probed_checkpoints,
     read_config,
+    read_json,
 )
 
 
@@ -101,7 +101,7 @@ def is_complete(folder: Path) -> bool:
     config, state = read_config(folder), folder / TRAINER_STATE_FILE
     if config is None or not state.exists():
         return False
-    step = json.loads(state.read_text(encoding="utf-8")).get("global_step")
+    step = read_json(state).get("global_step")
     length = config["cycles"] * config[PROVENANCE]["tasks_per_cycle"] * config["task_steps"]
     return step is not None and step >= length
 

@@ -2,7 +2,6 @@
 
 import contextlib
 import importlib.metadata
-import json
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -32,12 +31,14 @@ from ..records import (
     differences,
     probed_checkpoints,
     read_config,
+    read_json,
     read_records,
     remove_temporary_files,
     run_lock,
     write_config,
 )
 from ..trainer import ContinualTrainer
+from ..trainer.checkpoint import remove_incomplete
 from ..trainer.config import DEFERRED, INLINE
 from .config import ExperimentConfig
 from .data import RunData
@@ -63,12 +64,21 @@ def _take_folder(config: ExperimentConfig, stack: contextlib.ExitStack) -> None:
     """Lock the folder until `stack` is closed, and check that this run may use it."""
     folder = config.training.output_dir
     stack.enter_context(run_lock(folder))
+    recorded = read_config(folder)
+    if recorded is None and has_started(folder):
+        raise PlasticityError(
+            f"output_dir: '{folder}' has checkpoints or records and no {CONFIG_FILE}, so that they may be those of "
+            "another training; choose another folder"
+        )
     if config.training.probe == INLINE:
         # A deferred prober that is still running would probe the same checkpoints.
         stack.enter_context(run_lock(folder, DEFERRED_LOCK_FILE))
-    remove_temporary_files(folder)
-    restore_probe_records(folder)
-    recorded = read_config(folder)
+        remove_temporary_files(folder)
+        restore_probe_records(folder)
+    else:
+        # A deferred prober that is running writes records, and its temporary files, itself.
+        with contextlib.suppress(PlasticityError), run_lock(folder, DEFERRED_LOCK_FILE):
+            remove_temporary_files(folder)
     if recorded is None:
         return
     different = differences(recorded, config.numerics())
@@ -79,6 +89,7 @@ def _take_folder(config: ExperimentConfig, stack: contextlib.ExitStack) -> None:
     if different:
         _clear(Path(folder))
         return
+    remove_incomplete(folder)
     if recorded.get("probe") == DEFERRED and config.training.probe == INLINE:
         unprobed = [path.name for path in probed_checkpoints(folder) if not (path / RECORD_FILE).exists()]
         if unprobed:
@@ -95,7 +106,7 @@ def has_started(folder: str | Path) -> bool:
     if (folder / TRAINER_STATE_FILE).exists() or checkpoints(folder):
         return True
     records = (read_records(folder / name) for name in (PROBES_FILE, DIAGNOSTICS_FILE))
-    return any(record["step"] > 0 for lines in records for record in lines)
+    return any(record.get("step", 1) > 0 for lines in records for record in lines)
 
 
 def _clear(folder: Path) -> None:
@@ -118,7 +129,7 @@ def is_complete(config: ExperimentConfig) -> bool:
     training = config.training
     schedule = make_schedule(training.schedule, config.data.languages, task_slots=1, blend=training.blend)
     steps = training.cycles * schedule.tasks_per_cycle * training.task_steps
-    return json.loads(state.read_text(encoding="utf-8"))["global_step"] >= steps
+    return read_json(state)["global_step"] >= steps
 
 
 def write_run_config(config: ExperimentConfig, data: RunData, trainer: ContinualTrainer) -> None:

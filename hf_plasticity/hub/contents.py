@@ -29,6 +29,7 @@ from ..records import (
     is_complete,
     probed_checkpoints,
     read_config,
+    read_json,
     read_records,
     read_run,
 )
@@ -161,7 +162,7 @@ def final_model(folder: Path, step: int | None) -> Files:
 def last_step(folder: Path) -> int | None:
     """The optimizer steps of a finished run; `None` before that."""
     state = folder / TRAINER_STATE_FILE
-    return json.loads(state.read_text(encoding="utf-8")).get("global_step") if state.exists() else None
+    return read_json(state).get("global_step") if state.exists() else None
 
 
 def _parquet(run: RunRecord) -> Files:
