@@ -215,9 +215,9 @@ def _add_report(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--figures", type=Path, metavar="DIR", help="also write every figure here, as SVG and PNG")
     parser.add_argument(
         "--onset-rule",
-        default="turning_point",
+        default="rise",
         metavar="RULE",
-        help="rule for the onset: turning_point (default), zero_crossing, statistical (requires repeated probes)",
+        help="rule for the onset: rise (default), or turning_point, zero_crossing, statistical (docs/study.md)",
     )
     parser.set_defaults(command=_report, takes_settings=False)
 

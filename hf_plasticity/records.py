@@ -270,10 +270,27 @@ if hasattr(os, "register_at_fork"):
 
 
 def remove_temporary_files(folder: str | os.PathLike) -> None:
-    """Delete the temporary files that killed processes left in a run folder. The caller holds its lock."""
-    for path in Path(folder).glob(".*.*"):
-        if TEMPORARY.fullmatch(path.name) and path.is_file():
-            path.unlink(missing_ok=True)
+    """
+    Delete the temporary files that killed processes left in a run folder and its probed checkpoints. The caller holds
+    the locks of the folder.
+    """
+    for place in (Path(folder), *probed_checkpoints(folder)):
+        for path in place.glob(".*.*"):
+            if TEMPORARY.fullmatch(path.name) and path.is_file():
+                path.unlink(missing_ok=True)
+
+
+def read_json(path: str | os.PathLike) -> Any:
+    """
+    The content of a JSON file.
+
+    Raises:
+        [`PlasticityError`]: It is damaged.
+    """
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except ValueError:  # not JSON, or not UTF-8
+        raise PlasticityError(f"'{path}' is damaged (not JSON); restore it from a backup, or delete it") from None
 
 
 def write_config(folder: str | os.PathLike, config: dict[str, Any]) -> None:
@@ -320,7 +337,7 @@ def differences(recorded: Mapping[str, Any], current: Mapping[str, Any]) -> list
 def write_protocol(folder: str | os.PathLike, protocol_hash: str, protocol: dict[str, Any]) -> None:
     """Add the settings behind a `probe_config_hash` to `probe_protocols.json` of a run folder."""
     path = Path(folder) / PROTOCOLS_FILE
-    known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    known = read_json(path) if path.exists() else {}
     if protocol_hash not in known:
         known[protocol_hash] = protocol
         write_atomically(path, json.dumps(known, indent=1, ensure_ascii=False).encode())
@@ -379,7 +396,7 @@ def finished_steps(folder: str | os.PathLike) -> int | None:
     unfinished training.
     """
     state = Path(folder) / TRAINER_STATE_FILE
-    return json.loads(state.read_text(encoding="utf-8")).get("global_step") if state.exists() else None
+    return read_json(state).get("global_step") if state.exists() else None
 
 
 @dataclass
@@ -459,5 +476,5 @@ def read_run(folder: str | os.PathLike) -> RunRecord:
         diagnostics=sorted(read_records(folder / DIAGNOSTICS_FILE), key=lambda record: record["step"]),
         forgetting=sorted(read_records(folder / FORGETTING_FILE), key=lambda record: record["step"]),
         mitigations=sorted(read_records(folder / MITIGATIONS_FILE), key=lambda record: record["step"]),
-        training_log=json.loads(state.read_text(encoding="utf-8"))["log_history"] if state else [],
+        training_log=read_json(state)["log_history"] if state else [],
     )

@@ -23,6 +23,7 @@ from ..experiment.run import show_results
 from ..hub.loading import is_repository
 from ..network.head_loss import FUSED, LOGITS
 from ..periodic import Timeline
+from ..probing.checkpoint import restore_probe_records
 from ..probing.recorder import ProbeRecorder
 from ..published.checkpoints import load_model
 from ..published.prober import CheckpointProber, make_accelerator
@@ -63,6 +64,7 @@ def probe_deferred(deferred: DeferredConfig) -> None:
     with contextlib.ExitStack() as stack:
         from_main_process(run.check)
         from_main_process(lambda: stack.enter_context(run_lock(run.folder, DEFERRED_LOCK_FILE)) and None)
+        from_main_process(lambda: restore_probe_records(run.folder))
         recorded = from_main_process(lambda: _wait_for_config(run, deferred.poll_seconds))
         from_main_process(run.check_rights)
         prober = DeferredProber(run, _experiment(recorded, run.folder, deferred), recorded, deferred, use_cpu)

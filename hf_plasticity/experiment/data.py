@@ -138,7 +138,11 @@ def _trained_from(config: ExperimentConfig, source: Source) -> dict[str, Any]:
 
 
 def _read_json(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+    """The content of a JSON file; `None` if there is none, or if it is damaged."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return None
 
 
 def _tokenizer_text(config: ExperimentConfig, source: Source) -> Iterator[str]:

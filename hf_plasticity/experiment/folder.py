@@ -38,6 +38,7 @@ from ..records import (
     write_config,
 )
 from ..trainer import ContinualTrainer
+from ..trainer.checkpoint import remove_incomplete
 from ..trainer.config import DEFERRED, INLINE
 from .config import ExperimentConfig
 from .data import RunData
@@ -63,12 +64,21 @@ def _take_folder(config: ExperimentConfig, stack: contextlib.ExitStack) -> None:
     """Lock the folder until `stack` is closed, and check that this run may use it."""
     folder = config.training.output_dir
     stack.enter_context(run_lock(folder))
+    recorded = read_config(folder)
+    if recorded is None and has_started(folder):
+        raise PlasticityError(
+            f"output_dir: '{folder}' has checkpoints or records and no {CONFIG_FILE}, so that they may be those of "
+            "another training; choose another folder"
+        )
     if config.training.probe == INLINE:
         # A separate probe process that is still running would probe the same checkpoints.
         stack.enter_context(run_lock(folder, DEFERRED_LOCK_FILE))
-    remove_temporary_files(folder)
-    restore_probe_records(folder)
-    recorded = read_config(folder)
+        remove_temporary_files(folder)
+        restore_probe_records(folder)
+    else:
+        # A separate probe process that is running writes records, and has temporary files.
+        with contextlib.suppress(PlasticityError), run_lock(folder, DEFERRED_LOCK_FILE):
+            remove_temporary_files(folder)
     if recorded is None:
         return
     different = differences(recorded, config.numerics())
@@ -79,6 +89,7 @@ def _take_folder(config: ExperimentConfig, stack: contextlib.ExitStack) -> None:
     if different:
         _clear(Path(folder))
         return
+    remove_incomplete(folder)
     if recorded.get("probe") == DEFERRED and config.training.probe == INLINE:
         unprobed = [path.name for path in probed_checkpoints(folder) if not (path / RECORD_FILE).exists()]
         if unprobed:
@@ -95,7 +106,7 @@ def has_started(folder: str | Path) -> bool:
     if (folder / TRAINER_STATE_FILE).exists() or checkpoints(folder):
         return True
     records = (read_records(folder / name) for name in (PROBES_FILE, DIAGNOSTICS_FILE))
-    return any(record["step"] > 0 for lines in records for record in lines)
+    return any(record.get("step", 1) > 0 for lines in records for record in lines)
 
 
 def _clear(folder: Path) -> None:

@@ -10,7 +10,16 @@ from transformers.utils import logging
 
 from ..distributed import from_main_process, is_main_process
 from ..models import gpt2_config
-from ..records import PROBES_FILE, PROVENANCE, REPORT_FILE, TRAINER_STATE_FILE, read_run
+from ..records import (
+    DIAGNOSTICS_FILE,
+    FORGETTING_FILE,
+    MITIGATIONS_FILE,
+    PROBES_FILE,
+    PROVENANCE,
+    REPORT_FILE,
+    TRAINER_STATE_FILE,
+    read_run,
+)
 from ..threads import choose_threads, set_threads
 from ..trainer import ContinualTrainer, last_complete_checkpoint
 from ..trainer.config import DEFERRED
@@ -21,6 +30,9 @@ from .folder import is_complete, recorded_threads, run_folder, write_run_config
 
 if TYPE_CHECKING:
     from ..hub.push import RunPusher
+
+
+REPORTED_FILES = (PROBES_FILE, DIAGNOSTICS_FILE, FORGETTING_FILE, MITIGATIONS_FILE, TRAINER_STATE_FILE)
 
 
 def build_trainer(config: ExperimentConfig, data: RunData) -> ContinualTrainer:
@@ -133,7 +145,7 @@ def report_is_current(folder: str | Path) -> bool:
     report = Path(folder) / REPORT_FILE
     if not report.exists():
         return False
-    records = [Path(folder) / name for name in (PROBES_FILE, TRAINER_STATE_FILE)]
+    records = [Path(folder) / name for name in REPORTED_FILES]
     return all(report.stat().st_mtime >= path.stat().st_mtime for path in records if path.exists())
 
 

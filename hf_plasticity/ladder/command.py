@@ -83,6 +83,12 @@ def ladder_commands(options: argparse.Namespace) -> dict[Path, list[str]]:
     for name, plural in (("--size", "--sizes"), ("--seed", "--seeds"), ("--schedule", "--schedules")):
         if any(setting.split("=")[0] == name for setting in options.settings):
             raise PlasticityError(f"{name[2:]}: it differs from run to run in a ladder; use {plural}")
+    if any(setting.split("=")[0] in ("--hub_token", "--hub-token") for setting in options.settings):
+        # submitit writes the commands to files.
+        raise PlasticityError(
+            "hub_token: it would be part of the command of each run; use `hf auth login` or the environment variable "
+            "HF_TOKEN"
+        )
     for size in options.sizes:
         model_size(size)
     for name in ("sizes", "seeds", "schedules"):

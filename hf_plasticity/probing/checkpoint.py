@@ -67,18 +67,15 @@ def _reveal(unfinished: Path, folder: Path) -> None:
 
 def restore_probe_records(folder: str | Path) -> None:
     """
-    Restore damaged lines of `probes.jsonl` from the copies beside the probed checkpoints. The damaged lines move to
-    `probes.jsonl.damaged`.
+    Restore lines of `probes.jsonl` that are damaged or missing from the copies beside the probed checkpoints. Damaged
+    lines move to `probes.jsonl.damaged`.
 
     Raises:
         [`PlasticityError`]: A damaged line has no copy. ΔAUC of later probes could then refer to another probe.
     """
     path = Path(folder) / PROBES_FILE
     damaged = damaged_lines(path)
-    if not damaged:
-        return
-    copies = [checkpoint / RECORD_FILE for checkpoint in probed_checkpoints(folder)]
-    records = [json.loads(copy.read_text(encoding="utf-8")) for copy in copies if copy.exists()]
+    records = [record for checkpoint in probed_checkpoints(folder) if (record := _copy(checkpoint)) is not None]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DamagedRecordWarning)
         missing = [
@@ -92,6 +89,15 @@ def restore_probe_records(folder: str | Path) -> None:
         for record in missing:
             append_record(path, record, PROBE_KEY)
     move_damaged_lines(path)
+
+
+def _copy(checkpoint: Path) -> dict[str, Any] | None:
+    """The record beside a probed checkpoint; `None` if there is none, or if it is damaged."""
+    try:
+        record = json.loads((checkpoint / RECORD_FILE).read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return None
+    return record if isinstance(record, dict) and record.keys() >= set(PROBE_KEY) else None
 
 
 def record_bytes(record: dict[str, Any]) -> bytes:

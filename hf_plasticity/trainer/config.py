@@ -12,7 +12,7 @@ from ..learning_rate import learning_rate_shape
 from ..mitigations import make_mitigations
 from ..probing.config import ProbeConfig, probe_settings
 from ..settings import DERIVED, LENGTH, MACHINE, OUTPUT, setting
-from .training_arguments import check_accelerator_config, check_training_arguments
+from .training_arguments import check_parsed_arguments, check_training_arguments
 
 
 INLINE, DEFERRED = "inline", "deferred"
@@ -217,12 +217,22 @@ class ContinualConfig(ProbeSettings, TrainingArguments):  # type: ignore[misc, v
         self.requested_accumulation_steps = self.gradient_accumulation_steps
         if self.disable_tqdm is None:
             self.disable_tqdm = not sys.stderr.isatty()
+        self._fork_workers()
         super().__post_init__()
-        check_accelerator_config(self)
+        check_parsed_arguments(self)
         # `accelerate launch` may set the precision too; the configuration records the one that is used.
         if self.mixed_precision not in ("no", "bf16"):
             raise PlasticityError(f"mixed_precision: '{self.mixed_precision}' is not supported; use bf16 or no")
         self.bf16 = self.mixed_precision == "bf16"
+
+    def _fork_workers(self) -> None:
+        """Let the workers of the DataLoader inherit the training stream, which is not pickled."""
+        if self.dataloader_multiprocessing_context not in (None, "fork"):
+            raise PlasticityError(
+                f"dataloader_multiprocessing_context: '{self.dataloader_multiprocessing_context}' is not supported; "
+                "use fork"
+            )
+        self.dataloader_multiprocessing_context = "fork" if self.dataloader_num_workers > 0 else None
 
     def _check_values(self) -> None:
         counts = ("cycles", "task_steps", "global_batch_tokens", "probe_eval_sequences", "diagnostics_sequences")

@@ -1,10 +1,11 @@
 """The continual run: one `train()` call through every task instance, with probes in between."""
 
+import dataclasses
 import functools
 import json
 import math
 import os
-import shutil
+import pickle
 import signal
 import time
 from collections.abc import Iterator
@@ -39,8 +40,8 @@ from ..network.head_loss import use_head_loss
 from ..periodic import PeriodicCallback, Timeline
 from ..probing import PlasticityProbeCallback
 from ..probing.callback import ProbeCheckpointCallback
-from ..records import COMPLETE_FILE, TRAINER_STATE_FILE
-from .checkpoint import is_full_disk, last_complete_checkpoint, mark_complete, rotate
+from ..records import TRAINER_STATE_FILE, write_atomically
+from .checkpoint import delete_checkpoint, is_full_disk, last_complete_checkpoint, mark_complete, rotate
 from .config import DEFERRED, ContinualConfig
 from .forgetting import ForgettingCallback
 from .progress import LogLinesCallback, TaskProgressCallback
@@ -329,7 +330,8 @@ class ContinualTrainer(Trainer):
         Raises:
             [`TrainingInterrupted`]: Ctrl-C or SIGTERM stopped the run, after a checkpoint was saved.
             [`TrainingDivergedError`]: The loss or a weight is NaN or infinite.
-            [`PlasticityError`]: The disk is full, or the run folder has records of another training.
+            [`PlasticityError`]: The disk is full, the run folder has records of another training, or the checkpoint
+                has pickled objects that are not executed.
         """
         for callback in self.callback_handler.callbacks:
             if isinstance(callback, PeriodicCallback | MitigationCallback):
@@ -343,6 +345,11 @@ class ContinualTrainer(Trainer):
                 output = super().train(resume_from_checkpoint=self._resumed_from, **kwargs)
             except TrainingInterrupted as interrupted:
                 raise self._interrupted(interrupted.signum) from None
+            except pickle.UnpicklingError:
+                raise PlasticityError(
+                    f"output_dir: '{self._resumed_from}' cannot be loaded: a file in it has pickled objects other "
+                    "than tensors and numbers, which are not executed; delete it to resume from the one before"
+                ) from None
             except Exception as error:
                 if not is_full_disk(error, self.args.output_dir):
                     raise
@@ -361,14 +368,13 @@ class ContinualTrainer(Trainer):
         return TrainingInterrupted(f"stopped by {name} after {steps}; the same command resumes from {start}", signum)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any = None) -> None:
-        """As in the Trainer, with the loss summed since the last log, and a marker when the checkpoint is complete."""
+        """As in the Trainer, with the sums of the loss, and a marker when the checkpoint is complete."""
         self._check_finite(self._tr_loss.item())
         self._check_weights()
         checkpoint = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
         if self.args.should_save and checkpoint.exists():
             # An incomplete checkpoint of a killed start, possibly from another number of processes.
-            (checkpoint / COMPLETE_FILE).unlink(missing_ok=True)
-            shutil.rmtree(checkpoint)
+            delete_checkpoint(checkpoint)
         self.accelerator.wait_for_everyone()
         # The Trainer deletes the last complete checkpoint before this one is marked complete (seen in transformers
         # 5.23.0), so old checkpoints are deleted below.
@@ -377,7 +383,11 @@ class ContinualTrainer(Trainer):
             super()._save_checkpoint(model, trial)
         finally:
             self.args.save_total_limit = limit
-        state = {"loss": self._tr_loss.item(), "since_step": self._globalstep_last_logged}
+        state = {
+            "loss": self._tr_loss.item(),
+            "since_step": self._globalstep_last_logged,
+            "total": self._total_loss_scalar,
+        }
         path = checkpoint / LOSS_STATE_FILE.format(rank=self.args.process_index)
         path.write_text(json.dumps(state), encoding="utf-8")
         if self.mitigations is not None:
@@ -398,13 +408,14 @@ class ContinualTrainer(Trainer):
     def save_state(self) -> None:
         """As in the Trainer, but atomically, because the file marks a run as complete."""
         if self.is_world_process_zero():
-            path = Path(self.args.output_dir) / TRAINER_STATE_FILE
-            unfinished = path.with_name(f".{path.name}")
-            self.state.save_to_json(str(unfinished))
-            unfinished.rename(path)
+            state = json.dumps(dataclasses.asdict(self.state), indent=2, sort_keys=True) + "\n"
+            write_atomically(Path(self.args.output_dir) / TRAINER_STATE_FILE, state.encode())
 
     def restore_loss(self) -> None:
-        """Restore the loss summed since the last log; on another number of processes, the mean of theirs."""
+        """
+        Restore the loss summed since the last log, on another number of processes the mean of theirs, and the sum of
+        all logged ones: the Trainer's `train_loss` is the mean since the resume (transformers 5.23.0).
+        """
         if self._resumed_from is None:
             return
         files = sorted(Path(self._resumed_from).glob(LOSS_STATE_FILE.format(rank="*")))
@@ -413,6 +424,8 @@ class ContinualTrainer(Trainer):
         states = [json.loads(path.read_text(encoding="utf-8")) for path in files]
         self._tr_loss.fill_(sum(state["loss"] for state in states) / len(states))
         self._globalstep_last_logged = states[0]["since_step"]
+        if "total" in states[0]:  # a checkpoint of an earlier version has none
+            self._total_loss_scalar, self._initial_global_step = states[0]["total"], 0
 
 
 class _TaskCallback(TrainerCallback):

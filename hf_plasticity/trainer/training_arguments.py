@@ -1,25 +1,31 @@
 """
-What each field of `TrainingArguments` does in a continual run: it has a role, or it is not supported, with the reason.
-A field in neither table counts as numerics, so that a setting that Transformers adds is never ignored.
+What each field of `TrainingArguments` does in a continual run: it decides the results, or does not influence them, or
+has one supported value. A field that a later version of Transformers adds counts as one that decides the results.
 """
 
+import os
 from typing import Any
 
 from transformers import TrainingArguments
 from transformers.trainer_utils import SaveStrategy
 
 from ..errors import PlasticityError
-from ..settings import DERIVED, MACHINE, OUTPUT, PRIVATE
+from ..settings import DERIVED, MACHINE, NUMERICS, OUTPUT, PRIVATE
 
 
+_NUMERICS = (
+    "learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "optim", "optim_args", "weight_decay",
+    "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm", "label_smoothing_factor", "neftune_noise_alpha",
+    "bf16", "tf32", "torch_compile", "torch_compile_backend", "torch_compile_mode", "use_cache", "full_determinism",
+    "seed", "data_seed",
+)  # fmt: skip
 _MACHINE = (
     "per_device_train_batch_size", "per_device_eval_batch_size",
     "activation_checkpointing", "activation_checkpointing_kwargs", "gradient_checkpointing",
     "gradient_checkpointing_kwargs", "torch_empty_cache_steps", "accelerator_config", "dataloader_drop_last",
     "dataloader_num_workers", "dataloader_pin_memory", "dataloader_persistent_workers", "dataloader_prefetch_factor",
-    "dataloader_multiprocessing_context", "dataloader_in_order", "ddp_find_unused_parameters", "ddp_bucket_cap_mb",
-    "ddp_broadcast_buffers", "ddp_static_graph", "ddp_backend", "ddp_timeout", "fsdp", "fsdp_config",
-    "save_on_each_node",
+    "dataloader_multiprocessing_context", "ddp_find_unused_parameters", "ddp_bucket_cap_mb", "ddp_broadcast_buffers",
+    "ddp_static_graph", "ddp_backend", "ddp_timeout", "fsdp", "fsdp_config",
 )  # fmt: skip
 # Logging, saving and the Hub, and settings that only Trainer.evaluate, predict or the scripts of Transformers read.
 _OUTPUT = (
@@ -56,18 +62,43 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "load_best_model_at_end": (False, _EVALUATION),
     "deepspeed": (None, "FSDP2 shards a model here; see docs/running.md"),
     "parallelism_config": (None, "DDP and FSDP2 are supported"),
+    "save_on_each_node": (False, "all nodes write to one run folder"),
+    "dataloader_in_order": (True, "the batches would arrive in another order every time"),
+    "use_liger_kernel": (False, "head_loss decides how the loss is computed"),
+    "liger_kernel_config": (None, "head_loss decides how the loss is computed"),
+    "optim_target_modules": (None, "the optimizers that it is for are not supported"),
 }
 _DERIVED = (*REFUSED, "gradient_accumulation_steps", "local_rank", "use_cpu")
+# Those whose whole state is in `optimizer.state`, which task instances reset and checkpoints hold.
+OPTIMIZERS = ("adamw_torch", "adamw_torch_fused", "adafactor", "adagrad", "rmsprop", "sgd")
 
 ROLES: dict[str, str] = {
+    **dict.fromkeys(_NUMERICS, NUMERICS),
     **dict.fromkeys(_MACHINE, MACHINE),
     **dict.fromkeys(_OUTPUT, OUTPUT),
     **dict.fromkeys(_DERIVED, DERIVED),
     "hub_token": PRIVATE,
 }
 
-# Fields of `accelerator_config` that change the batch of an optimizer step.
-_BATCH_FIELDS = {"split_batches": False, "dispatch_batches": None, "gradient_accumulation_kwargs": None}
+# Fields of `accelerator_config` that change the batch of an optimizer step, and those that do not: the order of the
+# text is sequential, and its length a multiple of the batch.
+BATCH_FIELDS = {"split_batches": False, "dispatch_batches": None, "gradient_accumulation_kwargs": None}
+OTHER_ACCELERATOR_FIELDS = ("even_batches", "use_seedable_sampler", "non_blocking", "use_configured_state")
+
+# What `accelerate launch` and its configuration ask for through the environment: the supported value, the setting
+# there, and what to use instead. Nothing of it would be recorded.
+_COMPILE = "torch_compile, torch_compile_backend and torch_compile_mode"
+_SHARD = "the Accelerate configuration ddp or fsdp2"
+ENVIRONMENT: dict[str, tuple[str, str, str]] = {
+    "ACCELERATE_DYNAMO_BACKEND": ("no", "dynamo_backend", _COMPILE),
+    "ACCELERATE_DYNAMO_MODE": ("default", "dynamo_mode", _COMPILE),
+    "ACCELERATE_DYNAMO_USE_FULLGRAPH": ("false", "dynamo_use_fullgraph", _COMPILE),
+    "ACCELERATE_DYNAMO_USE_DYNAMIC": ("false", "dynamo_use_dynamic", _COMPILE),
+    "ACCELERATE_DYNAMO_USE_REGIONAL_COMPILATION": ("false", "dynamo_use_regional_compilation", _COMPILE),
+    "ACCELERATE_USE_DEEPSPEED": ("false", "use_deepspeed", _SHARD),
+    "ACCELERATE_USE_MEGATRON_LM": ("false", "use_megatron_lm", _SHARD),
+    "ACCELERATE_USE_PARALLELISM_CONFIG": ("false", "use_parallelism_config", _SHARD),
+}
 
 
 def check_training_arguments(args: TrainingArguments) -> None:
@@ -77,6 +108,10 @@ def check_training_arguments(args: TrainingArguments) -> None:
     Raises:
         [`PlasticityError`]: A field with another value than the supported one.
     """
+    for variable, (expected, name, instead) in ENVIRONMENT.items():
+        given = os.environ.get(variable) or expected
+        if given.lower() != expected:
+            raise PlasticityError(f"{name}: {given} in Accelerate's configuration is not supported; use {instead}")
     for name, (supported, reason) in REFUSED.items():
         value = getattr(args, name)
         value = getattr(value, "value", value)
@@ -84,23 +119,41 @@ def check_training_arguments(args: TrainingArguments) -> None:
             raise PlasticityError(f"{name}: {value} is not supported, leave it out; {reason}")
     if args.save_strategy not in (SaveStrategy.STEPS, SaveStrategy.NO, "steps", "no"):
         raise PlasticityError(f"save_strategy: '{args.save_strategy}' is not supported; use steps or no")
+    optim = getattr(args.optim, "value", args.optim)
+    if optim not in OPTIMIZERS:
+        raise PlasticityError(
+            f"optim: '{optim}' is not supported; choose one of {', '.join(OPTIMIZERS)}, whose state a task instance "
+            "can reset and a checkpoint can hold"
+        )
     if args.seed < 0:
         raise PlasticityError(f"seed: {args.seed} is negative; use 0 or more")
     if args.dataloader_num_workers < 0:
         raise PlasticityError(f"dataloader_num_workers: {args.dataloader_num_workers} is negative; use 0 or more")
 
 
-def check_accelerator_config(args: TrainingArguments) -> None:
+def check_parsed_arguments(args: TrainingArguments) -> None:
     """
-    Raise an error for settings of Accelerate that change the batch of an optimizer step. `args` has parsed them.
+    Raise an error for settings that a continual run does not support and that `args` has parsed from JSON: settings of
+    Accelerate that change the batch of an optimizer step, recomputation with other random numbers, and FSDP1.
 
     Raises:
         [`PlasticityError`]: Such a setting.
     """
-    for name, supported in _BATCH_FIELDS.items():
+    for name, supported in BATCH_FIELDS.items():
         value = getattr(args.accelerator_config, name)
         if value != supported:
             raise PlasticityError(
                 f"accelerator_config: {name} {value} is not supported, leave it out; global_batch_tokens decides the "
                 "batch"
             )
+    if (args.activation_checkpointing_kwargs or {}).get("preserve_rng_state", True) is not True:
+        raise PlasticityError(
+            "activation_checkpointing_kwargs: preserve_rng_state False is not supported, leave it out; dropout would "
+            "be recomputed with other random numbers"
+        )
+    if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true":
+        version = os.environ.get("FSDP_VERSION", "1")
+    else:
+        version = str((args.fsdp_plugin_args or {"fsdp_version": 2})["fsdp_version"])
+    if version != "2":
+        raise PlasticityError(f"fsdp_version: {version} is not supported; use 2")

@@ -29,9 +29,9 @@ def test_every_setting_of_this_package_states_its_role(kind):
             assert one.metadata.get("role") in ROLES, one.name
 
 
-def test_a_field_of_transformers_that_is_not_classified_counts_as_numerics(experiment):
+def test_fields_of_transformers_that_decide_the_results_are_numerics(experiment):
     for name in ("neftune_noise_alpha", "tf32", "bf16", "label_smoothing_factor", "optim", "full_determinism"):
-        assert name not in classified.ROLES and experiment.roles[name] == NUMERICS
+        assert experiment.roles[name] == NUMERICS, name
     assert set(classified.ROLES) <= set(TrainingArguments.__dataclass_fields__), (
         "a field that Transformers does not have"
     )

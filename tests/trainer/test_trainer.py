@@ -190,6 +190,7 @@ def test_a_resumed_run_is_the_run(tmp_path, cache, step, settings):
     resumed.train(resume_from_checkpoint=True)
     assert resumed._resumed_from is not None
     assert_same(final_state(resumed), final_state(whole))
+    assert resumed.state.log_history[-1]["train_loss"] == whole.state.log_history[-1]["train_loss"]
     one, other = (read_run_probes(tmp_path / name) for name in ("whole", "cut"))
     assert one == other
 
