@@ -205,7 +205,7 @@ def _prepare(options: argparse.Namespace) -> None:
     print(prepared_table(prepared))
     overlap = overlap_with_training(prepared)
     if overlap is not None:
-        print(f"\n{overlap.describe()}")
+        print(f"\n{overlap}")
 
 
 def _add_report(commands: argparse._SubParsersAction) -> None:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..data.blocks import Blocks
-from ..data.overlap import Overlap, measure_overlap
+from ..data.overlap import TextTooShortError, measure_overlap
 from ..errors import PlasticityError
 from ..experiment.config import ExperimentConfig
 from ..experiment.data import open_data, training_stream, vocabulary
@@ -50,11 +50,16 @@ def prepare_study(study: ExperimentConfig) -> list[Prepared]:
     return prepared
 
 
-def overlap_with_training(prepared: list[Prepared]) -> Overlap | None:
-    """How much of the probe language's validation text occurs verbatim in the training text of the run."""
+def overlap_with_training(prepared: list[Prepared]) -> str | None:
+    """One sentence: how much of the validation text of the probe language occurs verbatim in the training text."""
     training = [one.blocks for one in prepared if one.use in ("training", "probe")]
     validation = [one.blocks for one in prepared if one.use == "evaluation"]
-    return measure_overlap(validation[-1], training) if validation else None
+    if not validation:
+        return None
+    try:
+        return measure_overlap(validation[-1], training).describe()
+    except TextTooShortError as error:
+        return f"{error}, so that the overlap with the training text is not measured"
 
 
 def prepared_table(prepared: list[Prepared]) -> str:
