@@ -67,7 +67,7 @@ def checked(monkeypatch):
     return cli.main
 
 
-@pytest.mark.parametrize("command", commands())
+@pytest.mark.parametrize("command", list(commands()))
 def test_a_command_of_the_documentation_is_one_that_exists(command, checked, monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
     words = shlex.split(command, comments=True)
