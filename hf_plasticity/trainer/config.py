@@ -12,7 +12,7 @@ from ..learning_rate import learning_rate_shape
 from ..mitigations import make_mitigations
 from ..probing.config import ProbeConfig, probe_settings
 from ..settings import DERIVED, LENGTH, MACHINE, OUTPUT, setting
-from .training_arguments import check_accelerator_config, check_training_arguments
+from .training_arguments import check_accelerator_config, check_installed, check_training_arguments
 
 
 INLINE, DEFERRED = "inline", "deferred"
@@ -216,8 +216,14 @@ class ContinualConfig(ProbeSettings, TrainingArguments):  # type: ignore[misc, v
         self.requested_accumulation_steps = self.gradient_accumulation_steps
         if self.disable_tqdm is None:
             self.disable_tqdm = not sys.stderr.isatty()
-        super().__post_init__()
+        try:
+            super().__post_init__()
+        except (TypeError, FileNotFoundError) as error:
+            if isinstance(self.accelerator_config, str | dict):
+                raise PlasticityError(f"accelerator_config: {' '.join(str(error).split())}") from None
+            raise
         check_accelerator_config(self)
+        check_installed(self)
         # `accelerate launch` may set the precision too; the configuration records the one that is used.
         if self.mixed_precision not in ("no", "bf16"):
             raise PlasticityError(f"mixed_precision: '{self.mixed_precision}' is not supported; use bf16 or no")
