@@ -210,8 +210,8 @@ def _prepare(options: argparse.Namespace) -> None:
 
 def _add_report(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser("report", help="write one HTML page about one run or several")
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="run folder, or org/name on the Hub")
-    parser.add_argument("-o", "--output", type=Path, help="the page (default for one run: report.html in its folder)")
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="run folder, a folder of runs, or org/name on the Hub")
+    parser.add_argument("-o", "--output", type=Path, help="the page (by default report.html in the folder)")
     parser.add_argument("--figures", type=Path, metavar="DIR", help="also write every figure here, as SVG and PNG")
     parser.add_argument(
         "--onset-rule",
@@ -223,13 +223,13 @@ def _add_report(commands: argparse._SubParsersAction) -> None:
 
 
 def _report(options: argparse.Namespace) -> None:
-    from .analysis.report import write_report
+    from .analysis.report import find_runs, write_report
     from .hub import load_run
     from .records import REPORT_FILE
 
     if options.output is None and len(options.runs) > 1:
         raise PlasticityError("output: missing; name the page of several runs with -o FILE")
-    runs = [load_run(run) for run in options.runs]
+    runs = [load_run(os.fspath(run)) for run in find_runs(options.runs)]
     output = options.output or Path(options.runs[0]) / REPORT_FILE
     if not output.parent.is_dir() and options.output is None:
         raise PlasticityError(f"output: missing; '{options.runs[0]}' is on the Hub, name the page with -o FILE")
