@@ -32,6 +32,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--executor", default="local", help="local (default), or slurm: one job of the cluster a run")
     parser.add_argument("--timeout_min", type=int, default=240, help="with slurm: time limit; runs are queued again")
     parser.add_argument("--slurm_partition", help="with slurm: the partition")
+    parser.add_argument("--gpus_per_node", type=int, metavar="N", help="with slurm: GPUs of a run (default: none)")
+    parser.add_argument("--cpus_per_task", type=int, metavar="N", help="with slurm: CPU cores of a run (default: 1)")
     parser.add_argument("--print_commands", action="store_true", help="print one command for each run instead")
 
 
@@ -139,8 +141,9 @@ def _submit(jobs: "list[Job]", options: argparse.Namespace) -> int:
     from .cluster import submit_jobs
 
     parameters: dict[str, Any] = {"timeout_min": options.timeout_min}
-    if options.slurm_partition is not None:
-        parameters["slurm_partition"] = options.slurm_partition
+    for name in ("slurm_partition", "gpus_per_node", "cpus_per_task"):
+        if getattr(options, name) is not None:
+            parameters[name] = getattr(options, name)
     submitted = submit_jobs(jobs, options.executor, str(options.output_dir / "jobs"), parameters)
     for job, handle in zip(jobs, submitted):
         print(f"{handle.job_id}  {job.folder}")

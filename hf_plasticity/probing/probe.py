@@ -22,7 +22,7 @@ from ..data.token_blocks import TokenBlocks, as_blocks
 from ..distributed import rank_and_world_size
 from ..errors import PlasticityError
 from ..learning_rate import learning_rate_shape
-from ..network import preserve_model, reshard
+from ..network import is_fsdp, preserve_model, reshard
 from .checks import check_model, unwrapped, without_compilation
 from .config import ProbeConfig
 from .evaluation import to_device, validation_loss
@@ -249,6 +249,8 @@ def _adapt(
         config.lr_scheduler_type, config.steps, config.warmup_steps, config.lr_scheduler_kwargs
     )
     optimizer = _optimizer(model, config)
+    # Listed once: walking through the modules at every step is a few per cent of a step of the smallest models.
+    parameters, sharded = [*model.parameters()], is_fsdp(model)
     order = share.order(seed)
     evaluation_steps = set(config.evaluation_steps())
     losses = []
@@ -260,10 +262,11 @@ def _adapt(
             bar.set_postfix(loss=f"{losses[-1]:.4f}")
             if not math.isfinite(losses[-1]):
                 raise ProbeDivergedError(f"the probe's validation loss is {losses[-1]} after {step} probe steps")
+            model.train()
         if step < config.steps:
             for group in optimizer.param_groups:
                 group["lr"] = config.learning_rate * shape(step)
-            _training_step(model, optimizer, share.training(order, step), share, config)
+            _training_step(model, parameters, sharded, optimizer, share.training(order, step), share, config)
             bar.update()
     return losses
 
@@ -287,12 +290,13 @@ def _optimizer(model: nn.Module, config: ProbeConfig) -> torch.optim.AdamW:
 
 def _training_step(
     model: nn.Module,
+    parameters: list[nn.Parameter],
+    sharded: bool,
     optimizer: torch.optim.Optimizer,
     micro_batches: Iterator[torch.Tensor],
     share: _Share,
     config: ProbeConfig,
 ) -> None:
-    model.train()
     # DDP is kept from averaging: it would lay out its buckets anew after the probe's first step instead of training's,
     # and three processes or more then add up training's gradients in another order.
     wrapper = without_compilation(model)
@@ -301,7 +305,7 @@ def _training_step(
         for input_ids in micro_batches:
             loss = model(input_ids=input_ids, labels=input_ids).loss
             (loss * (len(input_ids) / share.size)).backward()
-    trainable = [parameter for parameter in model.parameters() if parameter.grad is not None]
+    trainable = [parameter for parameter in parameters if parameter.grad is not None]
     if share.world > 1:
         for parameter in trainable:
             if not isinstance(parameter.grad, DTensor):
@@ -309,6 +313,7 @@ def _training_step(
                 parameter.grad /= share.world
     if config.max_grad_norm > 0:
         nn.utils.clip_grad_norm_(trainable, config.max_grad_norm)
-    reshard(model)
+    if sharded:
+        reshard(model)
     optimizer.step()
     optimizer.zero_grad()

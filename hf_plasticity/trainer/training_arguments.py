@@ -115,7 +115,6 @@ ENVIRONMENT: dict[str, tuple[str, str, str]] = {
 _RANGES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ("seed", lambda value: 0 <= value < 2**32, "a whole number from 0 to 4294967295"),
     ("dataloader_num_workers", lambda value: value >= 0, "0 or more"),
-    ("save_total_limit", lambda value: value >= 1, "1 or more"),
     ("logging_steps", lambda value: value >= 1, "1 or more"),
     ("torch_empty_cache_steps", lambda value: value >= 1, "1 or more"),
     ("learning_rate", lambda value: 0 < value < math.inf, "a positive number"),

@@ -73,7 +73,6 @@ def test_a_refused_field_has_one_value(name):
             {"activation_checkpointing": True, "activation_checkpointing_kwargs": {"preserve_rng_state": False}},
             "activation_checkpointing_kwargs: preserve_rng_state False is not supported",
         ),
-        ({"fsdp": True, "fsdp_config": {"version": 1}}, "fsdp_version: 1 is not supported; use 2"),
     ],
 )
 def test_a_value_that_changes_results_unnoticed_is_refused(settings, message):
