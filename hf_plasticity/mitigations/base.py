@@ -21,9 +21,10 @@ from ..distributed import rank_and_world_size
 from ..errors import PlasticityError
 from ..network import InitialLaw, is_fsdp, non_embedding_parameters, optimizer_moments, preserve_with, reshard
 from .adam import EntrySteps
+from .search import Search
 
 
-def argument(default: Any, help: str, source: str) -> Any:
+def argument(default: Any, help: str, source: str, search: Search | None = None) -> Any:
     """
     An argument of a mitigation.
 
@@ -31,8 +32,10 @@ def argument(default: Any, help: str, source: str) -> Any:
         default (`Any`): Its default.
         help (`str`): One line, with the symbol of the paper.
         source (`str`): Where the default comes from; `"chosen here"` if no source has one.
+        search ([`Search`], *optional*): The values that `hf-plasticity compare` tries; by default it leaves the
+            argument as it is.
     """
-    return dataclasses.field(default=default, metadata={"help": help, "source": source})
+    return dataclasses.field(default=default, metadata={"help": help, "source": source, "search": search})
 
 
 @dataclass(eq=False, kw_only=True)
@@ -65,6 +68,8 @@ class Mitigation:
 
     name: ClassVar[str]
     reference: ClassVar[str]
+    # The mitigation that it is a control for, whose arguments it is compared with.
+    control_of: ClassVar[str | None] = None
     # Whether it acts at the end of task instances, so that a training without them is an error.
     requires_tasks: ClassVar[bool] = False
     # Whether it moves weights by amounts that the rounding of bf16 weights would swallow.

@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 import torch
 
 from .base import argument
+from .search import LogUniform
 from .units import UnitMitigation
 
 
@@ -46,7 +47,9 @@ class SNR(UnitMitigation):
     name: ClassVar[str] = "snr"
     reference: ClassVar[str] = "Farias & Jozefiak 2024, huggingface.co/papers/2410.20098 (experimental)"
 
-    rejection: float = argument(0.08, "η: probability below which a gap is improbable", "a public port (another: 0.9)")
+    rejection: float = argument(
+        0.08, "η: probability below which a gap is improbable", "a public port (another: 0.9)", LogUniform(0.01, 0.3)
+    )
     max_gap: int = argument(20000, "τ_max: a gap in steps that is too long for every unit", "a public port")
     patience: int = argument(10, "gaps of fewer steps are never too long", "chosen here")
 

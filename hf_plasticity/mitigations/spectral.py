@@ -8,6 +8,7 @@ from torch import nn
 
 from ..network import local, shard_offset, whole
 from .base import Mitigation, argument, sum_of_shards
+from .search import LogUniform
 
 
 @dataclass(eq=False, kw_only=True)
@@ -43,7 +44,9 @@ class Spectral(Mitigation):
     reference: ClassVar[str] = "Lewandowski et al. 2025, huggingface.co/papers/2406.06811"
     requires_float32: ClassVar[bool] = True
 
-    strength: float = argument(0.1, "λ: strength of the regularization, times the learning rate", "chosen here")
+    strength: float = argument(
+        0.1, "λ: strength of the regularization, times the learning rate", "chosen here", LogUniform(0.01, 1)
+    )
     exponent: int = argument(2, "k: exponent of the singular value", "the paper")
 
     def check(self) -> None:

@@ -7,6 +7,7 @@ import torch
 
 from ..network import local, optimizer_moments, shard_of, whole
 from .base import Mitigation, argument
+from .search import LogUniform, Steps
 
 
 GRADIENT, MAGNITUDE, RANDOM = "gradient", "magnitude", "random"
@@ -45,8 +46,10 @@ class SWR(Mitigation):
     name: ClassVar[str] = "swr"
     reference: ClassVar[str] = "Hernandez-Garcia et al. 2025, huggingface.co/papers/2508.00212"
 
-    fraction: float = argument(0.01, "φ: fraction of each matrix that is resampled", "chosen here")
-    every: int = argument(1000, "F: optimizer steps between two resets", "chosen here")
+    fraction: float = argument(
+        0.01, "φ: fraction of each matrix that is resampled", "chosen here", LogUniform(0.001, 0.1)
+    )
+    every: int = argument(1000, "F: optimizer steps between two resets", "chosen here", Steps(0.03, 0.3))
     utility: str = argument(GRADIENT, "gradient |w·g|, magnitude |w|, or random", "the paper")
     exact_moments: bool = argument(
         False, "whether Adam's bias correction of reset entries starts anew", "chosen here; the reference does not"
