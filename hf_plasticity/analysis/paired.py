@@ -11,6 +11,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy import stats
 
 from ..errors import PlasticityError
@@ -36,12 +37,12 @@ class Change(NamedTuple):
     high: float | None
 
 
-def log_ratios(values: Sequence[float], others: Sequence[float]) -> np.ndarray:
+def log_ratios(values: ArrayLike, others: ArrayLike) -> np.ndarray:
     """ln(value / other) for each seed."""
     return np.log(np.asarray(values, dtype=float)) - np.log(np.asarray(others, dtype=float))
 
 
-def mean_interval(differences: Sequence[float], level: float = LEVEL) -> tuple[float, float] | None:
+def mean_interval(differences: ArrayLike, level: float = LEVEL) -> tuple[float, float] | None:
     """
     The interval of the mean of differences by Student's t.
 
@@ -50,16 +51,17 @@ def mean_interval(differences: Sequence[float], level: float = LEVEL) -> tuple[f
     96% with heavy tails (Student's t with three degrees of freedom), and in 82% with strong skew (log-normal).
 
     Args:
-        differences (`Sequence[float]`): One for each seed.
+        differences (`ArrayLike`): One for each seed.
         level (`float`, *optional*, defaults to 0.05): One minus the coverage.
 
     Returns:
         `tuple[float, float]`: Its ends, or `None` with one seed.
     """
-    count = len(differences)
+    values = np.asarray(differences, dtype=float)
+    count = len(values)
     if count < 2:
         return None
-    mean, error = np.mean(differences), np.std(differences, ddof=1) / math.sqrt(count)
+    mean, error = values.mean(), values.std(ddof=1) / math.sqrt(count)
     half = _t_quantile(1 - level / 2, count - 1) * error
     return float(mean - half), float(mean + half)
 
@@ -69,20 +71,20 @@ def _t_quantile(probability: float, degrees: int) -> float:
     return float(stats.t.ppf(probability, degrees))
 
 
-def percent_change(differences: Sequence[float], level: float = LEVEL) -> Change:
+def percent_change(differences: ArrayLike, level: float = LEVEL) -> Change:
     """The change in percent that differences of logarithms mean, with its interval."""
     ends = mean_interval(differences, level) or (None, None)
     return Change(*(None if one is None else 100 * math.expm1(one) for one in (float(np.mean(differences)), *ends)))
 
 
-def sign_flip_p(differences: Sequence[float]) -> float:
+def sign_flip_p(differences: ArrayLike) -> float:
     """
     The exact two-sided p-value of a mean difference of zero: the share of the 2ⁿ assignments of signs to the
     differences whose mean is at least as far from zero. It assumes that the differences are symmetric about zero where
     there is no effect, and nothing else of their distribution.
 
     Args:
-        differences (`Sequence[float]`): One for each seed, 20 at most.
+        differences (`ArrayLike`): One for each seed, 20 at most.
 
     Raises:
         [`PlasticityError`]: There are more.
@@ -124,13 +126,13 @@ def seeds_needed(tests: int, level: float = LEVEL) -> int:
     return seeds
 
 
-def ranks(values: Sequence[Sequence[float]], level: float = LEVEL) -> list[tuple[int, int]]:
+def ranks(values: Sequence[ArrayLike], level: float = LEVEL) -> list[tuple[int, int]]:
     """
     The ranks of methods, as far as they are supported. A method is above another only where the sign-flip test of the
     two, corrected for all pairs, is significant.
 
     Args:
-        values (`Sequence[Sequence[float]]`): For each method one value for each seed, such as ln AUC; lower is better.
+        values (`Sequence[ArrayLike]`): For each method one value for each seed, such as ln AUC; lower is better.
         level (`float`, *optional*, defaults to 0.05): Of the tests.
 
     Returns:
@@ -145,12 +147,12 @@ def ranks(values: Sequence[Sequence[float]], level: float = LEVEL) -> list[tuple
     return [(best, worst) for best, worst in found]
 
 
-def pairwise_tests(values: Sequence[Sequence[float]]) -> list[tuple[tuple[int, int], float, float]]:
+def pairwise_tests(values: Sequence[ArrayLike]) -> list[tuple[tuple[int, int], float, float]]:
     """
     The sign-flip test of each pair of methods.
 
     Args:
-        values (`Sequence[Sequence[float]]`): As in [`ranks`].
+        values (`Sequence[ArrayLike]`): As in [`ranks`].
 
     Returns:
         `list`: For each pair the two methods, that with the lower mean first; p; and p corrected for all pairs.
