@@ -61,6 +61,7 @@ class ActiveForgetting(Mitigation):
 
     @torch.no_grad()
     def _reset(self, step: int) -> None:
+        self.changing()
         parameter = self.trained()[self.embedding]
         local(parameter).copy_(shard_of(self.law.draw(self.embedding, self.seed, step), parameter))
         self.restart_moments(parameter)

@@ -82,6 +82,7 @@ class Fire(Mitigation):
     @torch.no_grad()
     def task_end(self, step: int) -> None:
         touched = {}
+        self.changing()
         for name, parameter in self.matrices().items():
             weight = whole(parameter).float()
             if self.transposed[name]:

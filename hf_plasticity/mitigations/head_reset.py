@@ -156,6 +156,7 @@ class HeadReset(Mitigation):
                 groups = (layer.heads.query_heads(group) for group in range(layer.heads.kv_count))
                 heads = [head for group in groups if set(group) <= set(heads) for head in group]
             if heads:
+                self.changing()
                 self.reset(layer.heads, heads, step)
                 touched[str(layer.index)] = heads
         if touched:

@@ -75,6 +75,7 @@ class Redo(UnitMitigation):
                 flagged = (unit_scores(total) <= self.threshold).nonzero().flatten()
                 units = self.choose(step, layer, flagged).tolist()
                 if units:
+                    self.changing()
                     self.reset(layer, units, draw_step=step)
                     chosen[str(layer.index)] = units
             self.sums = None

@@ -70,6 +70,7 @@ class ShrinkPerturb(Mitigation):
     @torch.no_grad()
     def task_end(self, step: int) -> None:
         touched = {}
+        self.changing()
         for name, parameter in self.matrices().items():
             if self.toward == INITIAL:
                 other = local(self.initial[name])

@@ -90,6 +90,7 @@ class SNR(UnitMitigation):
                 continue
             units = (self.gap[number] > self.limits(number)).nonzero().flatten()
             if len(units):
+                self.changing()
                 self.reset(layer, units.tolist(), draw_step=step)
                 self.gap[number][units] = 0
                 self.histogram[number][units] = 0

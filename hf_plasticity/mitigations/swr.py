@@ -88,6 +88,8 @@ class SWR(Mitigation):
     @torch.no_grad()
     def step_end(self, step: int) -> None:
         touched = {}
+        if self.lowest:
+            self.changing()
         for name, parameter in self.matrices().items() if self.lowest else ():
             if name not in self.lowest:
                 continue
