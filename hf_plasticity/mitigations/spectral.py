@@ -37,7 +37,7 @@ class Spectral(Mitigation):
         strength (`float`, *optional*, defaults to 0.1):
             λ; chosen here.
         exponent (`int`, *optional*, defaults to 2):
-            k (the paper).
+            k; the exponent of the paper could not be verified.
     """
 
     name: ClassVar[str] = "spectral"
@@ -47,7 +47,7 @@ class Spectral(Mitigation):
     strength: float = argument(
         0.1, "λ: strength of the regularization, times the learning rate", "chosen here", LogUniform(0.01, 1)
     )
-    exponent: int = argument(2, "k: exponent of the singular value", "the paper")
+    exponent: int = argument(2, "k: exponent of the singular value", "chosen here; the paper's is not verified")
 
     def check(self) -> None:
         self.require(self.strength > 0, "strength", "above 0")

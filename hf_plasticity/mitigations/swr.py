@@ -34,7 +34,7 @@ class SWR(Mitigation):
 
     Args:
         fraction (`float`, *optional*, defaults to 0.01):
-            φ, the fraction of each matrix; chosen here, since the paper's values were not available.
+            φ, the fraction of each matrix; chosen here, since the paper's values could not be verified.
         every (`int`, *optional*, defaults to 1000):
             F, optimizer steps between two resets; chosen here.
         utility (`str`, *optional*, defaults to `"gradient"`):
@@ -50,7 +50,7 @@ class SWR(Mitigation):
         0.01, "φ: fraction of each matrix that is resampled", "chosen here", LogUniform(0.001, 0.1)
     )
     every: int = argument(1000, "F: optimizer steps between two resets", "chosen here", Steps(0.03, 0.3))
-    utility: str = argument(GRADIENT, "gradient |w·g|, magnitude |w|, or random", "the paper")
+    utility: str = argument(GRADIENT, "gradient |w·g|, magnitude |w|, or random", "the paper's code")
     exact_moments: bool = argument(
         False, "whether Adam's bias correction of reset entries starts anew", "chosen here; the reference does not"
     )
