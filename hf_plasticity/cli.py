@@ -94,7 +94,7 @@ def _parser() -> argparse.ArgumentParser:
     commands.add_parser("probe", help="probe published checkpoints, or those of a run", add_help=False)
     mitigations = commands.add_parser("mitigations", help="list the mitigations of plasticity loss")
     mitigations.set_defaults(command=_mitigations, takes_settings=False)
-    for add in (_add_ladder, _add_plan, _add_prepare, _add_report, _add_push):
+    for add in (_add_ladder, _add_compare, _add_plan, _add_prepare, _add_report, _add_push):
         add(commands)
     return parser
 
@@ -155,6 +155,22 @@ def _ladder(options: argparse.Namespace) -> int:
     from .ladder.command import run_ladder
 
     return run_ladder(options)
+
+
+def _add_compare(commands: argparse._SubParsersAction) -> None:
+    from .comparing.command import add_arguments
+
+    parser = commands.add_parser(
+        "compare", help="compare mitigations of plasticity loss", epilog=SETTINGS, allow_abbrev=False
+    )
+    add_arguments(parser)
+    parser.set_defaults(command=_compare, takes_settings=True)
+
+
+def _compare(options: argparse.Namespace) -> int:
+    from .comparing.command import run_comparison
+
+    return run_comparison(options)
 
 
 def _add_plan(commands: argparse._SubParsersAction) -> None:
