@@ -399,7 +399,7 @@ def finished_steps(folder: str | os.PathLike) -> int | None:
     return read_json(state).get("global_step") if state.exists() else None
 
 
-@dataclass
+@dataclass(repr=False)
 class RunRecord:
     """
     The records of a run.
@@ -423,6 +423,11 @@ class RunRecord:
     forgetting: list[dict[str, Any]] = field(default_factory=list)
     mitigations: list[dict[str, Any]] = field(default_factory=list)
     training_log: list[dict[str, Any]] = field(default_factory=list)
+
+    def __repr__(self) -> str:
+        kinds = ("probes", "diagnostics", "forgetting", "mitigations", "training_log")
+        counts = ", ".join(f"{len(getattr(self, kind))} {kind}" for kind in kinds if getattr(self, kind))
+        return f"RunRecord('{self.name}': {counts or 'no records'})"
 
     def probes_frame(self) -> "pd.DataFrame":
         """The probes as a table, one row for each; nested fields have columns such as `losses.en`."""

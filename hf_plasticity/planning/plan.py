@@ -57,7 +57,7 @@ class Memory:
             norm, two blocks, and the gradients of one.
         weight_copies (`int`): The bfloat16 copies of the weight matrices that autocast keeps for the backward pass.
         activations (`int`): Of a micro-batch, kept for the backward pass.
-        logits (`int`): The loss of a micro-batch over the vocabulary.
+        logits (`int`): The loss of a micro-batch over the vocabulary, whole or fused.
         probe_snapshot, probe_adam (`int`): The copy of the parameters and the Adam state of a probe.
         training (`int`): Sum outside probes.
         probe (`int`): Sum in a probe. The Adam state of the training is in memory too.
