@@ -24,10 +24,11 @@ Run the study: a GPT-2-style model rotates through languages and is probed on a 
     hf-plasticity train --config micro --source local --data_dir corpus
     hf-plasticity train --config paper --size 12M --num_processes 8 --accelerate_config ddp
 
-Without arguments: a micro model on generated languages, three minutes on a laptop, without downloads. The same command
-in the same folder resumes the run. --num_processes and --accelerate_config (single, ddp, fsdp2, multi_node, or a file)
+Without arguments, this runs the configuration `quickstart`: a micro model on generated text, two minutes on a laptop,
+without downloads. The same command in the same folder resumes the run. --num_processes and --accelerate_config (single, ddp, fsdp2, multi_node, or a file)
 start it with `accelerate launch`.
 """
+QUICKSTART = ["--config", "quickstart"]
 PROBE = """
 Probe a suite of published checkpoints: how fast does each checkpoint learn a language?
 
@@ -118,7 +119,7 @@ def _launch_or_run(command: str, arguments: list[str]) -> int:
 def _train(arguments: list[str]) -> None:
     from .experiment import parse_experiment, run_experiment
 
-    run_experiment(parse_experiment(arguments, TRAIN))
+    run_experiment(parse_experiment(arguments or QUICKSTART, TRAIN))
 
 
 def _probe(arguments: list[str]) -> None:

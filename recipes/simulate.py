@@ -1,4 +1,4 @@
-"""False alarms, power, bias and coverage of the onset rules and of the law, by simulation (docs/evidence.md)."""
+"""False alarms, power, bias and coverage of the onset rules and of the law, by simulation (docs/experiments.md)."""
 
 import argparse
 

@@ -8,7 +8,7 @@ from ..records import RunRecord
 from .comparison import Comparison, auc_curve, last_shared, mean_at
 from .groups import Group, run_order
 from .onset_view import is_detected, onset_sentence
-from .series import ProbeSeries, auc, is_untrained, num_parameters, onset_of_seeds
+from .series import ProbeSeries, auc, is_untrained, label, num_parameters, onset_of_seeds
 from .text import auc_text, compact, listed, plural
 
 
@@ -48,6 +48,19 @@ def series_result(series: ProbeSeries) -> str:
     if series.untrained is not None and series.untrained["auc"] < best["auc"]:
         text += f" The untrained model learned {series.language_name} faster (AUC {auc_text(auc(series.untrained))})."
     return text
+
+
+def unit_sentence(run: RunRecord) -> str:
+    """How many MLP units are dormant at the first and at the last diagnosis; empty without diagnoses of them."""
+    shares = [
+        (record["measures"]["dormant_units"]["overall"], label(run, record))
+        for record in run.diagnostics
+        if "dormant_units" in record.get("measures", {})
+    ]
+    if len(shares) < 2:
+        return ""
+    (first, before), (last, after) = shares[0], shares[-1]
+    return f"Dormant MLP units: {first:.0%} after {before}, {last:.0%} after {after}."
 
 
 def _against(probe: dict[str, Any], other: dict[str, Any]) -> str:

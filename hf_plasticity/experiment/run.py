@@ -1,6 +1,7 @@
 """A run: build the model and the trainer, train in the run folder, and show the results."""
 
 import copy
+import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -8,6 +9,7 @@ from accelerate import PartialState
 from transformers import GPT2LMHeadModel, set_seed
 from transformers.utils import logging
 
+from ..data.sources import SOURCES
 from ..distributed import from_main_process, is_main_process
 from ..models import gpt2_config
 from ..records import (
@@ -97,8 +99,10 @@ def start_pushing(config: ExperimentConfig) -> "RunPusher | None":
 
 
 def show_results(folder: str | Path) -> None:
-    """Write the report of a run, and print its probes as a table."""
+    """Write the report of a run, and print its probes as a table and its result in words."""
     from ..analysis.report import write_report
+    from ..analysis.series import probe_series
+    from ..analysis.summary import run_result, unit_sentence
 
     run = read_run(folder)
     report = Path(folder) / REPORT_FILE
@@ -113,7 +117,13 @@ def show_results(folder: str | Path) -> None:
             f"{probe[unit]:>5} {tokens:>16} {probe['start_loss']:>10.4f} {probe['final_loss']:>10.4f} "
             f"{probe['auc']:>12.2f} {delta:>8}"
         )
+    for sentence in [*run_result(probe_series(run)), unit_sentence(run)]:
+        if sentence:
+            print(f"\n{textwrap.fill(sentence, 100)}")
     print(f"\nrun folder  {folder}\nreport      {report}")
+    source = SOURCES.get(run.config.get("source"))
+    if source is not None and not source.natural:
+        print("next        hf-plasticity train --config micro --source local --data_dir FOLDER (text of your own)")
 
 
 def announce(config: ExperimentConfig) -> None:

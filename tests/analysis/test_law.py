@@ -141,7 +141,7 @@ def test_the_interval_of_the_exponent_holds_the_truth_in_simulated_ladders(
 ):
     sizes = PAPER_PARAMETERS[:: 8 // count][:count]
     found = law_errors(sizes, seeds, of_sizes, 0.1, probe_every, length, replicates=60)
-    # Measured with more: 88% to 100% (docs/evidence.md), less three standard errors of 60.
+    # Measured with more: 88% to 100% (docs/experiments.md), less three standard errors of 60.
     assert found["coverage"] >= 0.75
     assert found["exponent"] == pytest.approx(0.8269, abs=0.08)
 
