@@ -3,6 +3,7 @@ What each field of `TrainingArguments` does in a continual run: it decides the r
 has one supported value. A field that a later version of Transformers adds counts as one that decides the results.
 """
 
+import math
 import os
 from typing import Any
 
@@ -80,6 +81,22 @@ ROLES: dict[str, str] = {
     "hub_token": PRIVATE,
 }
 
+# The lowest value of a number, the end of its range, which it must be below, and the range in words.
+_SEED = (0, 2**32, "between 0 and 2**32 - 1")
+_SHARE = (0, 1, "at least 0 and below 1")
+_AMOUNT = (0, math.inf, "0 or more")
+RANGES: dict[str, tuple[float, float, str]] = {
+    "seed": _SEED,
+    "data_seed": _SEED,
+    "adam_beta1": _SHARE,
+    "adam_beta2": _SHARE,
+    "label_smoothing_factor": _SHARE,
+    "adam_epsilon": _AMOUNT,
+    "weight_decay": _AMOUNT,
+    "max_grad_norm": _AMOUNT,
+    "neftune_noise_alpha": _AMOUNT,
+}
+
 # Fields of `accelerator_config` that change the batch of an optimizer step, and those that do not: the order of the
 # text is sequential, and its length a multiple of the batch.
 BATCH_FIELDS = {"split_batches": False, "dispatch_batches": None, "gradient_accumulation_kwargs": None}
@@ -125,8 +142,10 @@ def check_training_arguments(args: TrainingArguments) -> None:
             f"optim: '{optim}' is not supported; choose one of {', '.join(OPTIMIZERS)}, whose state a task instance "
             "can reset and a checkpoint can hold"
         )
-    if args.seed < 0:
-        raise PlasticityError(f"seed: {args.seed} is negative; use 0 or more")
+    for name, (lowest, end, words) in RANGES.items():
+        value = getattr(args, name)
+        if value is not None and not lowest <= value < end:
+            raise PlasticityError(f"{name}: {value} is not {words}")
     if args.dataloader_num_workers < 0:
         raise PlasticityError(f"dataloader_num_workers: {args.dataloader_num_workers} is negative; use 0 or more")
 

@@ -61,7 +61,18 @@ def test_a_refused_field_has_one_value(name):
         ({"optim": "adamw"}, "optim: 'adamw' is not supported; choose one of adamw_torch"),
         ({"dataloader_multiprocessing_context": "spawn"}, "context: 'spawn' is not supported; use fork"),
         ({"dataloader_num_workers": -1}, "dataloader_num_workers: -1 is negative; use 0 or more"),
-        ({"seed": -1}, "seed: -1 is negative; use 0 or more"),
+        ({"seed": -1}, "seed: -1 is not between 0 and 2**32 - 1"),
+        ({"seed": 2**32}, "seed: 4294967296 is not between 0 and 2**32 - 1"),
+        ({"data_seed": -1}, "data_seed: -1 is not between 0 and 2**32 - 1"),
+        ({"adam_beta1": 1.0}, "adam_beta1: 1.0 is not at least 0 and below 1"),
+        ({"adam_beta2": -1.0}, "adam_beta2: -1.0 is not at least 0 and below 1"),
+        ({"label_smoothing_factor": 2.0}, "label_smoothing_factor: 2.0 is not at least 0 and below 1"),
+        ({"adam_epsilon": -1.0}, "adam_epsilon: -1.0 is not 0 or more"),
+        ({"weight_decay": float("nan")}, "weight_decay: nan is not 0 or more"),
+        ({"max_grad_norm": float("nan")}, "max_grad_norm: nan is not 0 or more"),
+        ({"neftune_noise_alpha": -1.0}, "neftune_noise_alpha: -1.0 is not 0 or more"),
+        ({"learning_rate": float("inf")}, "learning_rate: inf is not a positive number"),
+        ({"lr_scheduler_kwargs": "{bad"}, "lr_scheduler_kwargs: '{bad' is not a JSON object, such as"),
         ({"accelerator_config": {"split_batches": True}}, "split_batches True is not supported, leave it out"),
         ({"accelerator_config": '{"split_batches": true}'}, "split_batches True is not supported, leave it out"),
         ({"accelerator_config": {"dispatch_batches": True}}, "dispatch_batches True is not supported, leave it out"),
@@ -118,6 +129,12 @@ def test_each_field_that_decides_results_is_part_of_the_identity_of_a_run():
         assert numerics(f"--{name}={value}")[name] == value
     for flag in ("--logging_steps=7", "--dataloader_num_workers=2", "--save_steps=2", "--hub_token=hf_x"):
         assert numerics(flag) == plain
+
+
+def test_arguments_that_an_optimizer_does_not_take_are_refused(tmp_path, cache):
+    trainer = make_trainer(tmp_path, cache, optim="adafactor", optim_args="warmth=1", no_probe=True)
+    with pytest.raises(PlasticityError, match=r"optim_args: 'warmth=1' is not possible for adafactor: .*warmth"):
+        trainer.train()
 
 
 def test_the_first_step_checks_that_it_has_the_batch_of_the_records(tmp_path, cache):
