@@ -204,7 +204,7 @@ class ContinualTrainer(Trainer):
         As in the Trainer.
 
         Raises:
-            [`PlasticityError`]: The optimizer does not take `optim_args`.
+            [`PlasticityError`]: The optimizer does not take the values in `optim_args`.
         """
         try:
             return super().create_optimizer(*arguments, **kwargs)

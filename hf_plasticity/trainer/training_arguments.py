@@ -71,7 +71,15 @@ REFUSED: dict[str, tuple[Any, str]] = {
 }
 _DERIVED = (*REFUSED, "gradient_accumulation_steps", "local_rank", "use_cpu")
 # Those whose whole state is in `optimizer.state`, which task instances reset and checkpoints hold.
-OPTIMIZERS = ("adamw_torch", "adamw_torch_fused", "adafactor", "adagrad", "rmsprop", "sgd")
+# With the names that Transformers takes from `optim_args`; it ignores others without a word (transformers 5.23.0).
+OPTIMIZERS: dict[str, tuple[str, ...]] = {
+    "adamw_torch": (),
+    "adamw_torch_fused": (),
+    "adafactor": (),
+    "adagrad": ("lr_decay", "weight_decay", "eps"),
+    "rmsprop": ("momentum", "alpha", "eps", "weight_decay", "centered"),
+    "sgd": ("momentum", "dampening", "weight_decay", "nesterov"),
+}
 
 ROLES: dict[str, str] = {
     **dict.fromkeys(_NUMERICS, NUMERICS),
@@ -142,6 +150,11 @@ def check_training_arguments(args: TrainingArguments) -> None:
             f"optim: '{optim}' is not supported; choose one of {', '.join(OPTIMIZERS)}, whose state a task instance "
             "can reset and a checkpoint can hold"
         )
+    for pair in (args.optim_args or "").replace(" ", "").split(","):
+        key, separator, _ = pair.partition("=")
+        if pair and (key not in OPTIMIZERS[optim] or not separator):
+            known = ", ".join(OPTIMIZERS[optim]) or "none"
+            raise PlasticityError(f"optim_args: '{pair}' is not possible for {optim}, whose arguments are: {known}")
     for name, (lowest, end, words) in RANGES.items():
         value = getattr(args, name)
         if value is not None and not lowest <= value < end:

@@ -123,7 +123,6 @@ def test_each_field_that_decides_results_is_part_of_the_identity_of_a_run():
         "label_smoothing_factor": 0.1,
         "data_seed": 3,
         "use_cache": True,
-        "optim_args": "foreach=False",
     }.items():
         assert ROLES[name] == NUMERICS and plain.get(name) != value
         assert numerics(f"--{name}={value}")[name] == value
@@ -132,8 +131,11 @@ def test_each_field_that_decides_results_is_part_of_the_identity_of_a_run():
 
 
 def test_arguments_that_an_optimizer_does_not_take_are_refused(tmp_path, cache):
-    trainer = make_trainer(tmp_path, cache, optim="adafactor", optim_args="warmth=1", no_probe=True)
-    with pytest.raises(PlasticityError, match=r"optim_args: 'warmth=1' is not possible for adafactor: .*warmth"):
+    for optim, pair in (("adamw_torch", "fused=1"), ("sgd", "warmth=1"), ("sgd", "momentum")):
+        with pytest.raises(PlasticityError, match=f"optim_args: '{pair}' is not possible for {optim}, whose"):
+            ContinualConfig(output_dir="x", optim=optim, optim_args=pair)
+    trainer = make_trainer(tmp_path, cache, optim="sgd", optim_args="momentum=-1", no_probe=True)
+    with pytest.raises(PlasticityError, match="optim_args: 'momentum=-1' is not possible for sgd: Invalid momentum"):
         trainer.train()
 
 
