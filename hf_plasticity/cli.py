@@ -94,7 +94,7 @@ def _parser() -> argparse.ArgumentParser:
     commands.add_parser("probe", help="probe published checkpoints, or those of a run", add_help=False)
     mitigations = commands.add_parser("mitigations", help="list the mitigations of plasticity loss")
     mitigations.set_defaults(command=_mitigations, takes_settings=False)
-    for add in (_add_ladder, _add_plan, _add_prepare, _add_report, _add_push):
+    for add in (_add_ladder, _add_compare, _add_plan, _add_prepare, _add_report, _add_push):
         add(commands)
     return parser
 
@@ -157,6 +157,22 @@ def _ladder(options: argparse.Namespace) -> int:
     return run_ladder(options)
 
 
+def _add_compare(commands: argparse._SubParsersAction) -> None:
+    from .comparing.command import add_arguments
+
+    parser = commands.add_parser(
+        "compare", help="compare mitigations of plasticity loss", epilog=SETTINGS, allow_abbrev=False
+    )
+    add_arguments(parser)
+    parser.set_defaults(command=_compare, takes_settings=True)
+
+
+def _compare(options: argparse.Namespace) -> int:
+    from .comparing.command import run_comparison
+
+    return run_comparison(options)
+
+
 def _add_plan(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser(
         "plan",
@@ -210,26 +226,26 @@ def _prepare(options: argparse.Namespace) -> None:
 
 def _add_report(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser("report", help="write one HTML page about one run or several")
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="run folder, or org/name on the Hub")
-    parser.add_argument("-o", "--output", type=Path, help="the page (default for one run: report.html in its folder)")
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="run folder, a folder of runs, or org/name on the Hub")
+    parser.add_argument("-o", "--output", type=Path, help="the page (by default report.html in the folder)")
     parser.add_argument("--figures", type=Path, metavar="DIR", help="also write every figure here, as SVG and PNG")
     parser.add_argument(
         "--onset-rule",
-        default="turning_point",
+        default="rise",
         metavar="RULE",
-        help="rule for the onset: turning_point (default), zero_crossing, statistical (requires repeated probes)",
+        help="rule for the onset: rise (default), or turning_point, zero_crossing, statistical (docs/study.md)",
     )
     parser.set_defaults(command=_report, takes_settings=False)
 
 
 def _report(options: argparse.Namespace) -> None:
-    from .analysis.report import write_report
+    from .analysis.report import find_runs, write_report
     from .hub import load_run
     from .records import REPORT_FILE
 
     if options.output is None and len(options.runs) > 1:
         raise PlasticityError("output: missing; name the page of several runs with -o FILE")
-    runs = [load_run(run) for run in options.runs]
+    runs = [load_run(os.fspath(run)) for run in find_runs(options.runs)]
     output = options.output or Path(options.runs[0]) / REPORT_FILE
     if not output.parent.is_dir() and options.output is None:
         raise PlasticityError(f"output: missing; '{options.runs[0]}' is on the Hub, name the page with -o FILE")

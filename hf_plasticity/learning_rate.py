@@ -33,6 +33,8 @@ def learning_rate_shape(
         raise PlasticityError(f"lr_scheduler_type: '{name}' is unknown; choose one of {', '.join(names)}")
     if not 0 <= warmup_steps <= steps:
         raise PlasticityError(f"warmup_steps: {warmup_steps} is not between 0 and the {steps} steps it is part of")
+    if name in ("constant", "constant_with_warmup") and scheduler_kwargs:
+        raise PlasticityError(f"lr_scheduler_kwargs: '{name}' takes none, and {', '.join(scheduler_kwargs)} is given")
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
     try:
         scheduler = get_scheduler(

@@ -1,6 +1,7 @@
 """Callbacks that act at regular points of a training: probes, diagnoses, evaluations, checkpoints."""
 
 import copy
+import numbers
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -91,11 +92,12 @@ class Timeline:
         """
         if unit not in UNITS:
             raise PlasticityError(f"unit: '{unit}' is unknown; choose one of {', '.join(UNITS)}")
-        if unit == "steps" and 0 < every < 1 and max_steps is not None:
+        number = isinstance(every, numbers.Real) and not isinstance(every, bool)
+        if number and unit == "steps" and 0 < every < 1 and max_steps is not None:
             return max(1, round(every * max_steps))
-        if every != int(every) or every < 1:
+        if not number or every < 1 or every % 1 != 0:
             share = ", or a share of the training between 0 and 1" if unit == "steps" else ""
-            raise PlasticityError(f"every: {every} is not a whole number of {unit}{share}")
+            raise PlasticityError(f"every: {every!r} is not a whole number of {unit}{share}")
         every = int(every)
         if unit == "steps":
             return every
@@ -147,8 +149,8 @@ class PeriodicCallback(TrainerCallback):
         output_dir: str | Path | None = None,
         trainer: Trainer | None = None,
     ):
-        if unit != "epochs" and not 0 < every < 1:
-            timeline.steps_between(every, unit)
+        # Whether the training is long enough for the points, or counts epochs, is known once it begins.
+        timeline.steps_between(every, unit, max_steps=sys.maxsize, epochs=1.0)
         self.timeline, self.every, self.unit = timeline, every, unit
         self.at_start, self.at_end = at_start, at_end
         self.output_dir, self.trainer = output_dir, trainer

@@ -390,7 +390,7 @@ def is_complete(checkpoint: str | os.PathLike) -> bool:
     return (Path(checkpoint) / COMPLETE_FILE).exists()
 
 
-@dataclass
+@dataclass(repr=False)
 class RunRecord:
     """
     Everything recorded of a run; what analysis and the Hub work on.
@@ -414,6 +414,11 @@ class RunRecord:
     forgetting: list[dict[str, Any]] = field(default_factory=list)
     mitigations: list[dict[str, Any]] = field(default_factory=list)
     training_log: list[dict[str, Any]] = field(default_factory=list)
+
+    def __repr__(self) -> str:
+        kinds = ("probes", "diagnostics", "forgetting", "mitigations", "training_log")
+        counts = ", ".join(f"{len(getattr(self, kind))} {kind}" for kind in kinds if getattr(self, kind))
+        return f"RunRecord('{self.name}': {counts or 'no records'})"
 
     def probes_frame(self) -> "pd.DataFrame":
         """The probes as a table, one row each; what is nested has columns such as `losses.en`."""

@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 from transformers.utils import logging
 
+from .allocation import keep_freed_memory
 from .errors import PlasticityError
 
 
@@ -80,5 +81,6 @@ def choose_threads(requested: int | None, recorded: int | None) -> int:
 
 
 def set_threads(threads: int) -> None:
-    """Compute with this many CPU threads from now on."""
+    """Compute with this many CPU threads from now on, and let the process keep the memory that tensors free."""
     torch.set_num_threads(threads)
+    keep_freed_memory()

@@ -9,12 +9,13 @@ from accelerate import PartialState
 from torch import nn
 from transformers import Trainer, TrainerState, TrainingArguments
 
+from ..data.token_blocks import as_blocks
 from ..distributed import is_main_process
 from ..errors import PlasticityError
 from ..periodic import PeriodicCallback, Timeline
 from ..records import DIAGNOSIS_KEY, DIAGNOSTICS_FILE, INITIAL_WEIGHTS_FILE, append_record
 from .config import DiagnosticsConfig
-from .diagnose import REFERENCE_MEASURES, diagnose
+from .diagnose import REFERENCE_MEASURES, diagnose, plain_model
 from .drift import save_weights
 
 
@@ -27,7 +28,8 @@ class DiagnosticsCallback(PeriodicCallback):
     already recorded for this training is not recorded twice.
 
     Args:
-        blocks (`torch.Tensor` or `np.ndarray` of shape `(N, T)`): Token ids to diagnose on, the same on every rank.
+        blocks (`torch.Tensor` or `np.ndarray` of shape `(N, T)`): Token ids to diagnose on, the same on every rank. A
+            list of lists or a `datasets.Dataset` with `input_ids` works too.
         config ([`DiagnosticsConfig`], *optional*): What to measure, and the thresholds.
         every (`int` or `float`, *optional*, defaults to 0.1): Units of training between two diagnoses. With the unit
             `"steps"`, a number below 1 is a share of the training.
@@ -81,7 +83,11 @@ class DiagnosticsCallback(PeriodicCallback):
             output_dir=output_dir,
             trainer=trainer,
         )
-        self.blocks, self.attention_mask, self.config = blocks, attention_mask, config or DiagnosticsConfig()
+        self.blocks, self.attention_mask, self.config = (
+            as_blocks(blocks),
+            attention_mask,
+            config or DiagnosticsConfig(),
+        )
         named = self.config.measures
         self.tracks = track_initialization and (named is None or any(name in REFERENCE_MEASURES for name in named))
 
@@ -91,7 +97,7 @@ class DiagnosticsCallback(PeriodicCallback):
             return
         path = folder / INITIAL_WEIGHTS_FILE
         if state.global_step == 0:
-            save_weights(model, path, write=is_main_process())
+            save_weights(plain_model(model), path, write=is_main_process())
             PartialState().wait_for_everyone()
         elif not path.exists():
             raise PlasticityError(

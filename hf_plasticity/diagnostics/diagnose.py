@@ -11,9 +11,11 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate.utils import extract_model_from_parallel
+from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedModel
 
+from ..data.token_blocks import as_blocks
 from ..errors import PlasticityError
 from ..network import evaluation_mode, find_structure, reshard
 from ..records import config_hash
@@ -127,9 +129,10 @@ def diagnose(
     together.
 
     Args:
-        model (`PreTrainedModel`): A causal language model of Transformers: as it is, compiled, wrapped by DDP or
-            sharded by FSDP2.
-        blocks (`torch.Tensor` or `np.ndarray` of shape `(N, T)`): Token ids, two or more in a sequence.
+        model (`PreTrainedModel`): A causal language model of Transformers: as it is, compiled, wrapped by DDP or PEFT,
+            or sharded by FSDP2. PEFT's adapters are part of the model; hidden units behind them are not measured.
+        blocks (`torch.Tensor` or `np.ndarray` of shape `(N, T)`): Token ids, two or more in a sequence. A list of
+            lists or a `datasets.Dataset` with `input_ids` works too.
         config ([`DiagnosticsConfig`], *optional*): What to measure, and the thresholds.
         attention_mask (`torch.Tensor` or `np.ndarray` of shape `(N, T)`, *optional*): 1 for a token, 0 for padding,
             which no measure counts. Pad on the right.
@@ -158,7 +161,7 @@ def diagnose(
     """
     started = time.perf_counter()
     config = config or DiagnosticsConfig()
-    model = extract_model_from_parallel(model, keep_torch_compile=False)
+    model = plain_model(model)
     structure = find_structure(model)
     if isinstance(reference, str | os.PathLike):
         reference = SavedWeights(reference)
@@ -211,6 +214,24 @@ def diagnose(
     return diagnosis
 
 
+def plain_model(model: nn.Module) -> PreTrainedModel:
+    """
+    The model inside DDP, `torch.compile` and PEFT.
+
+    Raises:
+        [`PlasticityError`]: PEFT adds virtual tokens to the input, which are not in the model.
+    """
+    model = extract_model_from_parallel(model, keep_torch_compile=False)
+    if not isinstance(model, PeftModel):
+        return model
+    if model.active_peft_config.is_prompt_learning:
+        raise PlasticityError(
+            f"model: its {model.active_peft_config.peft_type.value} adapter adds virtual tokens to the input, which "
+            "a diagnosis does not know; diagnose `model.get_base_model()`"
+        )
+    return model.get_base_model()
+
+
 def _observe(
     model: PreTrainedModel, observers: list, batches: Iterator[tuple[torch.Tensor, torch.Tensor | None]]
 ) -> dict[str, Measure]:
@@ -244,7 +265,7 @@ def _check_blocks(
     config: DiagnosticsConfig,
     names: list[str],
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    blocks = torch.as_tensor(np.asarray(blocks)).long()
+    blocks = torch.as_tensor(np.asarray(as_blocks(blocks))).long()
     if blocks.ndim != 2 or len(blocks) < 1 or blocks.shape[1] < 2:
         raise PlasticityError(
             f"blocks: shape {tuple(blocks.shape)}; (sequences, tokens) with 2 tokens or more is right"
@@ -285,7 +306,8 @@ def diagnostics_hash(
 ) -> str:
     """The `diagnostics_config_hash` that a diagnosis on these blocks, all of whose tokens count, is going to have."""
     config = config or DiagnosticsConfig()
-    return _hash(config, _names(config, has_reference), torch.as_tensor(np.asarray(blocks)).long(), None)
+    tokens = torch.as_tensor(np.asarray(as_blocks(blocks))).long()
+    return _hash(config, _names(config, has_reference), tokens, None)
 
 
 def _hash(config: DiagnosticsConfig, names: list[str], blocks: torch.Tensor, mask: torch.Tensor | None) -> str:

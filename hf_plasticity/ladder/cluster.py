@@ -1,5 +1,7 @@
 """The runs of a ladder as jobs of a cluster, through `submitit`."""
 
+import contextlib
+import os
 import signal
 import subprocess
 from collections.abc import Sequence
@@ -7,6 +9,10 @@ from typing import Any
 
 from ..errors import PlasticityError
 from .jobs import Job
+
+
+# How often a job is queued again at its time limit; submitit's default of 3 would end a run of some days.
+MAX_REQUEUES = 1_000
 
 
 class ClusterRun:
@@ -22,7 +28,8 @@ class ClusterRun:
         self.process: subprocess.Popen | None = None
 
     def __call__(self) -> int:
-        self.process = subprocess.Popen(self.command)
+        # Slurm announces the time limit to every process of a job, and this signal would end the run at once.
+        self.process = subprocess.Popen(self.command, preexec_fn=_ignore_announcement)
         status = self.process.wait()
         if status != 0:
             raise RuntimeError(f"exit status {status}")
@@ -32,10 +39,17 @@ class ClusterRun:
         """Called by submitit when the time limit is near."""
         from submitit.helpers import DelayedSubmission
 
-        if self.process is not None and self.process.poll() is None:
-            self.process.send_signal(signal.SIGTERM)
-            self.process.wait()
+        if self.process is not None:
+            # This is a signal handler that interrupts `Popen.wait`, whose lock a second call would wait for forever.
+            with contextlib.suppress(ProcessLookupError, ChildProcessError):
+                os.kill(self.process.pid, signal.SIGTERM)
+                os.waitid(os.P_PID, self.process.pid, os.WEXITED | os.WNOWAIT)
         return DelayedSubmission(ClusterRun(self.command))
+
+
+def _ignore_announcement() -> None:
+    for signum in (signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(signum, signal.SIG_IGN)
 
 
 def submit_jobs(jobs: Sequence[Job], cluster: str, folder: str, parameters: dict[str, Any]) -> list[Any]:
@@ -61,7 +75,9 @@ def submit_jobs(jobs: Sequence[Job], cluster: str, folder: str, parameters: dict
             f"executor: '{cluster}' requires submitit; run `pip install hf-plasticity[slurm]`"
         ) from None
     try:
-        executor = submitit.AutoExecutor(folder=folder, cluster=cluster)
+        executor = submitit.AutoExecutor(
+            folder=folder, cluster=cluster, **{f"{cluster}_max_num_timeout": MAX_REQUEUES}
+        )
         executor.update_parameters(**parameters)
         return [executor.submit(ClusterRun(job.command)) for job in jobs]
     except (RuntimeError, FileNotFoundError, NameError, TypeError) as error:

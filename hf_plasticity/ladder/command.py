@@ -32,6 +32,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--executor", default="local", help="local (default), or slurm: one job of the cluster a run")
     parser.add_argument("--timeout_min", type=int, default=240, help="with slurm: time limit; runs are queued again")
     parser.add_argument("--slurm_partition", help="with slurm: the partition")
+    parser.add_argument("--gpus_per_node", type=int, metavar="N", help="with slurm: GPUs of a run (default: none)")
+    parser.add_argument("--cpus_per_task", type=int, metavar="N", help="with slurm: CPU cores of a run (default: 1)")
     parser.add_argument("--print_commands", action="store_true", help="print one command for each run instead")
 
 
@@ -53,7 +55,7 @@ def run_ladder(options: argparse.Namespace) -> int:
 
 def run_commands(commands: dict[Path, list[str]], options: argparse.Namespace) -> int:
     """Run the commands of run folders, side by side or on a cluster, and write one report of all runs."""
-    from .jobs import COMPLETE, FAILED, Job, run_jobs
+    from .jobs import COMPLETE, FAILED, Job
 
     if options.executor not in EXECUTORS:
         raise PlasticityError(f"executor: '{options.executor}' is unknown; choose {' or '.join(EXECUTORS)}")
@@ -61,21 +63,41 @@ def run_commands(commands: dict[Path, list[str]], options: argparse.Namespace) -
         raise PlasticityError(f"jobs: {options.jobs} is not between 1 and the {len(commands)} runs")
     if options.executor == "slurm":
         return _submit([Job(folder, words) for folder, words in commands.items()], options)
-    at_once, share = _share_of_machine(options.jobs, len(commands))
-    jobs = [
-        # Before the settings of the user, which override it.
-        Job(folder, [*words[:4], *share.arguments, *words[4:]], share.environment(number))
-        for number, (folder, words) in enumerate(commands.items())
-    ]
-    print(f"{len(jobs)} runs, {at_once} at a time; the output of each is in its folder (log.txt)", flush=True)
     try:
-        run_jobs(jobs, at_once)
+        jobs = run_side_by_side(commands, options.jobs)
     finally:
         write_ladder_report(options.output_dir, list(commands))
     for job in jobs:
         if job.state == FAILED:
             print(f"failed: {job.folder}: {job.last_line()}", file=sys.stderr)
     return 0 if all(job.state == COMPLETE for job in jobs) else 1
+
+
+def run_side_by_side(commands: dict[Path, list[str]], at_once: int | None, of: int | None = None) -> "list[Job]":
+    """
+    Run the commands of run folders on this machine.
+
+    Args:
+        commands (`dict[Path, list[str]]`): The command of each run by its folder.
+        at_once (`int`, *optional*): Runs at the same time; one for each GPU, or each CPU core, by default.
+        of (`int`, *optional*): Among how many runs the machine is shared, where these are what is left of more: a run
+            then has the same CPU threads whether it is the first or the last.
+
+    Returns:
+        `list[Job]`: The finished jobs, in the order of `commands`.
+    """
+    from .jobs import Job, run_jobs
+
+    at_once, share = _share_of_machine(at_once, of or len(commands))
+    jobs = [
+        # Before the settings of the user, which override it.
+        Job(folder, [*words[:4], *share.arguments, *words[4:]], share.environment(number))
+        for number, (folder, words) in enumerate(commands.items())
+    ]
+    at_once = min(at_once, len(jobs))
+    print(f"{len(jobs)} runs, {at_once} at a time; the output of each is in its folder (log.txt)", flush=True)
+    run_jobs(jobs, at_once)
+    return jobs
 
 
 def ladder_commands(options: argparse.Namespace) -> dict[Path, list[str]]:
@@ -139,8 +161,9 @@ def _submit(jobs: "list[Job]", options: argparse.Namespace) -> int:
     from .cluster import submit_jobs
 
     parameters: dict[str, Any] = {"timeout_min": options.timeout_min}
-    if options.slurm_partition is not None:
-        parameters["slurm_partition"] = options.slurm_partition
+    for name in ("slurm_partition", "gpus_per_node", "cpus_per_task"):
+        if getattr(options, name) is not None:
+            parameters[name] = getattr(options, name)
     submitted = submit_jobs(jobs, options.executor, str(options.output_dir / "jobs"), parameters)
     for job, handle in zip(jobs, submitted):
         print(f"{handle.job_id}  {job.folder}")

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import signal
 import subprocess
 import time
@@ -12,9 +13,13 @@ from pathlib import Path
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
+from rich.text import Text
 
 
 LOG_FILE = "log.txt"
+# The lines that `LogLinesCallback` prints.
+STEP = re.compile(r"^step ([\d,]+)/([\d,]+) ")
+LEFT = re.compile(r"  left (.+)$")
 POLL_SECONDS = 0.5
 WAITING, RUNNING, COMPLETE, FAILED, STOPPED = "waiting", "running", "complete", "failed", "stopped"
 
@@ -62,14 +67,28 @@ class Job:
             self.state = STOPPED
 
     def last_line(self) -> str:
-        """The last line of the log: the progress of a running job, the error of a failed one."""
+        """The last line of the log: the error of a failed job."""
+        lines = self._last_lines()
+        return lines[-1] if lines else ""
+
+    def progress(self) -> tuple[float | None, str]:
+        """The share of its steps that a job has made, and the time left as its log states it; `None` and "" before."""
+        share, left = None, ""
+        for line in self._last_lines():
+            if step := STEP.match(line):
+                done, total = (int(number.replace(",", "")) for number in step.groups())
+                share = done / total
+            if time_left := LEFT.search(line):
+                left = time_left[1]
+        return share, left
+
+    def _last_lines(self) -> list[str]:
         path = self.folder / LOG_FILE
         if not path.exists():
-            return ""
+            return []
         with open(path, "rb") as log:
             log.seek(max(0, path.stat().st_size - 4096))
-            lines = [line for line in log.read().decode("utf-8", "replace").splitlines() if line.strip()]
-        return lines[-1].strip() if lines else ""
+            return [line.strip() for line in log.read().decode("utf-8", "replace").splitlines() if line.strip()]
 
 
 def run_jobs(jobs: Sequence[Job], at_once: int) -> None:
@@ -136,10 +155,17 @@ def _display(console: Console, jobs: Sequence[Job]) -> Iterator:
 
 def _table(jobs: Sequence[Job]) -> Table:
     table = Table(box=None, pad_edge=False)
-    for title in ("run", "state", ""):
+    for title in ("run", "state", "progress", "left", ""):
         table.add_column(title, no_wrap=True)
     styles = {COMPLETE: "green", FAILED: "red", RUNNING: "cyan", STOPPED: "yellow"}
     for job in jobs:
-        detail = job.last_line() if job.state in (RUNNING, FAILED) else ""
-        table.add_row(job.folder.name, f"[{styles.get(job.state, 'dim')}]{job.state}", detail)
+        share, left = job.progress() if job.state == RUNNING else (1.0 if job.state == COMPLETE else None, "")
+        table.add_row(
+            job.folder.name,
+            f"[{styles.get(job.state, 'dim')}]{job.state}",
+            "" if share is None else f"{share:.0%}",
+            left,
+            # Not as markup: an error may have brackets.
+            Text(job.last_line() if job.state == FAILED else ""),
+        )
     return table

@@ -18,7 +18,8 @@ plus what a micro-batch leaves for the backward pass:
 - 16·d numbers a token and block (d each for the inputs of both layer norms, of the attention and MLP projections and
   for the attention's output, 3·d queries, keys and values, 4·d each before and after the GELU), 64·d bytes in float32.
   Under bfloat16 the inputs of the layer norms stay float32: 36·d. Attention scores are not kept (SDPA).
-- 12·V a token for the loss over the vocabulary: log-probabilities in float32 and the two gradients beside them.
+- 12·V a token for the loss over the vocabulary: log-probabilities in float32 and the two gradients beside them. With
+  the fused loss, 8·V for each token of a chunk of about 2²⁷ logits, and the gradient of the head.
 
 Nothing here imports torch.
 """
@@ -60,6 +61,7 @@ def plan_run(
     micro_batch_size: int | None = None,
     bf16: bool = False,
     gradient_checkpointing: bool = False,
+    fused_head_bytes: int | None = None,
     save_steps: int | None = None,
     save_total_limit: int | None = 2,
     save_probe_checkpoints: bool = True,
@@ -82,6 +84,8 @@ def plan_run(
         sharding (`str`, *optional*, defaults to `"none"`): `"none"` (one device, or DDP) or `"fsdp2"`.
         micro_batch_size (`int`, *optional*): Sequences in one forward on one device; its whole share by default.
         bf16, gradient_checkpointing (`bool`, *optional*): As in training.
+        fused_head_bytes (`int`, *optional*): What the fused loss over the vocabulary takes
+            (`network.head_loss.head_loss_bytes`); by default the loss that holds all logits.
         save_steps (`int`, *optional*): Steps between two checkpoints for resuming; `None` for a run without.
         save_total_limit (`int`, *optional*, defaults to 2): How many of them are kept; `None` for all.
         save_probe_checkpoints (`bool`, *optional*, defaults to `True`): Whether probed models are kept.
@@ -181,6 +185,7 @@ def plan_run(
             micro_batch_size=micro_batch_size,
             bf16=bf16,
             gradient_checkpointing=gradient_checkpointing,
+            fused_head_bytes=fused_head_bytes,
         ),
         disk=Disk(
             checkpoints=(FLOAT32 + ADAM)
@@ -237,6 +242,7 @@ def _memory(
     micro_batch_size: int,
     bf16: bool,
     gradient_checkpointing: bool,
+    fused_head_bytes: int | None,
 ) -> Memory:
     sharded = sharding == "fsdp2"
     held = math.ceil(parameters / num_processes) if sharded else parameters
@@ -253,7 +259,7 @@ def _memory(
         "gathered": (BFLOAT16 if bf16 else FLOAT32) * (2 * outside + 3 * block) if sharded else 0,
         "weight_copies": BFLOAT16 * matrices if bf16 and not sharded else 0,
         "activations": tokens * kept,
-        "logits": tokens * vocab_size * LOSS_BYTES,
+        "logits": tokens * vocab_size * LOSS_BYTES if fused_head_bytes is None else fused_head_bytes,
     }
     training = sum(parts.values())
     if not probing:

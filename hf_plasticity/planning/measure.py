@@ -10,6 +10,7 @@ from transformers import GPT2LMHeadModel
 from ..errors import PlasticityError
 from ..experiment.config import ExperimentConfig
 from ..models import gpt2_config
+from ..network.head_loss import LOGITS, use_head_loss
 from ..threads import choose_threads, set_threads
 from .arithmetic import ADAM, FLOAT32
 from .plan import Plan
@@ -18,7 +19,9 @@ from .plan import Plan
 REPEATS = 3
 
 
-def measure_throughput(study: ExperimentConfig, vocab_size: int, plan: Plan) -> tuple[float, str]:
+def measure_throughput(
+    study: ExperimentConfig, vocab_size: int, plan: Plan, head_loss: str = LOGITS
+) -> tuple[float, str]:
     """
     Train on random tokens: micro-batches of the plan's size and optimizer steps are timed apart, and an optimizer step
     of the run is as many micro-batches as it accumulates, and one step. What processes tell each other is not in it.
@@ -27,6 +30,7 @@ def measure_throughput(study: ExperimentConfig, vocab_size: int, plan: Plan) -> 
         study ([`ExperimentConfig`]): Decides over the model and its precision.
         vocab_size (`int`): Rows of the embedding.
         plan ([`Plan`]): Decides over the micro-batches.
+        head_loss (`str`, *optional*, defaults to `"logits"`): `"logits"` or `"fused"`.
 
     Returns:
         `tuple[float, str]`: Tokens a second on one device, and which device.
@@ -41,6 +45,7 @@ def measure_throughput(study: ExperimentConfig, vocab_size: int, plan: Plan) -> 
     _check_memory(plan, device)
     model = GPT2LMHeadModel(gpt2_config(study.model.size, vocab_size, length)).to(device)
     model.loss_type = "ForCausalLM"
+    use_head_loss(model, head_loss, device)
     if training.gradient_checkpointing:
         model.gradient_checkpointing_enable()
     model.train()

@@ -57,7 +57,7 @@ class Memory:
             final norm, two blocks, and the gradients of one.
         weight_copies (`int`): The bfloat16 copies of the weight matrices that autocast keeps for the backward pass.
         activations (`int`): Of a micro-batch, kept for the backward pass.
-        logits (`int`): The loss of a micro-batch over the vocabulary.
+        logits (`int`): The loss of a micro-batch over the vocabulary, whole or fused.
         probe_snapshot, probe_adam (`int`): What a probe holds besides.
         training (`int`): All of it outside probes.
         probe (`int`): All of it in a probe; the training's Adam state is still there in the last one.

@@ -14,6 +14,7 @@ from ..errors import PlasticityError
 from ..experiment.config import ExperimentConfig, parse_experiment
 from ..experiment.data import TOKENIZER_FOLDER, run_schedule, vocabulary
 from ..models import model_size
+from ..network.head_loss import AUTO, FUSED, FUSED_FROM_VOCABULARY, LOGITS, head_loss_bytes
 from .arithmetic import plan_run
 from .measure import measure_throughput
 from .plan import Plan
@@ -33,6 +34,7 @@ class StudyPlan:
         plan ([`Plan`]): Parameters, FLOPs, time, memory, disk, onset.
         text (`list[Text]`): Tokens of each language.
         measured (`str`, *optional*): Where the throughput was measured; `None` if it was given, or there is none.
+        head_loss (`str`): What the run computes its loss with: `"logits"` or `"fused"`.
     """
 
     study: ExperimentConfig
@@ -42,6 +44,7 @@ class StudyPlan:
     plan: Plan
     text: list[Text]
     measured: str | None = None
+    head_loss: str = LOGITS
 
     def to_dict(self) -> dict[str, Any]:
         """All of it, ready for JSON."""
@@ -51,6 +54,7 @@ class StudyPlan:
             "languages": self.study.data.languages,
             "probe_language": self.study.data.probe_language,
             "vocab_size": self.vocab_size,
+            "head_loss": self.head_loss,
             "no_tokenizer": self.no_tokenizer,
             "sharding": self.sharding,
             "plan": dataclasses.asdict(self.plan),
@@ -120,18 +124,31 @@ def plan_study(
         "tokens_per_second": tokens_per_second,
     }
     plan = plan_run(**numbers)
+    head_loss = _head_loss(training.head_loss, vocab_size)
+    if head_loss == FUSED:
+        numbers["fused_head_bytes"] = head_loss_bytes(
+            FUSED, plan.micro_batch_size * length, vocab_size, shape.d_model, training.bf16
+        )
+        plan = plan_run(**numbers)
     batch_size = training.global_batch_tokens // length
     probe = training.probe_config(batch_size)
     text = text_of_study(study, run_schedule(study, batch_size), batch_size, vocab_size, tokenizer)
     measured = None
     if measure:
-        throughput, measured = measure_throughput(study, vocab_size, plan)
+        throughput, measured = measure_throughput(study, vocab_size, plan, head_loss)
         numbers["tokens_per_second"] = throughput * num_processes
     numbers |= {
         "probe_evaluations": len(probe.evaluation_steps()),
         "block_bytes": sum(one.bytes_on_disk for one in text),
     }
-    return StudyPlan(study, vocab_size, why or None, sharding, plan_run(**numbers), text, measured)
+    return StudyPlan(study, vocab_size, why or None, sharding, plan_run(**numbers), text, measured, head_loss)
+
+
+def _head_loss(head_loss: str, vocab_size: int) -> str:
+    """What `use_head_loss` chooses for GPT-2, which the fused loss fits."""
+    if head_loss == AUTO:
+        return FUSED if vocab_size >= FUSED_FROM_VOCABULARY else LOGITS
+    return head_loss
 
 
 def _tokenizer(study: ExperimentConfig) -> tuple[PreTrainedTokenizerBase | None, str]:

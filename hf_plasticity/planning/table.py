@@ -116,7 +116,7 @@ def _memory(planned: StudyPlan) -> list[tuple[str, str, str]]:
         "gathered": "estimate: embeddings and two blocks whole at once",
         "weight_copies": "bfloat16, kept by autocast",
         "activations": f"estimate: {micro_batch}, {precision}",
-        "logits": f"estimate: {micro_batch}, loss over {planned.vocab_size:,} tokens",
+        "logits": f"estimate: {micro_batch}, {planned.head_loss} loss over {planned.vocab_size:,} tokens",
         "training": "sum",
     }
     if plan.probes:

@@ -9,13 +9,13 @@ from torch import nn
 from transformers import Trainer, TrainerState, TrainingArguments
 from transformers.utils import logging
 
+from ..data.token_blocks import TokenBlocks
 from ..distributed import is_main_process
 from ..errors import PlasticityError
 from ..periodic import PeriodicCallback, Timeline
 from ..records import PROBES_FILE
 from .checkpoint import save_probe_checkpoint, save_probe_record
 from .config import ProbeConfig
-from .evaluation import TokenBlocks
 from .probe import ProbeDivergedError, check_probe
 from .recorder import ProbeRecorder, probe_conditions
 
@@ -38,7 +38,8 @@ class PlasticityProbeCallback(PeriodicCallback):
 
     Args:
         train_blocks ([`Blocks`], `np.ndarray` or `torch.Tensor` of shape `(num_blocks, context_length)`):
-            Token ids of the probe language to adapt to.
+            Token ids of the probe language to adapt to. A list of lists or a `datasets.Dataset` with `input_ids` works
+            too.
         eval_blocks ([`Blocks`], `np.ndarray` or `torch.Tensor` of shape `(num_blocks, context_length)`):
             Token ids of the probe language to measure the loss on.
         config ([`ProbeConfig`], *optional*): The probe.
@@ -114,6 +115,8 @@ class PlasticityProbeCallback(PeriodicCallback):
                 f"save_checkpoints: checkpoints are named after task instances and cycles, not after "
                 f"{unit}; use the unit tasks or cycles"
             )
+        if config is not None and not isinstance(config, ProbeConfig):
+            raise PlasticityError(f"config: {config!r} is not a ProbeConfig")
         if on_error not in (RAISE, WARN):
             raise PlasticityError(f"on_error: '{on_error}' is unknown; choose {RAISE} or {WARN}")
         self.recorder = ProbeRecorder(

@@ -8,23 +8,24 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import torch
 import torch.distributed as dist
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, get_peft_model
 from torch import nn
 from torch._dynamo import OptimizedModule
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 from tqdm.auto import tqdm
-from transformers import PreTrainedModel, Trainer
-from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
+from transformers import Trainer
 from transformers.pytorch_utils import Conv1D
 
+from ..data.token_blocks import TokenBlocks, as_blocks
 from ..distributed import rank_and_world_size
 from ..errors import PlasticityError
 from ..learning_rate import learning_rate_shape
-from ..network import preserve_model, reshard
+from ..network import is_fsdp, preserve_model, reshard
+from .checks import check_model, unwrapped, without_compilation
 from .config import ProbeConfig
-from .evaluation import TokenBlocks, as_blocks, to_device, validation_loss
+from .evaluation import to_device, validation_loss
 from .result import ProbeResult
 
 
@@ -71,7 +72,8 @@ def run_probe(
         [`ProbeResult`]: The same on every process.
 
     Raises:
-        [`PlasticityError`]: Too few blocks, or a batch that does not divide among processes and micro-batches.
+        [`PlasticityError`]: A model that cannot be probed (see [`check_model`]), too few blocks, or a batch that does
+            not divide among processes and micro-batches.
         [`ProbeDivergedError`]: A loss is not finite.
 
     Example:
@@ -90,6 +92,7 @@ def run_probe(
         largest_micro_batch_size,
         next(model.parameters()).device,
     )
+    check_model(model, share.train_blocks, share.eval_blocks, config)
     curves = []
     for repeat in range(config.repeats):
         label = description if config.repeats == 1 else f"{description}, {repeat + 1} of {config.repeats}"
@@ -119,27 +122,11 @@ def check_probe(
     Check before a training starts that its probes will be able to run.
 
     Raises:
-        [`PlasticityError`]: The model is not a causal language model or has adapters already, too few blocks,
-            or the batch does not divide.
+        [`PlasticityError`]: The model cannot be probed (see [`check_model`]), there are too few blocks, or the batch
+            does not divide.
     """
-    _check_causal(unwrapped(model))
-    if config.adaptation == "lora" and isinstance(unwrapped(model), PeftModel):
-        raise PlasticityError(
-            "probe_adaptation: 'lora' adds adapters, and the model has some already; use 'full', which trains what "
-            "training trains"
-        )
-    _Share(train_blocks, eval_blocks, config, micro_batch_size, None, next(model.parameters()).device)
-
-
-def _check_causal(model: nn.Module) -> None:
-    base = model.get_base_model() if isinstance(model, PeftModel) else model
-    if not isinstance(base, PreTrainedModel):
-        return
-    name, config = type(base).__name__, base.config
-    masked = name in MODEL_FOR_MASKED_LM_MAPPING_NAMES.values()
-    if config.is_encoder_decoder or masked:
-        kind = "an encoder-decoder model" if config.is_encoder_decoder else "a masked language model"
-        raise PlasticityError(f"model: '{name}' is {kind}; the probe requires a causal language model")
+    share = _Share(train_blocks, eval_blocks, config, micro_batch_size, None, next(model.parameters()).device)
+    check_model(model, share.train_blocks, share.eval_blocks, config)
 
 
 def check_text(train_blocks: TokenBlocks, eval_blocks: TokenBlocks, config: ProbeConfig) -> int:
@@ -188,6 +175,8 @@ class _Share:
             raise PlasticityError(
                 f"probe_batch_size: {config.batch_size} sequences do not divide among {self.world} processes"
             )
+        if micro_batch_size is not None and micro_batch_size < 1:
+            raise PlasticityError(f"micro_batch_size: {micro_batch_size} is not a positive number")
         most = largest_micro_batch_size or self.size
         largest = max(size for size in range(1, self.size + 1) if self.size % size == 0 and size <= most)
         self.micro_batch_size = min(micro_batch_size or largest, self.size)
@@ -215,16 +204,6 @@ def _number_of_blocks(blocks: TokenBlocks, wanted: int) -> int:
     if not isinstance(blocks, np.ndarray | torch.Tensor):
         blocks.prepare(wanted)
     return len(blocks)
-
-
-def _not_compiled(model: nn.Module) -> nn.Module:
-    return model._orig_mod if isinstance(model, OptimizedModule) else model
-
-
-def unwrapped(model: nn.Module) -> nn.Module:
-    """The model inside DDP and `torch.compile`."""
-    model = _not_compiled(model)
-    return _not_compiled(model.module) if isinstance(model, DistributedDataParallel) else model
 
 
 @contextlib.contextmanager
@@ -270,6 +249,8 @@ def _adapt(
         config.lr_scheduler_type, config.steps, config.warmup_steps, config.lr_scheduler_kwargs
     )
     optimizer = _optimizer(model, config)
+    # Listed once: walking through the modules at every step is a few per cent of a step of the smallest models.
+    parameters, sharded = [*model.parameters()], is_fsdp(model)
     order = share.order(seed)
     evaluation_steps = set(config.evaluation_steps())
     losses = []
@@ -281,10 +262,11 @@ def _adapt(
             bar.set_postfix(loss=f"{losses[-1]:.4f}")
             if not math.isfinite(losses[-1]):
                 raise ProbeDivergedError(f"the probe's validation loss is {losses[-1]} after {step} probe steps")
+            model.train()
         if step < config.steps:
             for group in optimizer.param_groups:
                 group["lr"] = config.learning_rate * shape(step)
-            _training_step(model, optimizer, share.training(order, step), share, config)
+            _training_step(model, parameters, sharded, optimizer, share.training(order, step), share, config)
             bar.update()
     return losses
 
@@ -308,21 +290,22 @@ def _optimizer(model: nn.Module, config: ProbeConfig) -> torch.optim.AdamW:
 
 def _training_step(
     model: nn.Module,
+    parameters: list[nn.Parameter],
+    sharded: bool,
     optimizer: torch.optim.Optimizer,
     micro_batches: Iterator[torch.Tensor],
     share: _Share,
     config: ProbeConfig,
 ) -> None:
-    model.train()
     # DDP is kept from averaging: it would lay out its buckets anew after the probe's first step instead of training's,
     # and three processes or more then add up training's gradients in another order.
-    wrapper = _not_compiled(model)
+    wrapper = without_compilation(model)
     unaveraged = wrapper.no_sync() if isinstance(wrapper, DistributedDataParallel) else contextlib.nullcontext()
     with unaveraged:
         for input_ids in micro_batches:
             loss = model(input_ids=input_ids, labels=input_ids).loss
             (loss * (len(input_ids) / share.size)).backward()
-    trainable = [parameter for parameter in model.parameters() if parameter.grad is not None]
+    trainable = [parameter for parameter in parameters if parameter.grad is not None]
     if share.world > 1:
         for parameter in trainable:
             if not isinstance(parameter.grad, DTensor):
@@ -330,6 +313,7 @@ def _training_step(
                 parameter.grad /= share.world
     if config.max_grad_norm > 0:
         nn.utils.clip_grad_norm_(trainable, config.max_grad_norm)
-    reshard(model)
+    if sharded:
+        reshard(model)
     optimizer.step()
     optimizer.zero_grad()

@@ -24,6 +24,10 @@ WEIGHTS = "*.safetensors"
 END_BYTES = 2**20
 
 
+class DamagedCheckpointError(PlasticityError):
+    """A checkpoint has no weights that can be loaded, or lacks some of them."""
+
+
 def training_step(name: str) -> int | None:
     """
     The training step in a checkpoint's name: the number after `step`, also as `50K`, or else the last one; `None`
@@ -43,7 +47,8 @@ def find_checkpoints(suite: SuiteConfig) -> dict[int, str]:
     The checkpoints to probe by their step, in order.
 
     Raises:
-        [`PlasticityError`]: A pattern that fits nothing, a name without a number, or two with the same.
+        [`PlasticityError`]: A pattern that fits nothing, a name without a number, or two with the same; a step for
+            more than one checkpoint.
     """
     if Path(suite.model).is_dir():
         there = sorted(path.name for path in Path(suite.model).iterdir() if (path / "config.json").exists())
@@ -56,7 +61,8 @@ def find_checkpoints(suite: SuiteConfig) -> dict[int, str]:
     chosen = [] if suite.revisions else [name for name in there if training_step(name) is not None]
     if not chosen and not suite.revisions:
         raise PlasticityError(
-            f"model: '{suite.model}' has no checkpoint with a number in its name; it has {_some(there)}"
+            f"model: '{suite.model}' has no checkpoint with a number in its name; it has {_some(there)}. To probe one "
+            "of them, name it with --revisions and give its training step with --step"
         )
     for pattern in suite.revisions or []:
         fitting = fnmatch.filter(there, pattern)
@@ -65,11 +71,19 @@ def find_checkpoints(suite: SuiteConfig) -> dict[int, str]:
                 f"revisions: '{suite.model}' has nothing by the name of '{pattern}'; it has {_some(there)}"
             )
         chosen += fitting
+    chosen = list(dict.fromkeys(chosen))
+    if suite.step is not None and len(chosen) > 1:
+        raise PlasticityError(
+            f"step: {suite.step} is that of one checkpoint, and there are {len(chosen)}; leave it out"
+        )
     found: dict[int, str] = {}
-    for name in dict.fromkeys(chosen):
-        step = training_step(name)
+    for name in chosen:
+        step = training_step(name) if suite.step is None else suite.step
         if step is None:
-            raise PlasticityError(f"revisions: '{name}' has no number in its name to place it by")
+            raise PlasticityError(
+                f"revisions: '{name}' has no number in its name; give its training step with --step"
+                + (", one checkpoint at a time" if len(chosen) > 1 else "")
+            )
         if step in found:
             raise PlasticityError(f"revisions: '{found[step]}' and '{name}' are both of step {step}; name one of them")
         found[step] = name
@@ -96,10 +110,17 @@ def check_weights(suite: SuiteConfig, found: Mapping[int, str]) -> None:
     (EleutherAI/pythia, issues 205 and 206 on GitHub), and a curve through them looks like a training that it is not.
 
     Raises:
-        [`PlasticityError`]: A checkpoint without safetensors, or several with the same file of weights.
+        [`PlasticityError`]: A checkpoint without safetensors, unless damaged ones are skipped; or several with the
+            same file of weights.
     """
     local = Path(suite.model).is_dir()
-    files = {name: _local_files(suite, name) if local else _files_on_the_hub(suite, name) for name in found.values()}
+    files = {}
+    for name in found.values():
+        try:
+            files[name] = _local_files(suite, name) if local else _files_on_the_hub(suite, name)
+        except DamagedCheckpointError:
+            if not suite.skip_damaged:
+                raise
     holders: Mapping[Any, list[str]] = defaultdict(list)
     for name, digests in files.items():
         for digest in digests:
@@ -159,7 +180,7 @@ def _weights(suite: SuiteConfig, name: str, files: list[str]) -> list[str]:
     weights = fnmatch.filter(files, WEIGHTS)
     if not weights:
         others = sorted(path for path in files if path.endswith((".bin", ".pt", ".msgpack", ".h5")))
-        raise PlasticityError(
+        raise DamagedCheckpointError(
             f"revisions: '{name}' of '{suite.model}' has no safetensors"
             + (f", only {_some(others)}, which may hold code and is not loaded" if others else "")
         )
@@ -198,7 +219,8 @@ def load_model(name_or_path: str | os.PathLike, revision: str | None = None) -> 
         revision (`str`, *optional*): A branch, tag or commit of the repository.
 
     Raises:
-        [`PlasticityError`]: It cannot be loaded, or weights are missing: Transformers would initialize them at random.
+        [`DamagedCheckpointError`]: It cannot be loaded, or weights are missing: Transformers would initialize them at
+            random.
     """
     shown = f"'{name_or_path}'" if revision is None else f"'{revision}' of '{name_or_path}'"
     options = {} if revision is None else {"revision": revision}
@@ -213,9 +235,9 @@ def load_model(name_or_path: str | os.PathLike, revision: str | None = None) -> 
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         explanation = explain_hub_error(str(name_or_path), "model", error) or one_line(error)
-        raise PlasticityError(f"model: {shown} cannot be loaded: {explanation}") from None
+        raise DamagedCheckpointError(f"model: {shown} cannot be loaded: {explanation}") from None
     missing = sorted(found["missing_keys"]) + sorted(str(key) for key in found["mismatched_keys"])
     if missing:
         names = ", ".join(missing[:3]) + (", …" if len(missing) > 3 else "")
-        raise PlasticityError(f"model: {shown} lacks weights that its configuration asks for ({names})")
+        raise DamagedCheckpointError(f"model: {shown} lacks weights that its configuration asks for ({names})")
     return model

@@ -24,8 +24,10 @@ from ..errors import PlasticityError
 from ..hub_errors import one_line
 from ..network.head_loss import LOGITS, use_head_loss
 from ..probing import ProbeResult
-from ..probing.recorder import ALL, ProbeRecorder, precision
+from ..probing.checks import precision
+from ..probing.recorder import ALL, ProbeRecorder
 from ..records import DIAGNOSIS_KEY, DIAGNOSTICS_FILE, INITIAL_WEIGHTS_FILE, append_record, read_records
+from .checkpoints import DamagedCheckpointError
 from .config import BATCH, CHECKPOINTS
 
 
@@ -98,6 +100,10 @@ class CheckpointProber:
             is diagnosed.
         micro_batch_size (`int`, *optional*): Sequences in one forward pass on one process; its whole share by default.
         show_progress (`bool`, *optional*, defaults to `True`): Whether the main process shows a bar for each probe.
+        skip_damaged (`bool`, *optional*, defaults to `False`): Whether to leave out checkpoints that cannot be loaded.
+
+    Attributes:
+        skipped (`dict[int, str]`): The reason for each checkpoint that was left out, by step.
     """
 
     def __init__(
@@ -113,6 +119,7 @@ class CheckpointProber:
         diagnostics_blocks: np.ndarray | None = None,
         micro_batch_size: int | None = None,
         show_progress: bool = True,
+        skip_damaged: bool = False,
     ):
         if share == CHECKPOINTS and accelerator.is_fsdp2:
             raise PlasticityError(f"share: '{share}' is not supported with FSDP; choose '{BATCH}'")
@@ -124,6 +131,7 @@ class CheckpointProber:
         self.micro_batch_size = micro_batch_size
         self.show_progress = show_progress and is_main_process()
         self.head_loss = head_loss
+        self.skip_damaged, self.skipped = skip_damaged, dict[int, str]()
         conditions = {"precision": precision(torch.float32), "trained": ALL}
         recorder.begin(conditions if head_loss == LOGITS else conditions | {"head_loss": head_loss}, folder)
 
@@ -149,9 +157,12 @@ class CheckpointProber:
         for batch in _batches(missing, 1 if self.together else self.world_size):
             paths = from_main_process(partial(self._fetch, batch))
             tasks = [Task(step, path, step in to_probe, step in to_diagnose) for step, path in zip(batch, paths)]
-            results = [self._measure(task) for task in tasks] if self.together else self._measure_in_parallel(tasks)
+            results = self._measure_together(tasks) if self.together else self._measure_in_parallel(tasks)
             errors = []
             for step, measured in zip(batch, results):
+                if self.skip_damaged and isinstance(measured.error, DamagedCheckpointError):
+                    self.skipped[step] = str(measured.error)
+                    continue
                 # After a failed checkpoint, write only what has a reference: ΔAUC refers to the first trained one.
                 if measured.error is not None:
                     errors.append(measured.error)
@@ -164,6 +175,14 @@ class CheckpointProber:
 
     def _fetch(self, steps: Sequence[int]) -> list[str]:
         return [self.fetch(step) for step in steps]
+
+    def _measure_together(self, tasks: list[Task]) -> list[Measured]:
+        """All processes measure one checkpoint."""
+        [task] = tasks
+        try:
+            return [self._measure(task)]
+        except DamagedCheckpointError as error:
+            return [Measured(error=error)]
 
     def _measure_in_parallel(self, tasks: list[Task]) -> list[Measured]:
         """Each process measures one of the checkpoints; all receive all results."""
@@ -221,7 +240,11 @@ class CheckpointProber:
     def _keep_initial_weights(self) -> None:
         def keep() -> None:
             if self._reference() is None:
-                save_weights(self.load(self.fetch(0)), self.folder / INITIAL_WEIGHTS_FILE)
+                try:
+                    save_weights(self.load(self.fetch(0)), self.folder / INITIAL_WEIGHTS_FILE)
+                except DamagedCheckpointError:
+                    if not self.skip_damaged:
+                        raise
 
         from_main_process(keep)
 

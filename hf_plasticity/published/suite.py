@@ -28,6 +28,9 @@ from .config import BATCH, CHECKPOINTS, SuiteConfig
 from .prober import CheckpointProber, make_accelerator
 
 
+logger = logging.get_logger(__name__)
+
+
 def probe_suite(suite: SuiteConfig, data: DataConfig) -> None:
     """
     Probe every checkpoint that is not recorded yet, and write the report. The same command resumes; with more
@@ -88,10 +91,16 @@ def probe_suite(suite: SuiteConfig, data: DataConfig) -> None:
             else None,
             micro_batch_size=suite.per_device_train_batch_size,
             show_progress=not suite.disable_tqdm,
+            skip_damaged=suite.skip_damaged,
         )
         prober.probe(list(found))
         if is_main_process():
             recorder.refer_to_first(suite.output_dir)
+            for step, reason in prober.skipped.items():
+                logger.warning(f"'{found[step]}' was left out: {reason}")
+        if len(prober.skipped) == len(found):
+            raise PlasticityError(f"model: none of the {len(found)} checkpoints of '{suite.model}' can be loaded")
+        if is_main_process():
             show_results(suite.output_dir)
 
 

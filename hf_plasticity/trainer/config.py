@@ -13,7 +13,7 @@ from ..learning_rate import learning_rate_shape
 from ..mitigations import make_mitigations
 from ..probing.config import ProbeConfig, probe_settings
 from ..settings import DERIVED, LENGTH, MACHINE, OUTPUT, setting
-from .training_arguments import check_parsed_arguments, check_training_arguments
+from .training_arguments import check_installed, check_parsed_arguments, check_training_arguments
 
 
 INLINE, DEFERRED = "inline", "deferred"
@@ -224,8 +224,14 @@ class ContinualConfig(ProbeSettings, TrainingArguments):  # type: ignore[misc, v
         if self.disable_tqdm is None:
             self.disable_tqdm = not sys.stderr.isatty()
         self._fork_workers()
-        super().__post_init__()
+        try:
+            super().__post_init__()
+        except (TypeError, FileNotFoundError) as error:
+            if isinstance(self.accelerator_config, str | dict):
+                raise PlasticityError(f"accelerator_config: {' '.join(str(error).split())}") from None
+            raise
         check_parsed_arguments(self)
+        check_installed(self)
         # `accelerate launch` may set the precision too; the configuration records the one that is used.
         if self.mixed_precision not in ("no", "bf16"):
             raise PlasticityError(f"mixed_precision: '{self.mixed_precision}' is not supported; use bf16 or no")

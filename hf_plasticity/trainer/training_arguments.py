@@ -5,9 +5,17 @@ has one supported value. A field that a later version of Transformers adds count
 
 import math
 import os
+from collections.abc import Callable
 from typing import Any
 
-from transformers import TrainingArguments
+import torch._dynamo
+import torch._inductor
+from accelerate.utils import DynamoBackend
+from transformers import Trainer, TrainingArguments
+from transformers.integrations.integration_utils import (
+    INTEGRATION_TO_CALLBACK,
+    get_available_reporting_integrations,
+)
 from transformers.trainer_utils import SaveStrategy
 
 from ..errors import PlasticityError
@@ -34,7 +42,7 @@ _OUTPUT = (
     "include_num_input_tokens_seen", "log_level", "log_level_replica", "disable_tqdm", "report_to", "run_name",
     "project", "trackio_space_id", "trackio_bucket_id", "trackio_static_space_id", "skip_memory_metrics", "debug",
     "save_strategy", "save_steps", "save_total_limit", "push_to_hub", "hub_private_repo", "hub_model_id",
-    "hub_strategy", "hub_always_push", "hub_revision", "eval_steps", "eval_delay", "prediction_loss_only",
+    "eval_steps", "eval_delay", "prediction_loss_only",
     "eval_do_concat_batches", "eval_use_gather_object", "eval_accumulation_steps", "include_for_metrics",
     "batch_eval_metrics", "metric_for_best_model", "greater_is_better", "bf16_full_eval", "fp16_full_eval",
     "label_names", "length_column_name", "do_train", "do_eval", "do_predict",
@@ -61,6 +69,9 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "eval_strategy": ("no", _EVALUATION),
     "eval_on_start": (False, _EVALUATION),
     "load_best_model_at_end": (False, _EVALUATION),
+    "hub_strategy": ("every_save", "a run uploads its records and probed models, not its checkpoints"),
+    "hub_always_push": (False, "a run uploads everything, also if the Hub does not respond for a while"),
+    "hub_revision": (None, "a run uploads to main, and each probed model to a branch of its own"),
     "deepspeed": (None, "FSDP2 shards a model here; see docs/running.md"),
     "parallelism_config": (None, "DDP and FSDP2 are supported"),
     "save_on_each_node": (False, "all nodes write to one run folder"),
@@ -89,22 +100,6 @@ ROLES: dict[str, str] = {
     "hub_token": PRIVATE,
 }
 
-# The lowest value of a number, the end of its range, which it must be below, and the range in words.
-_SEED = (0, 2**32, "between 0 and 2**32 - 1")
-_SHARE = (0, 1, "at least 0 and below 1")
-_AMOUNT = (0, math.inf, "0 or more")
-RANGES: dict[str, tuple[float, float, str]] = {
-    "seed": _SEED,
-    "data_seed": _SEED,
-    "adam_beta1": _SHARE,
-    "adam_beta2": _SHARE,
-    "label_smoothing_factor": _SHARE,
-    "adam_epsilon": _AMOUNT,
-    "weight_decay": _AMOUNT,
-    "max_grad_norm": _AMOUNT,
-    "neftune_noise_alpha": _AMOUNT,
-}
-
 # Fields of `accelerator_config` that change the batch of an optimizer step, and those that do not: the order of the
 # text is sequential, and its length a multiple of the batch.
 BATCH_FIELDS = {"split_batches": False, "dispatch_batches": None, "gradient_accumulation_kwargs": None}
@@ -124,6 +119,22 @@ ENVIRONMENT: dict[str, tuple[str, str, str]] = {
     "ACCELERATE_USE_MEGATRON_LM": ("false", "use_megatron_lm", _SHARD),
     "ACCELERATE_USE_PARALLELISM_CONFIG": ("false", "use_parallelism_config", _SHARD),
 }
+# For each field what is possible. Transformers and PyTorch would fail on anything else in the middle of a start.
+_RANGES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
+    ("seed", lambda value: 0 <= value < 2**32, "a whole number from 0 to 4294967295"),
+    ("data_seed", lambda value: 0 <= value < 2**32, "a whole number from 0 to 4294967295"),
+    ("dataloader_num_workers", lambda value: value >= 0, "0 or more"),
+    ("logging_steps", lambda value: value >= 1, "1 or more"),
+    ("torch_empty_cache_steps", lambda value: value >= 1, "1 or more"),
+    ("learning_rate", lambda value: 0 < value < math.inf, "a positive number"),
+    ("weight_decay", lambda value: 0 <= value < math.inf, "0 or more"),
+    ("adam_beta1", lambda value: 0 <= value < 1, "a number from 0 to below 1"),
+    ("adam_beta2", lambda value: 0 <= value < 1, "a number from 0 to below 1"),
+    ("adam_epsilon", lambda value: 0 <= value < math.inf, "0 or more"),
+    ("max_grad_norm", lambda value: value >= 0, "0 (no clipping) or more"),
+    ("label_smoothing_factor", lambda value: 0 <= value < 1, "a number from 0 to below 1"),
+    ("neftune_noise_alpha", lambda value: 0 <= value < math.inf, "0 or more"),
+)
 
 
 def check_training_arguments(args: TrainingArguments) -> None:
@@ -155,12 +166,54 @@ def check_training_arguments(args: TrainingArguments) -> None:
         if pair and (key not in OPTIMIZERS[optim] or not separator):
             known = ", ".join(OPTIMIZERS[optim]) or "none"
             raise PlasticityError(f"optim_args: '{pair}' is not possible for {optim}, whose arguments are: {known}")
-    for name, (lowest, end, words) in RANGES.items():
+    for name, possible, right in _RANGES:
         value = getattr(args, name)
-        if value is not None and not lowest <= value < end:
-            raise PlasticityError(f"{name}: {value} is not {words}")
-    if args.dataloader_num_workers < 0:
-        raise PlasticityError(f"dataloader_num_workers: {args.dataloader_num_workers} is negative; use 0 or more")
+        if value is not None and not possible(value):
+            raise PlasticityError(f"{name}: {value} is not possible; use {right}")
+    if args.dataloader_persistent_workers and not args.dataloader_num_workers:
+        raise PlasticityError("dataloader_persistent_workers: there are no workers; set dataloader_num_workers")
+    _check_compilation(args)
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+        for name in ("ddp_backend", "fsdp"):
+            if getattr(args, name):
+                raise PlasticityError(f"{name}: {getattr(args, name)} requires several processes; leave it out")
+
+
+def _check_compilation(args: TrainingArguments) -> None:
+    if not (args.torch_compile or args.torch_compile_backend or args.torch_compile_mode):
+        return
+    # Accelerate knows fewer backends than PyTorch.
+    known = {backend.value.lower() for backend in DynamoBackend}
+    backends = sorted(known.intersection(torch._dynamo.list_backends(exclude_tags=())))
+    modes = list(torch._inductor.list_mode_options())
+    if args.torch_compile_backend not in (None, *backends):
+        raise PlasticityError(
+            f"torch_compile_backend: '{args.torch_compile_backend}' is unknown; choose one of {', '.join(backends)}"
+        )
+    if args.torch_compile_mode not in (None, *modes):
+        raise PlasticityError(
+            f"torch_compile_mode: '{args.torch_compile_mode}' is unknown; choose one of {', '.join(modes)}"
+        )
+
+
+def check_installed(args: TrainingArguments) -> None:
+    """
+    Refuse trackers and optimizers that are unknown or not installed, once `args` has resolved them.
+
+    Raises:
+        [`PlasticityError`]: There is one.
+    """
+    for tracker in args.report_to:
+        if tracker not in INTEGRATION_TO_CALLBACK:
+            raise PlasticityError(
+                f"report_to: '{tracker}' is unknown; choose none, all, or some of {', '.join(INTEGRATION_TO_CALLBACK)}"
+            )
+        if tracker not in get_available_reporting_integrations():
+            raise PlasticityError(f"report_to: '{tracker}' is not installed; install it, or leave it out")
+    try:
+        Trainer.get_optimizer_cls_and_kwargs(args)
+    except (ImportError, ValueError, RuntimeError) as error:
+        raise PlasticityError(f"optim: '{args.optim.value}' cannot be used: {' '.join(str(error).split())}") from None
 
 
 def check_parsed_arguments(args: TrainingArguments) -> None:

@@ -94,11 +94,14 @@ def test_the_largest_run_of_the_paper_by_hand(capsys):
     assert memory["adam"] == 8 * parameters == 4_092_907_520
     assert memory["weight_copies"] == 2 * (blocks + tokens_embedded) == 1_017_446_400
     assert memory["activations"] == 4 * 2_048 * 16 * 36 * 1_280 == 6_039_797_760
-    assert memory["logits"] == 4 * 2_048 * 151_680 * 12 == 14_910_750_720
+    # Fused, as `auto` is for a vocabulary of this size: the logits of 8,192 tokens are ten times 2^27, so a chunk has
+    # 832 tokens of 8 bytes a logit; the gradient of the head in float32, and its copy in bfloat16.
+    assert answer["head_loss"] == "fused"
+    assert memory["logits"] == 8 * 832 * 151_680 + 6 * tokens_embedded == 2_174_484_480
     assert memory["gathered"] == 0
-    # 3 · 2.046 + 4.093 + 1.017 + 6.040 + 14.911 GB, and in a probe the snapshot and another Adam state
-    assert memory["training"] == 32_200_263_680
-    assert memory["probe"] == 32_200_263_680 + 2_046_453_760 + 4_092_907_520
+    # 2 · 2.046 + 4.093 + 2.046 + 1.017 + 6.040 + 2.174 GB, and in a probe the snapshot and another Adam state
+    assert memory["training"] == 19_463_997_440
+    assert memory["probe"] == 19_463_997_440 + 2_046_453_760 + 4_092_907_520
 
     disk = plan["disk"]
     assert disk["checkpoints"] == 3 * 12 * parameters  # two that are kept and one being written
@@ -123,6 +126,14 @@ def test_the_largest_run_of_the_paper_by_hand(capsys):
     assert onset["cycle"] == pytest.approx(17.3, abs=0.05)
     assert onset["tokens"] == pytest.approx(6.92e11, rel=1e-3)
     assert onset["reached_by_tasks"] and onset["reached_by_tokens"] and not onset["extrapolated"]
+
+
+def test_the_loss_that_holds_all_logits_takes_more_memory(capsys):
+    settings = [*PAPER, "--bf16", "--per_device_train_batch_size=4", "--num_processes=64"]
+    answer = planned(capsys, *settings, "--head_loss=logits")
+    assert answer["head_loss"] == "logits"
+    assert answer["plan"]["memory"]["logits"] == 4 * 2_048 * 151_680 * 12 == 14_910_750_720
+    assert planned(capsys, *SMALL)["head_loss"] == "logits"  # bytes
 
 
 def test_fsdp2_divides_what_adam_holds_among_the_devices(capsys):

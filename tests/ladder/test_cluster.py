@@ -1,0 +1,135 @@
+"""The runs of a ladder as jobs: through submitit's local executor, and on a Slurm of one node."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+
+from hf_plasticity.ladder.cluster import ClusterRun, submit_jobs
+from hf_plasticity.ladder.jobs import Job
+from hf_plasticity.records import COMPLETE_FILE, read_run
+from support.launch import ROOT, TINY
+from support.slurm import SlurmUnavailable, single_node_slurm
+
+
+pytest.importorskip("submitit")
+
+TRAIN = [sys.executable, "-m", "hf_plasticity", "train"]
+LONG = ["--cycles=4000" if setting.startswith("--cycles") else setting for setting in TINY]
+SETTINGS = [setting for setting in LONG if not setting.startswith("--size")]
+
+
+def wait_for(condition, seconds=240):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it took too long"
+        time.sleep(0.2)
+
+
+def checkpoints(folder):
+    return [int(path.parent.name.split("-")[1]) for path in folder.glob(f"checkpoint-*/{COMPLETE_FILE}")]
+
+
+def test_a_job_at_its_time_limit_waits_until_its_run_has_saved_a_checkpoint(tmp_path):
+    """The handler interrupts the wait for the process, which the announcement of the limit reaches too."""
+    saved = tmp_path / "saved"
+    run = f"""
+import pathlib, signal, sys, time
+def save(*_):
+    time.sleep(1)
+    pathlib.Path({str(saved)!r}).touch()
+    sys.exit(143)
+signal.signal(signal.SIGTERM, save)
+pathlib.Path({str(tmp_path / "started")!r}).touch()
+time.sleep(60)
+"""
+    job = f"""
+import pathlib, signal, sys
+from hf_plasticity.ladder.cluster import ClusterRun
+run = ClusterRun([sys.executable, "-c", {run!r}])
+def limit(*_):
+    again = run.checkpoint()
+    sys.exit(0 if pathlib.Path({str(saved)!r}).exists() and again.function.command == run.command else 1)
+signal.signal(signal.SIGUSR2, limit)
+run()
+"""
+    process = subprocess.Popen(
+        [sys.executable, "-c", job], env=os.environ | {"PYTHONPATH": str(ROOT)}, process_group=0
+    )
+    wait_for((tmp_path / "started").exists, 60)
+    os.killpg(process.pid, signal.SIGUSR2)
+    try:
+        assert process.wait(timeout=30) == 0
+    finally:
+        process.kill()
+
+
+def test_a_run_that_fails_is_a_failed_job():
+    with pytest.raises(RuntimeError, match="exit status 3"):
+        ClusterRun([sys.executable, "-c", "raise SystemExit(3)"])()
+
+
+@pytest.mark.slow
+def test_runs_are_jobs_of_submitit(tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    folders = [tmp_path / f"seed{seed}" for seed in (1, 2)]
+    jobs = [Job(folder, [*TRAIN, *TINY, f"--output_dir={folder}"]) for folder in folders]
+    submitted = submit_jobs(jobs, "local", str(tmp_path / "jobs"), {"timeout_min": 10})
+    assert [job.result() for job in submitted] == [0, 0]
+    assert all([probe["cycle"] for probe in read_run(folder).probes] == [0, 1, 2] for folder in folders)
+
+
+@pytest.mark.slow
+def test_a_run_that_reaches_the_time_limit_resumes_from_the_checkpoint_of_its_last_step(tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    folder = tmp_path / "run"
+    job = Job(folder, [*TRAIN, *LONG, f"--output_dir={folder}"])
+    [submitted] = submit_jobs([job], "local", str(tmp_path / "jobs"), {"timeout_min": 10})
+    controller = psutil.Process(int(submitted.job_id))
+    try:
+        wait_for((folder / "cycle-001").exists)
+        [task] = controller.children()
+        task.send_signal(signal.SIGUSR2)
+        wait_for(lambda: "Requeued job" in (submitted.stderr() or ""))
+        assert "the same command resumes from checkpoint-" in submitted.stderr()
+        step = max(checkpoints(folder))
+        wait_for(lambda: max(checkpoints(folder), default=0) > step)
+    finally:
+        for process in [*controller.children(recursive=True), controller]:
+            process.kill()
+
+
+@pytest.mark.slow
+def test_a_ladder_on_slurm_resumes_at_the_time_limit_from_the_checkpoint_of_its_last_step(tmp_path):
+    try:
+        with single_node_slurm(tmp_path / "slurm") as slurm:
+            slurm |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+            output = tmp_path / "ladder"
+            command = [
+                sys.executable, str(ROOT / "recipes" / "ladder.py"), "--executor=slurm", "--sizes=25K", "--seeds", "1",
+                f"--output_dir={output}", *SETTINGS,
+            ]  # fmt: skip
+            process = subprocess.run(command, env=slurm, capture_output=True, text=True, timeout=120)
+            assert process.returncode == 0, process.stderr[-3000:]
+            number, folder = process.stdout.splitlines()[0].split()
+            run = output / "25K-rotation-seed1"
+            assert folder == str(run)
+            try:
+                wait_for((run / "cycle-001").exists)
+                # What Slurm does when the time limit is near.
+                subprocess.run(["scancel", number, "--signal=USR2"], env=slurm, check=True)
+                log = output / "jobs" / f"{number}_0_log.err"
+                wait_for(lambda: "Requeued job" in log.read_text())
+                assert "the same command resumes from checkpoint-" in log.read_text()
+                # Slurm leaves a job that is queued again alone for two minutes.
+                subprocess.run(["scontrol", "update", f"JobId={number}", "StartTime=now"], env=slurm, check=False)
+                step = max(checkpoints(run))
+                wait_for(lambda: max(checkpoints(run)) > step)
+            finally:
+                subprocess.run(["scancel", number], env=slurm, check=False)
+    except SlurmUnavailable as reason:
+        pytest.skip(f"Slurm cannot be started: {reason}")
