@@ -172,7 +172,7 @@ def test_checkpoints_for_resuming_are_counted_at_their_most(capsys, flags, count
 def test_measuring_what_does_not_fit_is_refused(capsys):
     assert main(["plan", *PAPER, "--measure"]) == 2
     # 16 bytes a parameter, 16 blocks of 64 · 1,280 a token, and 12 · 151,680 for its loss, of 256 sequences at once
-    assert "per_device_train_batch_size: a micro-batch of 256 requires 1,649.7 GB" in capsys.readouterr().err
+    assert "per_device_train_batch_size: a micro-batch of 256 requires 697.2 GB" in capsys.readouterr().err
 
 
 def test_the_head_is_most_of_a_small_model_over_a_large_vocabulary():
