@@ -29,7 +29,7 @@ SECTIONS = {
 
 
 class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
-    """One line for each setting where it fits, without the aliases with hyphens."""
+    """One line for each setting if it fits, without the aliases with hyphens."""
 
     def __init__(self, prog: str):
         super().__init__(prog, max_help_position=34, width=119)
@@ -47,7 +47,7 @@ class SettingsParser(HfArgumentParser):
         dataclass_types (`Sequence[type]`): The configurations. `--help` shows the fields that state a role, and
             `--help_all` those of Transformers too.
         refused (`Sequence[str]`, *optional*): Settings that are not supported and that no help shows.
-        **kwargs: Of `HfArgumentParser`.
+        **kwargs: Further arguments of `HfArgumentParser`.
     """
 
     def __init__(self, dataclass_types: Sequence[type], refused: Sequence[str] = (), **kwargs: Any):
@@ -74,7 +74,7 @@ class SettingsParser(HfArgumentParser):
         self.add_argument("--help_all", action="store_true", help="Also show the settings of Transformers.")
 
     def format_help(self, everything: bool = False) -> str:
-        """The help text: the settings of this package by what they decide, then those of Transformers if asked for."""
+        """The help text: the settings of this package by role, then those of Transformers if requested."""
         sections: dict[str, list[argparse.Action]] = {title: [] for title in SECTIONS.values()}
         sections["settings of Transformers"] = []
         for action in self._actions:
@@ -120,7 +120,7 @@ class SettingsParser(HfArgumentParser):
         except PlasticityError:
             raise
         except (ValueError, ImportError, OSError) as error:
-            # Transformers' own checks of its arguments.
+            # The checks of TrainingArguments.
             raise PlasticityError(one_line(error)) from None
         return tuple(config for config in configs if not isinstance(config, argparse.Namespace))
 

@@ -29,20 +29,20 @@ in the same folder resumes the run. --num_processes and --accelerate_config (sin
 start it with `accelerate launch`.
 """
 PROBE = """
-Probe a suite of published checkpoints: how fast does each of them learn a language?
+Probe a suite of published checkpoints: how fast does each checkpoint learn a language?
 
     hf-plasticity probe --model EleutherAI/pythia-70m --revisions "step*000" --every 10 \\
         --source hub --dataset wikipedia --probe_language vi
 
-The checkpoints are branches of a repository or folders in a folder; all get the same probe. The same command resumes,
-and with more revisions adds them to the records.
+The checkpoints are branches of a repository, or folders in a folder. All get the same probe. The same command resumes;
+with more revisions, it adds them.
 
     hf-plasticity probe --model runs/mine --follow
 
 probes the checkpoints of a run that was started with `--probe deferred`, as they appear in its folder or on the Hub.
 --num_processes and --accelerate_config start it with `accelerate launch`.
 """
-# What the system refuses because of the path, the disk or the rights, not because of a mistake in this program.
+# Errors of the system about a path, the disk or access rights, which are not bugs of this program.
 USER_ERRORS = (errno.ENOSPC, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST)
 
 
@@ -51,10 +51,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Run a command.
 
     Args:
-        arguments (`Sequence[str]`, *optional*): The words after `hf-plasticity`; those of this process by default.
+        arguments (`Sequence[str]`, *optional*): The arguments after `hf-plasticity`; `sys.argv` by default.
 
     Returns:
-        `int`: The exit status: 0, or 2 for an error of the user, which is one line on stderr.
+        `int`: The exit status: 0, or 2 for an error of the user, which is printed as one line on stderr.
     """
     try:
         with errors_on_one_line(_program()):
@@ -94,7 +94,7 @@ def _parser() -> argparse.ArgumentParser:
     commands.add_parser("probe", help="probe published checkpoints, or those of a run", add_help=False)
     mitigations = commands.add_parser("mitigations", help="list the mitigations of plasticity loss")
     mitigations.set_defaults(command=_mitigations, takes_settings=False)
-    for add in (_add_ladder, _add_plan, _add_prepare, _add_report, _add_push):
+    for add in (_add_ladder, _add_compare, _add_plan, _add_prepare, _add_report, _add_push):
         add(commands)
     return parser
 
@@ -157,6 +157,22 @@ def _ladder(options: argparse.Namespace) -> int:
     return run_ladder(options)
 
 
+def _add_compare(commands: argparse._SubParsersAction) -> None:
+    from .comparing.command import add_arguments
+
+    parser = commands.add_parser(
+        "compare", help="compare mitigations of plasticity loss", epilog=SETTINGS, allow_abbrev=False
+    )
+    add_arguments(parser)
+    parser.set_defaults(command=_compare, takes_settings=True)
+
+
+def _compare(options: argparse.Namespace) -> int:
+    from .comparing.command import run_comparison
+
+    return run_comparison(options)
+
+
 def _add_plan(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser(
         "plan",
@@ -205,31 +221,31 @@ def _prepare(options: argparse.Namespace) -> None:
     print(prepared_table(prepared))
     overlap = overlap_with_training(prepared)
     if overlap is not None:
-        print(f"\n{overlap.describe()}")
+        print(f"\n{overlap}")
 
 
 def _add_report(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser("report", help="write one HTML page about one run or several")
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="run folder, or org/name on the Hub")
-    parser.add_argument("-o", "--output", type=Path, help="the page (default for one run: report.html in its folder)")
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="run folder, a folder of runs, or org/name on the Hub")
+    parser.add_argument("-o", "--output", type=Path, help="the page (by default report.html in the folder)")
     parser.add_argument("--figures", type=Path, metavar="DIR", help="also write every figure here, as SVG and PNG")
     parser.add_argument(
         "--onset-rule",
-        default="turning_point",
+        default="rise",
         metavar="RULE",
-        help="rule for the onset: turning_point (default), zero_crossing, statistical (requires repeated probes)",
+        help="rule for the onset: rise (default), or turning_point, zero_crossing, statistical (docs/study.md)",
     )
     parser.set_defaults(command=_report, takes_settings=False)
 
 
 def _report(options: argparse.Namespace) -> None:
-    from .analysis.report import write_report
+    from .analysis.report import find_runs, write_report
     from .hub import load_run
     from .records import REPORT_FILE
 
     if options.output is None and len(options.runs) > 1:
         raise PlasticityError("output: missing; name the page of several runs with -o FILE")
-    runs = [load_run(run) for run in options.runs]
+    runs = [load_run(os.fspath(run)) for run in find_runs(options.runs)]
     output = options.output or Path(options.runs[0]) / REPORT_FILE
     if not output.parent.is_dir() and options.output is None:
         raise PlasticityError(f"output: missing; '{options.runs[0]}' is on the Hub, name the page with -o FILE")
@@ -237,7 +253,7 @@ def _report(options: argparse.Namespace) -> None:
 
 
 def _add_push(commands: argparse._SubParsersAction) -> None:
-    parser = commands.add_parser("push", help="upload a run to the Hub, or what is missing there")
+    parser = commands.add_parser("push", help="upload a run to the Hub, or the rest of it")
     parser.add_argument("run", type=Path, metavar="RUN", help="run folder")
     parser.add_argument("--hub_model_id", metavar="NAME", help="repository; by default the run's or the folder's name")
     parser.add_argument("--private", action="store_true", default=None, help="make a new repository private")
@@ -291,15 +307,15 @@ def _leave_group() -> None:
         return
     import torch.distributed as dist
 
-    # A process that ends while the others work may abort in a gloo thread, and the launcher then ends the others (seen
-    # in torch 2.13.0).
+    # A process that exits without this may abort in a gloo thread, and the launcher then stops the others (seen in
+    # torch 2.13.0; described in https://github.com/pytorch/pytorch/pull/179291).
     if dist.is_available() and dist.is_initialized():
         dist.barrier()
         dist.destroy_process_group()
 
 
 def _end(program: str, message: str, status: int) -> NoReturn:
-    # On a new line, below the progress bars of an interrupted run.
+    # On a new line, below the progress bars.
     print(f"\n{program}: {message}", file=sys.stderr)
     sys.exit(status)
 

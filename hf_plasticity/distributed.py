@@ -1,4 +1,4 @@
-"""The processes of one launch: their ranks, and what they tell each other."""
+"""The processes of one launch: their ranks, and communication between them."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -13,7 +13,7 @@ from accelerate import PartialState
 
 T = TypeVar("T")
 
-# A probe, or the wait for a checkpoint, may take hours. NCCL would give up after ten minutes.
+# A probe, or the wait for a checkpoint, may take hours. The default timeout of NCCL is ten minutes.
 LONG_TIMEOUT = timedelta(days=365)
 
 _independent: ContextVar[bool] = ContextVar("independent", default=False)
@@ -33,7 +33,7 @@ def is_main_process() -> bool:
 
 @contextlib.contextmanager
 def independent_processes() -> Iterator[None]:
-    """Inside this context each process of the launch works on a model of its own."""
+    """A context in which each process of the launch has its own model."""
     token = _independent.set(True)
     try:
         yield
@@ -44,7 +44,7 @@ def independent_processes() -> Iterator[None]:
 def from_main_process(compute: Callable[[], T]) -> T:
     """
     Run `compute` on the main process and return its result on every process. An exception that it raises is raised on
-    every process. Only the main process is sure to see the current state of the run folder.
+    every process. Use it to read the run folder, because other processes may see an older state of it.
     """
     rank, world_size = rank_and_world_size()
     if world_size == 1:
@@ -82,7 +82,8 @@ def start_processes(use_cpu: bool) -> bool:
         `bool`: Whether the processes compute on the CPU.
     """
     global _group
-    # Without this, several CPU processes of one launch do not join a group (seen in accelerate 1.15.0).
+    # Without this, several CPU processes of one launch do not join a group (seen in accelerate 1.15.0; reported in
+    # https://github.com/huggingface/accelerate/issues/2741).
     use_cpu = use_cpu or not torch.accelerator.is_available()
     PartialState(cpu=use_cpu, timeout=LONG_TIMEOUT)
     _group = None

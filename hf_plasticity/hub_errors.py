@@ -1,4 +1,4 @@
-"""What the Hub client's errors mean to the user, and what to do about them."""
+"""Explain errors of the Hub client to the user."""
 
 import errno
 from collections.abc import Iterator
@@ -16,8 +16,8 @@ from huggingface_hub.errors import (
 
 def explain_hub_error(repo_id: str, repo_type: str, error: BaseException) -> str | None:
     """
-    One line that says what is wrong with a repository and what would be right, or `None` where the Hub was not the
-    reason. `datasets` and `transformers` wrap the client's errors, so all causes are looked at.
+    Explain in one line what is wrong with a repository and what to do, or return `None` if the error is not from the
+    Hub. `datasets` and `transformers` wrap the errors of the client, so all causes are considered.
 
     Args:
         repo_id (`str`): The repository, as the user gave it.
@@ -33,7 +33,7 @@ def explain_hub_error(repo_id: str, repo_type: str, error: BaseException) -> str
     if caused_by(HFValidationError):
         return f"'{repo_id}' is neither a folder nor the name of a repository, such as 'org/name'"
     if caused_by(GatedRepoError):
-        return f"'{repo_id}' is gated: accept its terms at {url}, then log in with `hf auth login`"
+        return f"'{repo_id}' is gated: accept its terms at {url}, and log in with `hf auth login`"
     if caused_by(RepositoryNotFoundError):
         return f"there is no '{repo_id}' on the Hub, or it is private: check the name at {url}, or `hf auth login`"
     if caused_by(RevisionNotFoundError):
@@ -51,7 +51,7 @@ def explain_hub_error(repo_id: str, repo_type: str, error: BaseException) -> str
 
 
 def is_temporary(error: BaseException) -> bool:
-    """Whether an error comes from the network or the Hub and may be gone at the next attempt."""
+    """Whether an error comes from the network or the Hub, so that a retry may succeed."""
     lasting = (GatedRepoError, HFValidationError, RepositoryNotFoundError, RevisionNotFoundError)
     if isinstance(error, lasting):
         return False
@@ -59,7 +59,7 @@ def is_temporary(error: BaseException) -> bool:
         return False
     if isinstance(error, HfHubHTTPError):
         return error.response.status_code not in (400, 401, 403, 404)
-    # The client's own HTTP library has gone by more than one name.
+    # The name of the HTTP library of the client depends on its version.
     return isinstance(error, OSError) or any(base.__module__.startswith("httpx") for base in type(error).__mro__)
 
 

@@ -12,14 +12,14 @@ def learning_rate_shape(
     """
     The factor on the peak learning rate at each step, counted from 0.
 
-    The warmup rises in a straight line, `(step + 1) / warmup_steps`: unlike in `transformers.get_scheduler` its first
-    step is not at rate 0, for a run that restarts its warmup at every task instance would lose a step each time.
+    The warmup is linear, `(step + 1) / warmup_steps`. Unlike in `transformers.get_scheduler`, the rate of the first
+    step is not 0, because a run that restarts the warmup at every task instance would lose a step each time.
 
     Args:
         scheduler_type (`str`): A name of `transformers.SchedulerType`, such as `"constant_with_warmup"`, `"cosine"`.
         steps (`int`): Length of the task instance or probe.
         warmup_steps (`int`): Steps of warmup, 0 for none.
-        scheduler_kwargs (`dict`, *optional*): What that scheduler takes besides (`lr_scheduler_kwargs`).
+        scheduler_kwargs (`dict`, *optional*): Further arguments of that scheduler (`lr_scheduler_kwargs`).
 
     Raises:
         [`PlasticityError`]: A scheduler that depends on more than the step, or a warmup longer than `steps`.
@@ -33,6 +33,8 @@ def learning_rate_shape(
         raise PlasticityError(f"lr_scheduler_type: '{name}' is unknown; choose one of {', '.join(names)}")
     if not 0 <= warmup_steps <= steps:
         raise PlasticityError(f"warmup_steps: {warmup_steps} is not between 0 and the {steps} steps it is part of")
+    if name in ("constant", "constant_with_warmup") and scheduler_kwargs:
+        raise PlasticityError(f"lr_scheduler_kwargs: '{name}' takes none, and {', '.join(scheduler_kwargs)} is given")
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
     try:
         scheduler = get_scheduler(

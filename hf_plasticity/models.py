@@ -32,10 +32,10 @@ class ModelSize:
         return 12 * self.layers * self.d_model**2 + 13 * self.layers * self.d_model + 2 * self.d_model
 
 
-# The paper's eight (huggingface.co/papers/2606.24752) have head dimension 64 and d_model / layers near 80; the paper
-# names only the counts, the shapes are our reconstruction from them. Below them, a micro ladder for CPUs and single
-# GPUs by the same rule as nearly as integers and two layers at least allow, with head dimension 32, or one head in
-# narrower models.
+# The eight sizes of the paper (huggingface.co/papers/2606.24752) have head dimension 64 and d_model / layers near 80.
+# The paper states only the parameter counts; the shapes are our reconstruction. Below them is a micro ladder for CPUs
+# and single GPUs. It follows the same rule as closely as integers and at least two layers allow, with head dimension
+# 32, or one head in narrower models.
 MODEL_SIZES: dict[str, ModelSize] = {
     "1.8K": ModelSize(8, 2, 1),
     "3.8K": ModelSize(12, 2, 1),
@@ -62,7 +62,7 @@ PAPER_SIZES = ("5M", "12M", "27M", "39M", "53M", "83M", "106M", "314M")
 
 def model_size(size: str) -> ModelSize:
     """
-    The shape behind a name of `MODEL_SIZES`.
+    The shape of a model size.
 
     Raises:
         [`PlasticityError`]: There is no such size.
@@ -81,7 +81,7 @@ def gpt2_config(size: str, vocab_size: int, context_length: int, **overrides: An
         vocab_size (`int`): Rows of the embedding; at least the tokenizer's length.
         context_length (`int`): Longest sequence in tokens.
         **overrides: Any other field of `GPT2Config`. `bos_token_id` and `eos_token_id` default to the last entry of
-            the vocabulary, so that they lie inside it.
+            the vocabulary, so that they are valid token ids.
 
     Returns:
         `GPT2Config`: With dropout 0 everywhere.
@@ -126,8 +126,8 @@ def gpt2_config(size: str, vocab_size: int, context_length: int, **overrides: An
 def peak_learning_rate(size: str) -> float:
     """
     The peak learning rate of a size: 3e-3 at 5M, 1e-3 at 314M (the paper), and between them a straight line in the
-    logarithms of rate and non-embedding parameters (our reading of "interpolated"; below 5M the line goes on, which
-    is ours alone).
+    logarithms of rate and non-embedding parameters (our reading of "interpolated"; below 5M the line is extended,
+    which is our choice).
 
     Raises:
         [`PlasticityError`]: An unknown size.

@@ -1,6 +1,7 @@
-"""Callbacks that act at regular points of a training: probes, diagnoses, evaluations, checkpoints."""
+"""The base class of periodic callbacks: probes, diagnoses, evaluations, checkpoints."""
 
 import copy
+import numbers
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -91,11 +92,12 @@ class Timeline:
         """
         if unit not in UNITS:
             raise PlasticityError(f"unit: '{unit}' is unknown; choose one of {', '.join(UNITS)}")
-        if unit == "steps" and 0 < every < 1 and max_steps is not None:
+        number = isinstance(every, numbers.Real) and not isinstance(every, bool)
+        if number and unit == "steps" and 0 < every < 1 and max_steps is not None:
             return max(1, round(every * max_steps))
-        if every != int(every) or every < 1:
+        if not number or every < 1 or every % 1 != 0:
             share = ", or a share of the training between 0 and 1" if unit == "steps" else ""
-            raise PlasticityError(f"every: {every} is not a whole number of {unit}{share}")
+            raise PlasticityError(f"every: {every!r} is not a whole number of {unit}{share}")
         every = int(every)
         if unit == "steps":
             return every
@@ -116,16 +118,16 @@ class PeriodicCallback(TrainerCallback):
     """
     Acts on the model at regular points of a training. Subclasses implement `act`.
 
-    A point comes before the step that follows it, so that the checkpoint of its step is already on disk and a killed
-    run repeats this point only. The last one comes at the end of the last epoch, before the Trainer loads the best
-    model (`load_best_model_at_end`) and before trackers close.
+    The callback acts before the step that follows the point, so that the checkpoint of the point is on disk and a
+    killed run repeats this point only. At the end of the training it acts when the last epoch ends, before the Trainer
+    loads the best model (`load_best_model_at_end`) and before trackers close.
 
     Args:
         timeline ([`Timeline`]): Of the training.
         every (`int` or `float`): Units between two points, see [`Timeline.steps_between`].
         unit (`str`, *optional*, defaults to `"steps"`): `"steps"`, `"epochs"`, `"tasks"` or `"cycles"`.
         at_start (`bool`, *optional*, defaults to `True`): Whether the untrained model is a point.
-        at_end (`bool`, *optional*, defaults to `False`): Whether the end of the training is a point wherever it falls.
+        at_end (`bool`, *optional*, defaults to `False`): Whether the end of the training is always a point.
         output_dir (`str` or `Path`, *optional*): The run folder; `args.output_dir` by default.
         trainer (`Trainer`, *optional*): The trainer whose `log` receives the scores. By default the one that runs the
             callback.
@@ -147,8 +149,8 @@ class PeriodicCallback(TrainerCallback):
         output_dir: str | Path | None = None,
         trainer: Trainer | None = None,
     ):
-        if unit != "epochs" and not 0 < every < 1:
-            timeline.steps_between(every, unit)
+        # Whether the training is long enough for the points, or counts epochs, is known once it begins.
+        timeline.steps_between(every, unit, max_steps=sys.maxsize, epochs=1.0)
         self.timeline, self.every, self.unit = timeline, every, unit
         self.at_start, self.at_end = at_start, at_end
         self.output_dir, self.trainer = output_dir, trainer
@@ -177,7 +179,7 @@ class PeriodicCallback(TrainerCallback):
         if state.global_step == 0 and self.requires_new_folder:
             self._check_folder(self._folder(args))
         self.prepare(model, self._folder(args), args, state)
-        # A run that was killed after its last step resumes here and has no epoch left.
+        # A run that was killed after its last step has no epoch left.
         if state.global_step >= state.max_steps > 0:
             self._act_if_due(args, state, control, model, ended=True, **kwargs)
 
@@ -210,7 +212,7 @@ class PeriodicCallback(TrainerCallback):
                 self.act(step, model, processing_class, self._folder(args), args)
 
     def _check_folder(self, folder: Path) -> None:
-        """Records belong to one training: those of another would be mixed with those of this one."""
+        """Raise an error if the folder has records of another training."""
         if self.records_file and from_main_process(lambda: len(read_records(folder / self.records_file))):
             raise PlasticityError(
                 f"output_dir: '{folder}' has {self.records_file} of another training; resume that training "
@@ -228,7 +230,8 @@ class PeriodicCallback(TrainerCallback):
 
 @contextmanager
 def _flags_preserved(control: TrainerControl) -> Iterator[None]:
-    # `Trainer.log` clears `should_log`: the training loss of this step would be missing from its own entry.
+    # `Trainer.log` clears `should_log` (seen in transformers 5.23.0), and the log would have no training loss for this
+    # step.
     flags = copy.copy(vars(control))
     try:
         yield
@@ -238,8 +241,8 @@ def _flags_preserved(control: TrainerControl) -> Iterator[None]:
 
 def _running_trainer() -> Trainer | None:
     """
-    The Trainer that is calling a callback. Transformers does not pass it to callbacks (transformers 5.23.0), and only
-    `Trainer.log` reaches every tracker.
+    The Trainer that is calling a callback. Transformers does not pass it to callbacks (seen in transformers 5.23.0),
+    and only `Trainer.log` reaches every tracker.
     """
     frame = sys._getframe()
     while frame is not None:

@@ -1,20 +1,20 @@
 """
-The run folder and its records: the one format that trainer, probe, diagnostics, analysis and Hub share.
+The run folder and its records: the format that trainer, probe, diagnostics, analysis and Hub share.
 
 ```
 runs/<name>/
   config.yaml          the resolved configuration, every default written out, versions and git commit
-  probes.jsonl         one line a probe
+  probes.jsonl         one line for each probe
   probe_protocols.json the settings behind each probe_config_hash
-  diagnostics.jsonl    one line a diagnosis
-  forgetting.jsonl     one line a cycle: validation loss on each training language
-  mitigations.jsonl    one line an event: what a mitigation reset, or changed in a task instance
-  initial_weights.safetensors  where the model started, for distances from it (with --diagnose)
-  trainer_state.json   the Trainer's own log of the finished run (checkpoints hold it before that)
-  checkpoint-<step>/   the Trainer's own, for resuming
+  diagnostics.jsonl    one line for each diagnosis
+  forgetting.jsonl     one line for each cycle: validation loss on each training language
+  mitigations.jsonl    one line for each event: what a mitigation reset, or changed in a task instance
+  initial_weights.safetensors  the initial weights, for distances from them (with --diagnose)
+  trainer_state.json   the Trainer's log of the finished run (before that, it is in the checkpoints)
+  checkpoint-<step>/   the Trainer's checkpoint, for resuming
   cycle-003/           a probed checkpoint, loadable with from_pretrained (task-012/ within a cycle)
   report.html
-  hub.json             what of this is on the Hub, where the run is pushed
+  hub.json             the state of the upload, if the run is pushed to the Hub
 ```
 
 Nothing here imports torch: records are read on a laptop.
@@ -92,16 +92,16 @@ class DamagedRecordWarning(UserWarning):
 
 
 def config_hash(config: dict[str, Any]) -> str:
-    """Twelve hexadecimal digits that stand for a configuration, whatever the order of its keys."""
+    """A hash of a configuration, as twelve hexadecimal digits. The order of keys has no influence."""
     text = json.dumps(config, sort_keys=True, ensure_ascii=True, allow_nan=False)
     return hashlib.blake2b(text.encode(), digest_size=6).hexdigest()
 
 
 def write_atomically(path: str | os.PathLike, data: bytes) -> None:
-    """Write `data` to `path` so that a reader, or a process killed at any moment, finds the old file or the new."""
+    """Write `data` to `path` atomically: after a kill at any moment, the file is the old or the new one."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Not with `tempfile`, whose files are for their owner alone.
+    # Not `tempfile`, whose files only their owner can read.
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}")
     try:
         with open(temporary, "xb") as file:
@@ -135,7 +135,7 @@ def damaged_lines(path: str | os.PathLike) -> list[int]:
     return [number for number, line in _lines(path) if _parse(line) is None]
 
 
-def set_damaged_lines_aside(path: str | os.PathLike) -> None:
+def move_damaged_lines(path: str | os.PathLike) -> None:
     """Move the damaged lines of a `.jsonl` file to `<name>.damaged`, so that other programs can read it."""
     path = Path(path)
     damaged = [line for _, line in _lines(path) if _parse(line) is None]
@@ -166,12 +166,12 @@ def append_record(path: str | os.PathLike, record: dict[str, Any], key: Sequence
     """
     Append `record` as one JSON line, unless the file already holds one with the same values under `key`.
 
-    The file is replaced as a whole, so a kill or a full disk leaves either the old lines or the old lines and the new
-    one, and damaged lines of the past stay as they are.
+    The file is replaced atomically, so after a kill or on a full disk it has either the old lines or the old lines and
+    the new one. Damaged lines are kept.
 
     Args:
-        path (`str` or `os.PathLike`): The `.jsonl` file; created where it is missing.
-        record (`dict`): What to write. NaN and infinity have no place in JSON and raise `ValueError`.
+        path (`str` or `os.PathLike`): The `.jsonl` file; created if it does not exist.
+        record (`dict`): What to write. NaN and infinity are not valid JSON and raise `ValueError`.
         key (`Sequence[str]`): The fields that identify a record, one of `PROBE_KEY`, `DIAGNOSIS_KEY`,
             `FORGETTING_KEY`, `MITIGATION_KEY`.
 
@@ -221,7 +221,7 @@ def find_record(path: str | os.PathLike, values: dict[str, Any]) -> dict[str, An
 @contextlib.contextmanager
 def run_lock(folder: str | os.PathLike, name: str = LOCK_FILE) -> Iterator[None]:
     """
-    Lock a run folder for one process. The operating system releases the lock when the process ends, however it ends.
+    Lock a run folder for one process. The operating system releases the lock when the process ends, also by SIGKILL.
 
     Args:
         folder (`str` or `os.PathLike`): The run folder; created if there is none.
@@ -255,8 +255,8 @@ _held: set[FileLock] = set()
 
 def _close_in_child() -> None:
     """
-    Worker processes of a DataLoader inherit the open file, and with it the lock: after a SIGKILL of the run they would
-    hold it for seconds.
+    Close the lock file in worker processes of a DataLoader. They inherit it with the lock, and would hold it for
+    seconds after a SIGKILL of the run.
     """
     for lock in _held:
         if lock.is_locked:
@@ -270,10 +270,27 @@ if hasattr(os, "register_at_fork"):
 
 
 def remove_temporary_files(folder: str | os.PathLike) -> None:
-    """Delete the temporary files that killed processes left in a run folder. The caller holds its lock."""
-    for path in Path(folder).glob(".*.*"):
-        if TEMPORARY.fullmatch(path.name) and path.is_file():
-            path.unlink(missing_ok=True)
+    """
+    Delete the temporary files that killed processes left in a run folder and its probed checkpoints. The caller holds
+    the locks of the folder.
+    """
+    for place in (Path(folder), *probed_checkpoints(folder)):
+        for path in place.glob(".*.*"):
+            if TEMPORARY.fullmatch(path.name) and path.is_file():
+                path.unlink(missing_ok=True)
+
+
+def read_json(path: str | os.PathLike) -> Any:
+    """
+    The content of a JSON file.
+
+    Raises:
+        [`PlasticityError`]: It is damaged.
+    """
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except ValueError:  # not JSON, or not UTF-8
+        raise PlasticityError(f"'{path}' is damaged (not JSON); restore it from a backup, or delete it") from None
 
 
 def write_config(folder: str | os.PathLike, config: dict[str, Any]) -> None:
@@ -283,7 +300,7 @@ def write_config(folder: str | os.PathLike, config: dict[str, Any]) -> None:
 
 
 def read_config(folder: str | os.PathLike) -> dict[str, Any] | None:
-    """The configuration of a run, or `None` where the folder has none."""
+    """The configuration of a run, or `None` if the folder has none."""
     path = Path(folder) / CONFIG_FILE
     if not path.exists():
         return None
@@ -292,22 +309,22 @@ def read_config(folder: str | os.PathLike) -> dict[str, Any] | None:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise PlasticityError(f"'{path}' is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(config, dict):
-        raise PlasticityError(f"'{path}' holds no configuration")
+        raise PlasticityError(f"'{path}' has no configuration")
     return config
 
 
 def numerics_of(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of a run that decide its results, from its `config.yaml`: what tells it from other runs."""
+    """The settings of a run that decide its results, from its `config.yaml`. They identify the run."""
     return {name: config.get(name) for name in config[PROVENANCE]["numerics"]}
 
 
 def differences(recorded: Mapping[str, Any], current: Mapping[str, Any]) -> list[str]:
     """
-    The settings in which a recorded configuration differs from a current one, in words.
+    Describe the settings in which a recorded configuration differs from a current one.
 
     Args:
         recorded (`Mapping[str, Any]`): A `config.yaml`.
-        current (`Mapping[str, Any]`): The settings that have to agree.
+        current (`Mapping[str, Any]`): The settings that have to be equal.
     """
     names = dict.fromkeys([*current, *recorded.get(PROVENANCE, {}).get("numerics", [])])
     return [
@@ -320,7 +337,7 @@ def differences(recorded: Mapping[str, Any], current: Mapping[str, Any]) -> list
 def write_protocol(folder: str | os.PathLike, protocol_hash: str, protocol: dict[str, Any]) -> None:
     """Add the settings behind a `probe_config_hash` to `probe_protocols.json` of a run folder."""
     path = Path(folder) / PROTOCOLS_FILE
-    known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    known = read_json(path) if path.exists() else {}
     if protocol_hash not in known:
         known[protocol_hash] = protocol
         write_atomically(path, json.dumps(known, indent=1, ensure_ascii=False).encode())
@@ -369,19 +386,28 @@ def checkpoints(folder: str | os.PathLike) -> list[Path]:
 
 
 def is_complete(checkpoint: str | os.PathLike) -> bool:
-    """Whether a checkpoint carries the marker that is written after everything else in it."""
+    """Whether a checkpoint has the marker that is written last."""
     return (Path(checkpoint) / COMPLETE_FILE).exists()
 
 
-@dataclass
+def finished_steps(folder: str | os.PathLike) -> int | None:
+    """
+    The optimizer steps of the training in a run folder, from the state that is written at its end; `None` for an
+    unfinished training.
+    """
+    state = Path(folder) / TRAINER_STATE_FILE
+    return read_json(state).get("global_step") if state.exists() else None
+
+
+@dataclass(repr=False)
 class RunRecord:
     """
-    Everything recorded of a run; what analysis and the Hub work on.
+    The records of a run.
 
     Args:
-        name (`str`): The name of the run: its folder's, or its repository's.
-        folder (`Path`): Where the records lie.
-        config (`dict`): The resolved configuration (`config.yaml`), empty where there is none.
+        name (`str`): The name of the run folder or of the repository.
+        folder (`Path`): The folder of the records.
+        config (`dict`): The resolved configuration (`config.yaml`); empty if there is none.
         probes (`list[dict]`): The lines of `probes.jsonl`, by step.
         diagnostics (`list[dict]`): The lines of `diagnostics.jsonl`, by step.
         forgetting (`list[dict]`): The lines of `forgetting.jsonl`, by step.
@@ -398,20 +424,25 @@ class RunRecord:
     mitigations: list[dict[str, Any]] = field(default_factory=list)
     training_log: list[dict[str, Any]] = field(default_factory=list)
 
+    def __repr__(self) -> str:
+        kinds = ("probes", "diagnostics", "forgetting", "mitigations", "training_log")
+        counts = ", ".join(f"{len(getattr(self, kind))} {kind}" for kind in kinds if getattr(self, kind))
+        return f"RunRecord('{self.name}': {counts or 'no records'})"
+
     def probes_frame(self) -> "pd.DataFrame":
-        """The probes as a table, one row each; what is nested has columns such as `losses.en`."""
+        """The probes as a table, one row for each; nested fields have columns such as `losses.en`."""
         return _frame(self.probes)
 
     def diagnostics_frame(self) -> "pd.DataFrame":
-        """The diagnoses as a table, one row each."""
+        """The diagnoses as a table, one row for each."""
         return _frame(self.diagnostics)
 
     def forgetting_frame(self) -> "pd.DataFrame":
-        """The losses on the training languages as a table, one row a cycle."""
+        """The losses on the training languages as a table, one row for each cycle."""
         return _frame(self.forgetting)
 
     def training_frame(self) -> "pd.DataFrame":
-        """The Trainer's log as a table, one row an entry."""
+        """The Trainer's log as a table, one row for each entry."""
         return _frame(self.training_log)
 
 
@@ -429,7 +460,7 @@ def read_run(folder: str | os.PathLike) -> RunRecord:
         folder (`str` or `os.PathLike`): The run folder.
 
     Returns:
-        [`RunRecord`]: With the training log of the finished run, or of its newest complete checkpoint.
+        [`RunRecord`]: With the training log of the finished run, or of the newest complete checkpoint.
 
     Raises:
         [`PlasticityError`]: There is no such folder, or neither a configuration nor a probe in it.
@@ -450,5 +481,5 @@ def read_run(folder: str | os.PathLike) -> RunRecord:
         diagnostics=sorted(read_records(folder / DIAGNOSTICS_FILE), key=lambda record: record["step"]),
         forgetting=sorted(read_records(folder / FORGETTING_FILE), key=lambda record: record["step"]),
         mitigations=sorted(read_records(folder / MITIGATIONS_FILE), key=lambda record: record["step"]),
-        training_log=json.loads(state.read_text(encoding="utf-8"))["log_history"] if state else [],
+        training_log=read_json(state)["log_history"] if state else [],
     )

@@ -1,6 +1,6 @@
 """
-What a setting decides. Every field of a configuration states its role once, in its metadata, and every list of
-settings in the package is derived from the roles.
+The roles of settings. Every field of a configuration states its role once, in its metadata, and every list of settings
+in the package is derived from the roles.
 """
 
 import dataclasses
@@ -13,14 +13,14 @@ LENGTH = "length"  # how long a run is: a finished run can be extended
 MACHINE = "machine"  # what computes it and how it is distributed: the results agree up to rounding
 OUTPUT = "output"  # what is logged, kept, shown and uploaded
 PRIVATE = "private"  # secrets: never written to a file
-DERIVED = "derived"  # computed from the other settings for the machine at hand: not written to config.yaml
+DERIVED = "derived"  # computed from the other settings for this machine: not written to config.yaml
 ROLES = (NUMERICS, LENGTH, MACHINE, OUTPUT, PRIVATE, DERIVED)
 
 
 class _Metadata(dict):
     """
-    Metadata of a field. `HfArgumentParser` passes every key that it lists to `add_argument`, which does not know roles
-    (transformers 5.23.0), so the role can be looked up but is not listed.
+    Metadata of a field. `HfArgumentParser` passes every listed key to `add_argument`, which does not know roles (seen
+    in transformers 5.23.0), so the role can be looked up but is not listed.
     """
 
     def __iter__(self) -> Iterator[str]:

@@ -27,7 +27,9 @@ def available_cores() -> int:
 
 
 def _siblings(cpu: int) -> str:
-    """What hardware threads of one core have in common; the number of the CPU where the system does not tell."""
+    """
+    An identifier that the hardware threads of one core share; the number of the CPU if the system does not provide it.
+    """
     path = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
     return path.read_text().strip() if path.exists() else str(cpu)
 
@@ -70,7 +72,7 @@ def choose_threads(requested: int | None, recorded: int | None) -> int:
         if recorded * processes > cores:
             logger.warning(
                 f"the run resumes with the {recorded} CPU threads it was started with, on {cores} cores: it is slow, "
-                "but its results stay the same"
+                "but the results stay the same"
             )
         return recorded
     explicit = os.environ.get("OMP_NUM_THREADS", "")

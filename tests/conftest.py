@@ -49,7 +49,7 @@ def hub():
 @pytest.fixture
 def repo_id(request: pytest.FixtureRequest) -> str:
     """The name of a repository that no other test has used: the client's caches live as long as the session."""
-    return "org/" + re.sub(r"\W+", "-", request.node.name)[:80].strip("-")
+    return "org/" + re.sub(r"\W+", "-", request.node.name).strip("-")[-80:].lstrip("-")
 
 
 @pytest.fixture(scope="session")

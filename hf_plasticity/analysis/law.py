@@ -101,14 +101,12 @@ def fit_onset_law(
 
     Args:
         sizes (`Sequence[float | str]`): Non-embedding parameters, or names of `MODEL_SIZES`. A size may occur more
-            than once, as with several seeds.
-        onsets (`Sequence[float | Onset]`): Onsets in task instances, or what `find_onset` returned. One at the first
-            probe of a run, an upper bound, is used as if it were measured.
-        censored (`Sequence[bool]`, *optional*): Which onsets are lower bounds; an [`Onset`] says so itself. They are
-            used as bounds (a Tobit likelihood), not dropped.
-        level (`float`, *optional*, defaults to 0.95): Coverage of the intervals. They are Student's t intervals, exact
-            for lognormal noise without censored onsets. A percentile bootstrap would hold the truth less often than it
-            states with as few points as a ladder of sizes has (84% at a stated 95%, measured with eight).
+            than once, as with several seeds; the law and its intervals count sizes.
+        onsets (`Sequence[float | Onset]`): Onsets in task instances, or what `find_onset` returned. An [`Onset`] is
+            used as what it is: known between two probes, or an upper or a lower bound. A number is an exact onset.
+        censored (`Sequence[bool]`, *optional*): Which onsets are lower bounds; an [`Onset`] says so itself.
+        level (`float`, *optional*, defaults to 0.95): Coverage of the intervals. docs/study.md has the coverage that
+            was measured.
         tokens_per_task (`float`, *optional*, defaults to 5e9): Training tokens in a task instance of these runs.
 
     Returns:
@@ -130,6 +128,9 @@ def fit_onset_law(
     ```
     """
     tasks = [onset.task if isinstance(onset, Onset) else onset for onset in onsets]
+    between = [
+        one.between if isinstance(one, Onset) and one.between else (task, task) for one, task in zip(onsets, tasks)
+    ]
     bounds = [isinstance(onset, Onset) and onset.censored for onset in onsets]
     if censored is not None:
         if len(censored) != len(bounds):
@@ -139,8 +140,8 @@ def fit_onset_law(
         raise PlasticityError(f"tokens_per_task: {tokens_per_task} is not a positive number of tokens")
     parameters = [_parameters(size) for size in sizes]
     try:
-        law = onset_law(parameters, tasks, bounds, level=level)
-        line = power_law_line(parameters, tasks, bounds)
+        law = onset_law(parameters, tasks, bounds, between, level=level)
+        line = power_law_line(parameters, tasks, bounds, between)
     except ValueError as error:
         raise PlasticityError(str(error)) from None
     return OnsetLaw(**law, level=level, tokens_per_task=tokens_per_task, _line=line)

@@ -17,19 +17,27 @@ SCATTER_PROBES = 5
 NORMAL_MEDIAN = 1.4826
 COMPARABLE = ("language", "adaptation", "probe_config_hash")
 
+Probes = Sequence[Mapping[str, Any]]
+
 
 @dataclass(frozen=True)
 class Onset:
     """
-    The onset of plasticity loss in a run.
+    The onset of plasticity loss in a run, or in several seeds of it.
 
     Args:
         task (`float`): The onset in task instances. Where `censored`, the last task seen: a lower bound.
         tokens (`float`): The training tokens at `task`, on a straight line between the probes around it.
-        censored (`bool`): The run has not turned while it was watched.
-        rule (`str`): The rule by which the onset was read off.
+        censored (`bool`): No onset was detected.
+        rule (`str`): The rule by which the onset was determined.
         at_first_probe (`bool`, *optional*, defaults to `False`): The curve rises from its first probe on: `task` is an
             upper bound.
+        between (`tuple[float, float]`, *optional*): The probes before and after it, in task instances; 0 below the
+            first and infinity above the last.
+        interval (`tuple[float, float]`, *optional*): The 95% interval; for the rule `"rise"`.
+        p_value (`float`, *optional*): Of the test for a rise; for the rule `"rise"`.
+        detectable_rise (`float`, *optional*): The lasting rise, in percent, that would have been detected with a
+            probability of 80%; for the rule `"rise"`.
     """
 
     task: float
@@ -37,45 +45,50 @@ class Onset:
     censored: bool
     rule: str
     at_first_probe: bool = False
+    between: tuple[float, float] | None = None
+    interval: tuple[float, float] | None = None
+    p_value: float | None = None
+    detectable_rise: float | None = None
 
     def __str__(self) -> str:
         bound = "after " if self.censored else "by " if self.at_first_probe else ""
         return f"{bound}task {self.task:.4g} ({self.tokens:.3g} tokens)"
 
 
-def find_onset(probes: Sequence[Mapping[str, Any]], rule: str = "turning_point", z: float = 3.0) -> Onset:
+def find_onset(probes: Probes | Sequence[Probes], rule: str = "rise", z: float = 3.0) -> Onset:
     """
     The onset of plasticity loss: the task instance from which the probe's area rises.
 
     The study (huggingface.co/papers/2606.24752) reads an onset off each curve of areas and leaves open by which rule.
     The rules offered here are ours, defined in `plasticity_onset`:
 
-    - `"turning_point"`: the smallest area after which a larger one was seen.
+    - `"rise"`: a test whether the area rises by more than noise, and where it does, the minimum of the smoothed curve.
+    - `"turning_point"`: the smallest area after which a larger one was seen. Finds an onset in nearly every curve.
     - `"zero_crossing"`: where ΔAUC comes back to zero after the dip, linearly interpolated between probes.
     - `"statistical"`: the first task from which on the area stays above its running minimum by more than `z` standard
-      errors. Of 24 areas that only scatter about a flat level, it finds an onset in 5% of cases with the default `z`,
-      and in 20% with a `z` of 2, since the smallest of many areas is small by chance; `turning_point` nearly always.
+      errors.
 
     The probe of the untrained model (task 0) is left out: it has nothing to lose yet, and its area lies far above all
-    others. A run that has not turned gives a censored onset: its last task, a lower bound.
+    others. A run in which no onset is detected gives a censored onset: its last task, a lower bound.
 
     Args:
-        probes (`Sequence[Mapping]`): Probe records (`records.PROBE_FIELDS`) of one run, or of several seeds of it,
-            told apart by their `seed` and then averaged task by task. A record may carry `repeats`, a list of loss
-            curves on the steps `probe_steps`, one for each probe data seed; their mean area is then its area.
-        rule (`str`, *optional*, defaults to `"turning_point"`): One of the three above.
+        probes (`Sequence[Mapping]` or `Sequence[Sequence[Mapping]]`): Probe records (`records.PROBE_FIELDS`) of one
+            run, or one such list for each of several runs that differ only by their seed. Seeds are averaged task by
+            task, over the tasks that all of them have. A record may carry `repeats`, a list of loss curves on the
+            steps `probe_steps`, one for each probe data seed; their mean area is then its area.
+        rule (`str`, *optional*, defaults to `"rise"`): One of the four above.
         z (`float`, *optional*, defaults to 3.0): For `"statistical"`, how many standard errors are more than noise.
             The standard error of an area comes from the seeds where there are several, else from a record's
-            `repeats`, else from its `auc_stderr`; where `probe_scatter` is larger, it is that. Repeats know the noise
-            of the probe alone, and not that two checkpoints of one training differ for no lasting reason.
+            `repeats`, else from its `auc_stderr`; where `probe_scatter` is larger, it is that.
 
     Returns:
         [`Onset`]: In task instances and in tokens.
 
     Raises:
-        [`PlasticityError`]: Records of different probes, a task probed twice by a seed or not by all seeds, a missing
-            field, fewer than two probes of the trained model, no probe after cycle 1 for `"zero_crossing"`, or
-            neither standard errors nor five probes for `"statistical"`.
+        [`PlasticityError`]: Records of different probes, a task probed twice in a run, a missing field, fewer than
+            two probes of the trained model, too few to know the noise for `"rise"` (eight of one run, three of each
+            of several), no probe after cycle 1 for `"zero_crossing"`, or neither standard errors nor five probes for
+            `"statistical"`.
 
     Example:
 
@@ -83,38 +96,44 @@ def find_onset(probes: Sequence[Mapping[str, Any]], rule: str = "turning_point",
     >>> from hf_plasticity.analysis.onset import find_onset
 
     >>> probe = {"language": "vi", "adaptation": "full", "probe_config_hash": "0", "seed": 0}
-    >>> areas = {8: 100.0, 16: 90.0, 24: 95.0}
-    >>> find_onset([probe | {"cycle": k // 8, "task": k, "tokens": k * 5e9, "auc": auc} for k, auc in areas.items()])
-    Onset(task=16.0, tokens=80000000000.0, censored=False, rule='turning_point', at_first_probe=False)
+    >>> areas = {8: (100.0, 101.0), 16: (90.0, 90.2), 24: (99.0, 99.8)}
+    >>> seeds = [
+    ...     [probe | {"cycle": k // 8, "task": k, "tokens": k * 5e9, "auc": auc[seed]} for k, auc in areas.items()]
+    ...     for seed in (0, 1)
+    ... ]
+    >>> onset = find_onset(seeds)
+    >>> onset.task, onset.between, onset.censored
+    (16.0, (8.0, 24.0), False)
     ```
     """
-    _check_comparable(probes)
+    runs: list[Probes] = [probes] if not probes or isinstance(probes[0], Mapping) else list(probes)  # type: ignore
+    _check_comparable([probe for run in runs for probe in run])
     if rule not in RULES:
         raise PlasticityError(f"rule: '{rule}' is not an onset rule; choose one of {', '.join(RULES)}")
-    by_task = _by_task([probe for probe in probes if _field(probe, "task") > 0])
-    tasks = sorted(by_task)
+    by_task = [_by_task([probe for probe in run if _field(probe, "task") > 0]) for run in runs]
+    tasks = sorted(set.intersection(*map(set, by_task)))
     if rule == "zero_crossing":
-        first = [task for task in tasks if _field(by_task[task][0], "cycle") == 1]
+        first = [task for task in tasks if _field(by_task[0][task], "cycle") == 1]
         if not first:
             raise PlasticityError("probes: there is none after cycle 1, against which zero_crossing takes ΔAUC")
         tasks = [task for task in tasks if task >= first[0]]
-    areas = [float(np.mean([_area(probe) for probe in by_task[task]])) for task in tasks]
-    stderrs = _standard_errors(tasks, areas, by_task) if rule == "statistical" else None
+    curves = [[_area(run[task]) for task in tasks] for run in by_task]
+    stderrs = [_standard_errors(tasks, curves, by_task)] * len(runs) if rule == "statistical" else None
     try:
-        onset = plasticity_onset(tasks, areas, rule=rule, stderrs=stderrs, z=z)
+        onset = plasticity_onset(tasks, curves, rule=rule, together=True, stderrs=stderrs, z=z)
     except ValueError as error:
         raise PlasticityError(str(error)) from None
-    tokens = [float(np.mean([_field(probe, "tokens") for probe in by_task[task]])) for task in tasks]
+    tokens = [float(np.mean([_field(run[task], "tokens") for run in by_task])) for task in tasks]
     return Onset(
         task=onset["plasticity_onset"],
         tokens=float(np.interp(onset["plasticity_onset"], tasks, tokens)),
-        censored=onset["censored"],
         rule=rule,
-        at_first_probe=onset["at_first_probe"],
+        **{name: onset[name] for name in ("censored", "at_first_probe", "between", "interval", "p_value")},
+        detectable_rise=onset["detectable_rise"],
     )
 
 
-def _check_comparable(probes: Sequence[Mapping[str, Any]]) -> None:
+def _check_comparable(probes: Probes) -> None:
     for name in COMPARABLE:
         values = sorted({str(_field(probe, name)) for probe in probes})
         if len(values) > 1:
@@ -124,20 +143,14 @@ def _check_comparable(probes: Sequence[Mapping[str, Any]]) -> None:
             )
 
 
-def _by_task(probes: Sequence[Mapping[str, Any]]) -> dict[float, list[Mapping[str, Any]]]:
-    by_task: dict[float, dict[Any, Mapping[str, Any]]] = {}
+def _by_task(probes: Probes) -> dict[float, Mapping[str, Any]]:
+    by_task: dict[float, Mapping[str, Any]] = {}
     for probe in probes:
-        task, seed = _field(probe, "task"), _field(probe, "seed")
-        if seed in by_task.setdefault(task, {}):
-            raise PlasticityError(f"probes: task {task} occurs twice with seed {seed}; pass the records of one run")
-        by_task[task][seed] = probe
-    seeds = {seed for seeds in by_task.values() for seed in seeds}
-    for task, found in by_task.items():
-        if missing := sorted(seeds - set(found)):
-            raise PlasticityError(
-                f"probes: task {task} has no probe with seed {missing[0]}; give every seed every task"
-            )
-    return {task: list(found.values()) for task, found in by_task.items()}
+        task = _field(probe, "task")
+        if task in by_task:
+            raise PlasticityError(f"probes: task {task} occurs twice; give each run its own list of records")
+        by_task[task] = probe
+    return by_task
 
 
 def _repeated_areas(probe: Mapping[str, Any]) -> list[float]:
@@ -180,21 +193,24 @@ def probe_scatter(tasks: Sequence[float], areas: Sequence[float]) -> float | Non
 
 
 def _standard_errors(
-    tasks: list[float], areas: list[float], by_task: Mapping[float, list[Mapping[str, Any]]]
+    tasks: list[float], curves: list[list[float]], runs: Sequence[Mapping[float, Mapping[str, Any]]]
 ) -> list[float]:
-    """What an area may be off by, by what is known of it: its repeats or seeds, and its neighbours."""
-    scatter = probe_scatter(tasks, areas)
-    stderrs = [_standard_error(by_task[task]) for task in tasks]
+    """
+    What one area may be off by, by what is known of it: its repeats or seeds, and its neighbours. With several seeds,
+    the error of their mean times the root of their number.
+    """
+    scatter = probe_scatter(tasks, np.mean(curves, axis=0).tolist())
+    stderrs = [_standard_error([run[task] for run in runs]) for task in tasks]
     for task, stderr in zip(tasks, stderrs):
         if stderr is None and scatter is None:
             raise PlasticityError(
                 f"probes: the noise at task {task} is not known, which the statistical rule needs; pass five or more "
                 "probes, several seeds, or records with two or more repeats or an auc_stderr"
             )
-    return [max(stderr or 0.0, scatter or 0.0) for stderr in stderrs]
+    return [math.sqrt(len(runs)) * max(stderr or 0.0, scatter or 0.0) for stderr in stderrs]
 
 
-def _standard_error(probes: Sequence[Mapping[str, Any]]) -> float | None:
+def _standard_error(probes: Probes) -> float | None:
     sample = [_area(probe) for probe in probes] if len(probes) > 1 else _repeated_areas(probes[0])
     if len(sample) > 1:
         return float(np.std(sample, ddof=1) / math.sqrt(len(sample)))

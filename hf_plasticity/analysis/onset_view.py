@@ -1,54 +1,92 @@
 """How an onset is shown. Nothing else in the report reads the fields of an [`Onset`]."""
 
+import math
 from collections.abc import Sequence
 
 from matplotlib.axes import Axes
 
 from .figures import ACCENT
 from .onset import Onset
-from .series import ProbeSeries
-from .text import MISSING
+from .series import ProbeSeries, onset_of_seeds
+from .text import MISSING, plural
 
 
-def is_detected(series: ProbeSeries) -> bool:
-    """Whether the run loses plasticity while it is watched."""
-    return series.onset is not None and not series.onset.censored
+def is_detected(onset: Onset | None) -> bool:
+    """Whether plasticity is lost while the run is watched."""
+    return onset is not None and not onset.censored
 
 
-def onset_sentence(series: ProbeSeries) -> str:
-    """The onset of a run, or that there is none, with the reason."""
-    if series.onset is None:
-        return f"No onset of plasticity loss can be stated: {series.no_onset}."
-    if not is_detected(series):
-        return f"No onset of plasticity loss was detected up to task {series.onset.task:,.4g}."
-    return f"Onset of plasticity loss: {series.onset}."
+def onset_sentence(seeds: Sequence[ProbeSeries]) -> str:
+    """The onset of a run or of several seeds, or that there is none, with the reason."""
+    onset, reason = onset_of_seeds(seeds)
+    if onset is None:
+        return f"No onset of plasticity loss can be stated: {reason}."
+    if not is_detected(onset):
+        text = f"No onset of plasticity loss was detected up to task {onset.task:,.4g}"
+        if onset.detectable_rise is not None:
+            text += f" (a lasting rise of {onset.detectable_rise:.2g}% would have been detected with 80% probability)"
+        return f"{text}."
+    return f"Onset of plasticity loss: {onset_words(onset)}."
 
 
-def onset_cell(series: ProbeSeries) -> str:
-    """The onset of a run in a table."""
-    onset = series.onset
+def onset_words(onset: Onset) -> str:
+    """`"task 16 (95% interval 8 to 24; rise: p = 0.003)"`, or a bound."""
+    if onset.interval is not None:
+        low, high = onset.interval
+        interval = f"95% interval {low:,.4g} to {_or_later(high)}"
+        return f"task {onset.task:,.4g} ({interval}; rise: {p_words(onset.p_value)})"
+    return f"{'the first probe, ' if onset.at_first_probe else ''}task {onset.task:,.4g} (rule {onset.rule})"
+
+
+def _or_later(task: float) -> str:
+    return "the last probe" if math.isinf(task) else f"{task:,.4g}"
+
+
+def p_words(p_value: float) -> str:
+    return "p < 0.001" if p_value < 0.001 else f"p = {p_value:.2g}"
+
+
+def onset_cell(onset: Onset | None) -> str:
+    """An onset in a table."""
     if onset is None:
         return MISSING
-    if not is_detected(series):
+    if not is_detected(onset):
         return f"none up to task {onset.task:,.4g}"
+    if onset.interval is not None:
+        low, high = onset.interval
+        return f"task {onset.task:,.4g} ({low:,.4g} to {_or_later(high)})"
     return f"{'by ' if onset.at_first_probe else ''}task {onset.task:,.4g}"
+
+
+def detectable_cell(onset: Onset | None) -> str:
+    """The rise that would have been detected, in a table."""
+    return MISSING if onset is None or onset.detectable_rise is None else f"{onset.detectable_rise:.2g}%"
 
 
 def draw_onset_line(axes: Axes, series: ProbeSeries, unit: str) -> None:
     """A vertical line at the onset of a run, where one was detected and the axis counts tokens."""
-    if is_detected(series) and unit == "tokens":
-        label = f"onset: {onset_cell(series)}"
+    if is_detected(series.onset) and unit == "tokens":
+        label = f"onset: {onset_cell(series.onset)}"
         axes.axvline(series.onset.tokens, color=ACCENT, linewidth=1.4, linestyle="--", label=label)
 
 
-def draw_onset_marks(axes: Axes, sizes: Sequence[float], onsets: Sequence[Onset]) -> None:
-    """A mark for each onset over the size of its model: measured, at least, or at most."""
+def draw_onset_marks(axes: Axes, sizes: Sequence[float], onsets: Sequence[Onset], seeds: int) -> None:
+    """A mark for each onset over the size of its model: measured, with the probes around it, at least, or at most."""
+    of = f"onset of {plural(seeds, 'seed')}" if seeds > 1 else "onset of one run"
     for marker, text, censored, at_first_probe in (
-        ("o", "onset of one run", False, False),
-        ("^", "no onset yet: at least", True, False),
+        ("o", f"{of}, and the probes around it", False, False),
+        ("^", "no onset detected: at least", True, False),
         ("v", "rising from the first probe on: at most", False, True),
     ):
         kind = (censored, at_first_probe)
-        points = [(size, one.task) for size, one in zip(sizes, onsets) if (one.censored, one.at_first_probe) == kind]
-        if points:
-            axes.plot(*zip(*points), marker, color=ACCENT, markersize=6, label=text, zorder=3)
+        chosen = [(size, one) for size, one in zip(sizes, onsets) if (one.censored, one.at_first_probe) == kind]
+        if not chosen:
+            continue
+        xs, ys = [size for size, _ in chosen], [one.task for _, one in chosen]
+        errors = None
+        if not censored and not at_first_probe and all(one.between for _, one in chosen):
+            errors = [
+                [one.task - one.between[0] for _, one in chosen],
+                [one.between[1] - one.task for _, one in chosen],
+            ]
+        axes.errorbar(xs, ys, errors, fmt=marker, color=ACCENT, markersize=6, elinewidth=1.2, label=text, zorder=3)

@@ -1,8 +1,8 @@
 """The probes of a run that may be compared with each other: their AUCs, ΔAUCs, noise and onset."""
 
 import math
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from statistics import median, stdev
 from typing import Any
@@ -10,11 +10,13 @@ from typing import Any
 from ..data.sources import SOURCES
 from ..errors import PlasticityError
 from ..metrics.delta_auc.definition import delta_auc
+from ..metrics.plasticity_onset.definition import RULES
+from ..metrics.plasticity_onset.rise import FEWEST_PROBES, FEWEST_PROBES_OF_SEEDS
 from ..metrics.probe_auc.definition import probe_auc
 from ..models import MODEL_SIZES
 from ..records import PROVENANCE, RunRecord
 from .onset import Onset, find_onset, probe_scatter
-from .text import Estimate
+from .text import Estimate, plural
 
 
 LANGUAGE_NAMES = {
@@ -111,31 +113,33 @@ class ProbeSeries:
 
     @cached_property
     def onset(self) -> Onset | None:
-        """The onset of plasticity loss; `None` where `no_onset` has the reason."""
-        if self.no_onset is not None:
-            return None
-        onset, last = self._find_onset(), self.trained[-1]
-        if onset.censored or self.rises:
-            return onset
-        return replace(onset, task=last["task"], tokens=last["tokens"], censored=True, at_first_probe=False)
+        """The onset of plasticity loss in this run alone; `None` where `no_onset` has the reason."""
+        return onset_of_seeds([self])[0]
 
-    @cached_property
+    @property
     def no_onset(self) -> str | None:
         """Why no onset can be determined, or `None`."""
-        if any(probe.get("task") is None or probe.get("tokens") is None for probe in self.trained):
-            return "the task instance or the tokens of its probes are not recorded"
-        if len({probe["task"] for probe in self.trained}) < len(self.trained):
-            return "several of its probes are in one task instance"
-        if self.scatter is None:
-            return "the noise is not known from fewer than five probes of the trained model"
-        try:
-            self._find_onset()
-        except PlasticityError as error:
-            return str(error)
-        return None
+        return onset_of_seeds([self])[1]
 
-    def _find_onset(self) -> Onset:
-        return find_onset(self.trained, **({"rule": self.onset_rule} if self.onset_rule else {}))
+
+def onset_of_seeds(seeds: Sequence[ProbeSeries]) -> tuple[Onset | None, str | None]:
+    """The onset of runs that differ only by their seed, taken together; or `None`, and why there is none."""
+    probes = [probe for series in seeds for probe in series.trained]
+    if any(probe.get("task") is None or probe.get("tokens") is None for probe in probes):
+        return None, "the task instance or the tokens of its probes are not recorded"
+    if any(len({probe["task"] for probe in series.trained}) < len(series.trained) for series in seeds):
+        return None, "several of its probes are in one task instance"
+    rule = seeds[0].onset_rule or RULES[0]
+    shared = len(set.intersection(*({probe["task"] for probe in series.trained} for series in seeds)))
+    if rule == "rise" and shared < (FEWEST_PROBES if len(seeds) == 1 else FEWEST_PROBES_OF_SEEDS):
+        return None, (
+            f"{plural(shared, 'probe')} of {plural(len(seeds), 'seed')} cannot tell a rise from noise, which requires "
+            f"{FEWEST_PROBES} probes of one seed, or {FEWEST_PROBES_OF_SEEDS} of each of several"
+        )
+    try:
+        return find_onset([series.trained for series in seeds], rule), None
+    except PlasticityError as error:
+        return None, str(error)
 
 
 def _paired_error(probe: dict[str, Any], reference: dict[str, Any]) -> float | None:

@@ -8,13 +8,15 @@ from ..records import RunRecord
 from .comparison import Comparison, auc_curve, last_shared, mean_at
 from .groups import Group, run_order
 from .onset_view import is_detected, onset_sentence
-from .series import ProbeSeries, auc, is_untrained, num_parameters
+from .series import ProbeSeries, auc, is_untrained, num_parameters, onset_of_seeds
 from .text import auc_text, compact, listed, plural
 
 
 SCHEDULES = {None: "", "rotation": " in rotation", "stationary": " mixed uniformly"}
 # Above so many sizes, their AUCs are left to the table.
 MOST_NAMES = 3
+# Above so many configurations, their onsets are left to the table.
+MOST_ONSETS = 6
 
 
 def run_result(series: Sequence[ProbeSeries]) -> list[str]:
@@ -33,7 +35,7 @@ def series_result(series: ProbeSeries) -> str:
     if len(trained) < 2:
         return f"No result yet: {plural(len(trained), 'probe')} of the trained model, and a trend requires two."
     best, last, reference, label = series.best, trained[-1], series.reference, series.label
-    text = f"{onset_sentence(series)} AUC was lowest after {label(best)} ({auc_text(auc(best))})"
+    text = f"{onset_sentence([series])} AUC was lowest after {label(best)} ({auc_text(auc(best))})"
     if best is last:
         text += f", the last probe: {_against(last, reference)} {label(reference)}."
     else:
@@ -80,17 +82,31 @@ def run_summary(run: RunRecord, series: Sequence[ProbeSeries]) -> str:
 
 
 def runs_result(comparisons: Sequence[Comparison]) -> list[str]:
-    """What several runs show: the AUCs of the schedules of each size, and in how many runs an onset was detected."""
+    """What several runs show: the AUCs of the schedules of each size, and the onset of each configuration."""
     every = [series for comparison in comparisons for series in comparison.series]
     if not every:
         return ["No result yet: no probe of a trained model has been recorded."]
     found = [sentence for one in comparisons for sentence in schedule_sentences(one)]
-    onsets = [series for series in every if series.onset is not None]
-    if not onsets:
-        return [*found, f"No onset of plasticity loss can be stated: {every[0].no_onset}."]
-    of = plural(len(onsets), "run") + (" in which it can be stated" if len(onsets) < len(every) else "")
-    detected = sum(is_detected(series) for series in onsets)
-    return [*found, f"An onset of plasticity loss was detected in {detected or 'none'} of {of}."]
+    return [*found, *(sentence for one in comparisons for sentence in onset_sentences(one))]
+
+
+def onset_sentences(comparison: Comparison) -> list[str]:
+    """The onset of each group of seeds, or in how many of many groups there is one."""
+    groups = [group for group in comparison.groups if group.members]
+    if len(groups) <= MOST_ONSETS:
+        several = len({group.schedule for group in groups}) > 1
+        return [
+            f"{group.name}{f', {group.schedule}' if several else ''} ({plural(len(group.members), 'seed')}): "
+            + onset_sentence(group.members)
+            for group in groups
+        ]
+    onsets = [onset_of_seeds(group.members)[0] for group in groups]
+    known = [one for one in onsets if one is not None]
+    if not known:
+        return [f"No onset of plasticity loss can be stated: {onset_of_seeds(groups[0].members)[1]}."]
+    detected, of = sum(map(is_detected, known)), plural(len(known), "configuration")
+    of += " in which it can be stated" if len(known) < len(groups) else ""
+    return [f"An onset of plasticity loss was detected in {detected or 'none'} of {of} (seeds taken together)."]
 
 
 def schedule_sentences(comparison: Comparison) -> list[str]:

@@ -1,1 +1,1 @@
-"""What training, probes and diagnoses cost on the machine at hand: `recipes/benchmark.py`."""
+"""The speed of training, probes and diagnoses on this machine: `recipes/benchmark.py`."""

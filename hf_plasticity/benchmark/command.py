@@ -1,4 +1,4 @@
-"""`recipes/benchmark.py`."""
+"""The command line of `recipes/benchmark.py`."""
 
 import argparse
 from collections.abc import Sequence
@@ -11,12 +11,13 @@ from .report import Report
 
 
 DESCRIPTION = """
-What training, probes and diagnoses cost on this machine, as one Markdown table with date, hardware and versions.
+Measure the speed of training, probes and diagnoses on this machine, and print Markdown tables with date, hardware and
+versions.
 
     python recipes/benchmark.py --suite cpu --output benchmark-cpu.md
     python recipes/benchmark.py --suite gpu --output benchmark-gpu.md
 
-The file is written after every row. What fails or has no time left is a row that says so.
+The file is written after every row. A row that fails, or that the time limit excludes, says so.
 """
 
 
@@ -25,16 +26,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Run a suite and print it.
 
     Args:
-        arguments (`Sequence[str]`, *optional*): The words of the command line; those of this process by default.
+        arguments (`Sequence[str]`, *optional*): The arguments of the command line; `sys.argv` by default.
     """
     parser = argparse.ArgumentParser(description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--suite", choices=("cpu", "gpu"), required=True)
-    parser.add_argument("--output", type=Path, metavar="FILE", help="where to write the table too")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="write the tables to this file too")
     parser.add_argument(
-        "--time_limit", type=float, default=3600.0, metavar="SECONDS", help="begin no row after it (default: 3600)"
+        "--time_limit", type=float, default=3600.0, metavar="SECONDS", help="start no row after it (default: 3600)"
     )
-    parser.add_argument("--parts", nargs="+", choices=PARTS, help="of the suite gpu, only these")
-    parser.add_argument("--dry", action="store_true", help="go through it with tiny work; the numbers mean nothing")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, help="only these parts of the suite gpu, in this order")
+    parser.add_argument("--dry", action="store_true", help="tiny work, to test the suite; the numbers mean nothing")
     parser.add_argument(
         "--compile_only",
         action="store_true",
@@ -44,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     import torch
 
     if options.suite == "gpu" and not options.dry and not torch.cuda.is_available():
-        raise PlasticityError("suite: gpu needs a CUDA device, and there is none; choose cpu")
+        raise PlasticityError("suite: gpu requires a CUDA device, and there is none; choose cpu")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if options.compile_only:
         fill_compile_cache(options.dry, device)

@@ -1,6 +1,6 @@
 """
 Blocks: documents joined by an end-of-text token and cut into token sequences of one length, stored in memory-mapped
-files. They are prepared once and found again by a hash of everything that they are made from.
+files. They are prepared once and found by a hash of everything that they are made from.
 """
 
 import contextlib
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 FORMAT_VERSION = 1
-# Each shard is twice as large as the one before: a short run prepares little, and a long run has few files.
+# Each shard is twice as large as the one before, so that a short run prepares little and a long run has few files.
 FIRST_SHARD_TOKENS = 2**20
 LARGEST_SHARD_TOKENS = 2**28
 START = {"state": None, "tokens_used": 0}
@@ -201,7 +201,7 @@ class Blocks:
             self.prepare(int(numbers.max()) + 1)
             if numbers.max() >= len(self):
                 raise PlasticityError(
-                    f"languages: '{self.language}' ran out of fresh {self.split} text after {self.num_tokens:,} tokens"
+                    f"languages: '{self.language}' has no fresh {self.split} text after {self.num_tokens:,} tokens"
                 )
         result = np.empty((len(numbers), self.context_length), dtype=np.int64)
         shards = np.searchsorted(self._ends, numbers, side="right") - 1
@@ -234,8 +234,8 @@ class Blocks:
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
         """
-        Hold the folder. Files are only ever written by the holder, so the temporary files in it are of processes that
-        were killed.
+        Lock the folder. Only the process with the lock writes files, so the temporary files in it are those of killed
+        processes.
         """
         with FileLock(self.folder / ".lock"):
             for pattern in (".shard-*.bin.*", ".index.json.*"):
@@ -257,7 +257,7 @@ class Blocks:
             raise self._damaged(path)
         tokens = np.memmap(path, dtype=self.dtype, mode="r", shape=shape)
         if shard not in self._verified:
-            # An index that was written before there were checksums has none.
+            # Indexes of earlier versions have no checksums.
             if "checksum" in entry and entry["checksum"] != zlib.crc32(tokens.data):
                 raise self._damaged(path)
             self._verified.add(shard)

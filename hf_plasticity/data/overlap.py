@@ -22,6 +22,10 @@ PREFILTER_BITS = 22
 MULTIPLIER = 0x9E3779B97F4A7C15  # odd, so that it has an inverse modulo 2⁶⁴
 
 
+class TextTooShortError(PlasticityError):
+    """No validation document is long enough to be compared."""
+
+
 @dataclass(frozen=True)
 class Overlap:
     """
@@ -70,12 +74,12 @@ def measure_overlap(
             searched, up to the end of a document.
 
     Raises:
-        [`PlasticityError`]: No prepared validation document has 50 characters.
+        [`TextTooShortError`]: No prepared validation document has 50 characters.
     """
     pieces = _pieces(validation, max_pieces)
     total = pieces.total()
     if total == 0:
-        raise PlasticityError(
+        raise TextTooShortError(
             f"overlap: no prepared validation document of '{validation.language}' has {PIECE_LENGTH} characters"
         )
     prefilter = np.zeros(2**PREFILTER_BITS, dtype=bool)

@@ -28,7 +28,7 @@ class Schedule(ABC):
         languages (`Sequence[str]`): The task instances of one cycle, in order. A language may occur more than once.
         task_slots (`int`): Sequences in a task instance (W).
         fresh_languages (`bool`, *optional*, defaults to `False`): Whether every cycle has languages of its own: cycle
-            n, from 2 on, takes `"<language>.<n>"` in place of `"<language>"`.
+            n, from 2 on, replaces `"<language>"` by `"<language>.<n>"`.
     """
 
     def __init__(self, languages: Sequence[str], task_slots: int, fresh_languages: bool = False):
@@ -47,8 +47,8 @@ class Schedule(ABC):
 
     def language(self, index: int) -> str:
         """The name of a language by its index, as returned by `locate`."""
-        cycle, place = divmod(index, len(self.languages))
-        return self._language_of(cycle, self.cycle.index(self.languages[place]))
+        cycle, position = divmod(index, len(self.languages))
+        return self._language_of(cycle, self.cycle.index(self.languages[position]))
 
     def task_language(self, task: int) -> str:
         """The language of task instance `task` (from 0)."""
@@ -81,21 +81,21 @@ class Schedule(ABC):
         """For each language, the sequences that have to be available for a run of `tasks` task instances."""
         return self.sequences_used(tasks)
 
-    def _language_of(self, cycle: int, place: int) -> str:
-        language = self.cycle[place]
+    def _language_of(self, cycle: int, position: int) -> str:
+        language = self.cycle[position]
         return f"{language}.{cycle + 1}" if self.fresh_languages and cycle else language
 
-    def _of_cycle(self, cycle: np.ndarray, place: np.ndarray, ordinal: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def _of_cycle(self, cycle: np.ndarray, position: np.ndarray, ordinal: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Language and ordinal of a sequence, from its ordinal among those of its language in its cycle."""
-        language = self._language_of_task[place]
+        language = self._language_of_task[position]
         if self.fresh_languages:
             return language + cycle * len(self.languages), ordinal
-        return language, cycle * self._visits_per_cycle[place] * self.task_slots + ordinal
+        return language, cycle * self._visits_per_cycle[position] * self.task_slots + ordinal
 
     def _of_task(self, task: np.ndarray, offset: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Language and ordinal of sequence number `offset` of task instance `task`."""
-        cycle, place = np.divmod(task, self.tasks_per_cycle)
-        return self._of_cycle(cycle, place, self._visit_of_task[place] * self.task_slots + offset)
+        cycle, position = np.divmod(task, self.tasks_per_cycle)
+        return self._of_cycle(cycle, position, self._visit_of_task[position] * self.task_slots + offset)
 
 
 class RotationSchedule(Schedule):
@@ -120,15 +120,15 @@ class StationarySchedule(Schedule):
         for cycle in range(cycles + (tasks > 0)):
             slots = (self.tasks_per_cycle if cycle < cycles else tasks) * self.task_slots
             turns, extra = divmod(slots, self.tasks_per_cycle)
-            for place in range(self.tasks_per_cycle):
-                language = self._language_of(cycle, place)
-                counts[language] = counts.get(language, 0) + turns + (place < extra)
+            for position in range(self.tasks_per_cycle):
+                language = self._language_of(cycle, position)
+                counts[language] = counts.get(language, 0) + turns + (position < extra)
         return counts
 
     def locate(self, slots: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        turn, place = np.divmod(slots, self.tasks_per_cycle)
+        turn, position = np.divmod(slots, self.tasks_per_cycle)
         cycle, turn = np.divmod(turn, self.task_slots)
-        return self._of_cycle(cycle, place, turn * self._visits_per_cycle[place] + self._visit_of_task[place])
+        return self._of_cycle(cycle, position, turn * self._visits_per_cycle[position] + self._visit_of_task[position])
 
 
 class GradualSchedule(Schedule):
@@ -175,11 +175,11 @@ class GradualSchedule(Schedule):
         boundary = np.where(near_start, task - 1, np.where(near_end, task, -1))
         for k in np.unique(boundary[boundary >= 0]):
             inside = boundary == k
-            place = slots[inside] - ((k + 1) * self.task_slots - self.half)
+            position = slots[inside] - ((k + 1) * self.task_slots - self.half)
             coming = self._coming(int(k))
             rank = np.where(coming, np.cumsum(coming), np.cumsum(~coming)) - 1
-            task[inside] = k + coming[place]
-            number[inside] = np.where(coming[place], 0, self.task_slots - self.half) + rank[place]
+            task[inside] = k + coming[position]
+            number[inside] = np.where(coming[position], 0, self.task_slots - self.half) + rank[position]
         return task, number
 
     def _coming(self, boundary: int) -> np.ndarray:

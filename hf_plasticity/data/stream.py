@@ -19,9 +19,9 @@ class TrainingStream(Dataset):
     Every sequence of a run, in the order of training: item `slot` is the sequence of that slot of the schedule.
 
     The sequences of a language are divided into windows of the length of a task instance, and the order within each
-    window is shuffled by `(seed, language, window)`. Neighbours in a document therefore do not meet in a batch, and
-    the text of a task instance is the same for every seed. Nothing depends on the number of processes, on what was
-    read before, or on the length of the run.
+    window is shuffled by `(seed, language, window)`. Neighboring blocks of a document are therefore rarely in one
+    batch, and the text of a task instance is the same for every seed. Nothing depends on the number of processes, on
+    what was read before, or on the length of the run.
 
     Args:
         blocks (`Mapping[str, Blocks]`): The training blocks of each language of the run.
@@ -117,7 +117,7 @@ class TrainingStream(Dataset):
         """Delete the blocks of a language that no window needs from the one before `first_window` to `last_window`."""
         length, count = self.schedule.task_slots, len(blocks)
         start, stop = max(first_window - 1, 0) * length, (last_window + 1) * length
-        # The blocks to keep. Where the text repeats, they are an interval of a circle.
+        # The blocks to keep. If the text repeats, the interval wraps around.
         passes = start // count if blocks.exhausted else 0
         start, stop = start - passes * count, stop - passes * count
         blocks.release(max(stop - count, 0) if blocks.exhausted else 0, start)

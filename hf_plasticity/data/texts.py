@@ -1,4 +1,4 @@
-"""Blocks of token ids from texts in memory: what a script of one's own hands to a probe or a diagnosis."""
+"""Blocks of token ids from texts in memory, for probes and diagnoses in your own script."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
@@ -92,7 +92,7 @@ def _documents(texts: Iterable[str | Mapping[str, Any]], text_column: str) -> It
         raise PlasticityError("texts: a single string; give an iterable of documents, such as a list of strings")
     if isinstance(texts, Mapping):
         raise PlasticityError(f"texts: a mapping of {', '.join(map(str, texts))}; give one of its values")
-    import datasets  # takes a second, which the import of this package need not
+    import datasets  # takes a second
 
     if isinstance(texts, datasets.Dataset | datasets.IterableDataset) and text_column in (texts.column_names or ()):
         texts = texts.select_columns([text_column])  # or every column of every row is decoded

@@ -77,14 +77,15 @@ def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerBase:
     except Exception as error:
         raise PlasticityError(f"tokenizer: {_why_not_loaded(name_or_path, error)}") from None
     if tokenizer.is_fast and not tokenizer.backend_tokenizer.encode("a", add_special_tokens=False).ids:
-        # Transformers makes an empty tokenizer from a folder with a model in it and no tokenizer.
-        raise PlasticityError(f"tokenizer: '{name_or_path}' holds no tokenizer, or an empty one; name another")
+        # Transformers makes an empty tokenizer from a folder with a model and no tokenizer (seen in transformers
+        # 5.23.0).
+        raise PlasticityError(f"tokenizer: '{name_or_path}' has no tokenizer, or an empty one; choose another")
     return check_tokenizer(tokenizer)
 
 
 def check_tokenizer(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
     """
-    The tokenizer itself, if blocks can be made with it.
+    Check that blocks can be made with a tokenizer, and return it.
 
     Raises:
         [`PlasticityError`]: It is not a fast tokenizer, or has no end-of-text token.
@@ -196,8 +197,8 @@ def _why_not_loaded(name_or_path: str, error: Exception) -> str:
     if (reason := explain_hub_error(name_or_path, "model", error)) is not None:
         return reason
     if "trust_remote_code" in str(error):
-        return f"'{name_or_path}' needs code of its own, which is never executed; use one that has a tokenizer.json"
-    return f"'{name_or_path}' holds no tokenizer that can be loaded: {one_line(error)}"
+        return f"'{name_or_path}' requires custom code, which is never executed; use one that has a tokenizer.json"
+    return f"'{name_or_path}' has no tokenizer that can be loaded: {one_line(error)}"
 
 
 def _with_end_of_text(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:

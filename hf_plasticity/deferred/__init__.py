@@ -1,4 +1,4 @@
-"""The probes of a run with `--probe deferred`, made by another process while it trains or afterwards."""
+"""Deferred probes: a separate process probes the checkpoints of a run, during the run or afterwards."""
 
 from .config import DeferredConfig, parse_deferred
 from .prober import probe_deferred

@@ -35,7 +35,7 @@ class DeferredConfig:
         cpu_threads (`int`, *optional*):
             CPU threads of each process; those of the run by default, since the last bits depend on them.
         data_dir, data_cache_dir, dataset (`str`, *optional*):
-            Where the text of the run is on this machine, if it is in another place.
+            Where the text of the run is on this machine, if the path differs.
     """
 
     model: str | None = setting(None, help="The folder or the repository of a run.", role=OUTPUT)
@@ -49,7 +49,7 @@ class DeferredConfig:
     )
     cpu_threads: int | None = setting(None, help="CPU threads; those of the run by default.", role=MACHINE)
     data_dir: str | None = setting(None, help="Where the run's local text is on this machine.", role=MACHINE)
-    data_cache_dir: str | None = setting(None, help="Where prepared blocks are kept on this machine.", role=MACHINE)
+    data_cache_dir: str | None = setting(None, help="Folder of prepared blocks on this machine.", role=MACHINE)
     dataset: str | None = setting(None, help="Where the run's dataset is on this machine.", role=MACHINE)
     disable_tqdm: bool = setting(False, help="Show no progress bars.", role=OUTPUT)
     use_cpu: bool = setting(False, help="Leave accelerators unused.", role=MACHINE)

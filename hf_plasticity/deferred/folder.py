@@ -1,6 +1,5 @@
 """A run in a folder whose probes are deferred: its configuration, its checkpoints, and where its records go."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,14 +13,14 @@ from ..records import (
     HUB_FILE,
     LOCK_FILE,
     PROVENANCE,
-    TRAINER_STATE_FILE,
     checkpoint_name,
+    finished_steps,
     probed_checkpoints,
     read_config,
 )
 
 
-# What a run folder may hold before its configuration.
+# Files that a run folder may have before its configuration.
 BEFORE_THE_RUN = {LOCK_FILE, DEFERRED_LOCK_FILE, HUB_FILE, TOKENIZER_FOLDER, f".{TOKENIZER_FOLDER}.partial"}
 
 
@@ -32,7 +31,7 @@ class Progress:
 
     Args:
         checkpoints (`list[str]`): The names of its saved checkpoints.
-        complete (`bool`): Whether there will be no more.
+        complete (`bool`): Whether the run is complete.
     """
 
     checkpoints: list[str]
@@ -61,7 +60,7 @@ class DeferredFolder:
             raise PlasticityError(f"model: there is no run folder '{self.folder}'")
         others = sorted(path.name for path in self.folder.iterdir() if path.name not in BEFORE_THE_RUN)
         if others and read_config(self.folder) is None:
-            raise PlasticityError(f"model: '{self.folder}' holds other files ({others[0]}) and no run")
+            raise PlasticityError(f"model: '{self.folder}' has other files ({others[0]}) and no run")
 
     def check_rights(self) -> None:
         """Check before anything is computed that the records can be written."""
@@ -80,7 +79,7 @@ class DeferredFolder:
         return self.folder / name
 
     def release(self, name: str) -> None:
-        """Called when a checkpoint is probed. The run keeps its own checkpoints."""
+        """Called when a checkpoint is probed. Does nothing: the run keeps its checkpoints."""
 
     def deliver(self, records: list[dict[str, Any]]) -> bool:
         """Write the record of each probe into its checkpoint, as an inline probe does. Returns whether it is done."""
@@ -92,18 +91,17 @@ class DeferredFolder:
         return True
 
     def name_of(self, record: Mapping[str, Any]) -> str:
-        """The name of the checkpoint that a record is about."""
+        """The name of the checkpoint of a record."""
         return checkpoint_name(record, read_config(self.folder)[PROVENANCE]["tasks_per_cycle"])
 
 
 def is_complete(folder: Path) -> bool:
-    """Whether the training in a run folder has reached the length that its configuration asks for."""
-    config, state = read_config(folder), folder / TRAINER_STATE_FILE
-    if config is None or not state.exists():
+    """Whether the training in a run folder has the length of its configuration."""
+    config = read_config(folder)
+    if config is None:
         return False
-    step = json.loads(state.read_text(encoding="utf-8")).get("global_step")
     length = config["cycles"] * config[PROVENANCE]["tasks_per_cycle"] * config["task_steps"]
-    return step is not None and step >= length
+    return (finished_steps(folder) or 0) >= length
 
 
 def check_deferred(name: str, config: Mapping[str, Any]) -> None:
@@ -115,5 +113,5 @@ def check_deferred(name: str, config: Mapping[str, Any]) -> None:
     """
     if config.get("probe") != "deferred":
         raise PlasticityError(
-            f"follow: '{name}' probes its checkpoints itself; --follow requires a run with --probe deferred"
+            f"follow: '{name}' probes its checkpoints inline; --follow requires a run with --probe deferred"
         )

@@ -1,4 +1,4 @@
-"""Probes the checkpoints of a run as they appear, with the numbers that inline probes would have given."""
+"""Probe the checkpoints of a run as they appear, with the same results as inline probes."""
 
 import contextlib
 import importlib.metadata
@@ -23,10 +23,11 @@ from ..experiment.run import show_results
 from ..hub.loading import is_repository
 from ..network.head_loss import FUSED, LOGITS
 from ..periodic import Timeline
+from ..probing.checkpoint import restore_probe_records
 from ..probing.recorder import ProbeRecorder
 from ..published.checkpoints import load_model
 from ..published.prober import CheckpointProber, make_accelerator
-from ..records import DEFERRED_LOCK_FILE, PROVENANCE, checkpoint_task, read_config, run_lock
+from ..records import DEFERRED_LOCK_FILE, PROVENANCE, checkpoint_task, differences, read_config, run_lock
 from ..threads import choose_threads, set_threads
 from .config import DeferredConfig
 from .folder import DeferredFolder, Progress, check_deferred
@@ -35,12 +36,12 @@ from .repository import DeferredRepository
 
 logger = logging.get_logger(__name__)
 
-# Seconds that the prober of a complete run keeps trying to upload its records.
+# Seconds for which uploads are retried after the run is complete.
 PATIENCE = 600.0
 NUMERIC_PACKAGES = ("torch", "transformers")
 # Every checkpoint has the trained tokenizer.
 NOT_TAKEN = ("train_tokenizer",)
-# Beside the numerics: what is measured, and what decides the memory of a probe.
+# Further settings of the run that apply: what is measured, and the memory of a probe.
 TAKEN = (
     "data_dir", "cycles", "diagnose", "diagnostics_measures", "diagnostics_sequences", "gradient_checkpointing",
     "gradient_checkpointing_kwargs", "per_device_train_batch_size",
@@ -56,13 +57,14 @@ def probe_deferred(deferred: DeferredConfig) -> None:
         [`PlasticityError`]: There is no such run, it probes inline, or its text is not available.
         [`ProbeDivergedError`]: The loss of a probe is not finite.
     """
-    # Transformers shows a bar for every model that it loads.
+    # Transformers shows a progress bar for every model that it loads.
     logging.disable_progress_bar()
     use_cpu = start_processes(deferred.use_cpu)
     run = _open_run(deferred)
     with contextlib.ExitStack() as stack:
         from_main_process(run.check)
         from_main_process(lambda: stack.enter_context(run_lock(run.folder, DEFERRED_LOCK_FILE)) and None)
+        from_main_process(lambda: restore_probe_records(run.folder))
         recorded = from_main_process(lambda: _wait_for_config(run, deferred.poll_seconds))
         from_main_process(run.check_rights)
         prober = DeferredProber(run, _experiment(recorded, run.folder, deferred), recorded, deferred, use_cpu)
@@ -70,7 +72,7 @@ def probe_deferred(deferred: DeferredConfig) -> None:
         if is_main_process():
             show_results(run.folder)
             if recorded.get("push_to_hub") and not isinstance(run, DeferredRepository):
-                print(f"on the Hub  `hf-plasticity push {run.folder}` uploads what is not there yet")
+                print(f"on the Hub  `hf-plasticity push {run.folder}` uploads the rest")
 
 
 def _open_run(deferred: DeferredConfig) -> DeferredFolder | DeferredRepository:
@@ -83,7 +85,7 @@ def _open_run(deferred: DeferredConfig) -> DeferredFolder | DeferredRepository:
 
 
 def _wait_for_config(run: DeferredFolder, poll_seconds: float) -> dict[str, Any]:
-    """The configuration of a run, which a run that has just started is about to write."""
+    """The configuration of a run. Waits for a run that has just started to write it."""
     told = False
     while (recorded := run.config()) is None or not run.progress().checkpoints:
         if recorded is not None:
@@ -97,7 +99,9 @@ def _wait_for_config(run: DeferredFolder, poll_seconds: float) -> dict[str, Any]
 
 
 def _experiment(recorded: Mapping[str, Any], folder: Path, deferred: DeferredConfig) -> ExperimentConfig:
-    """The configuration of the run, for this machine: its numbers, and what else decides the memory of a probe."""
+    """
+    The configuration of the run for this machine: its numerics, and the settings that decide the memory of a probe.
+    """
     taken = {*recorded[PROVENANCE]["numerics"], *TAKEN} - set(NOT_TAKEN)
     settings = {name: recorded[name] for name in taken if name in recorded}
     settings["output_dir"] = str(folder)
@@ -138,7 +142,7 @@ class DeferredProber:
             set_threads(choose_threads(deferred.cpu_threads, recorded.get("cpu_threads")))
         if training.full_determinism:
             enable_full_determinism(training.seed)
-        # Every checkpoint has the tokenizer, wherever the run loaded it from.
+        # Every checkpoint has the tokenizer of the run.
         tokenizer = load_tokenizer(from_main_process(lambda: str(run.checkpoint(run.progress().checkpoints[0]))))
         train_blocks, eval_blocks = open_blocks(
             text, open_source(text), text.probe_language, tokenizer, show_progress=not deferred.disable_tqdm
@@ -166,7 +170,7 @@ class DeferredProber:
             self._load,
             make_accelerator(recorded["bf16"], use_cpu),
             share=deferred.share,
-            # Triton changes only the rounding, and this machine may not have it.
+            # This machine may not have Triton, which changes the rounding only.
             head_loss=FUSED if provenance["head_loss"] != LOGITS else LOGITS,
             diagnostics=DiagnosticsConfig(measures=training.diagnostics_measures),
             diagnostics_blocks=eval_blocks.first(training.diagnostics_sequences, "diagnostics_sequences")
@@ -192,7 +196,7 @@ class DeferredProber:
         return checkpoint_task(name, self.tasks_per_cycle) * self.timeline.task_steps
 
     def _wait_for_progress(self, known: list[str], delivered: bool) -> Progress:
-        """Wait until the run has new checkpoints, or is complete, or it is time to deliver records again."""
+        """Wait until the run has new checkpoints or is complete, or until the next attempt to upload records."""
         check_deferred(self.run.name, read_config(self.run.folder))
         progress = self.run.progress()
         waiting = False
@@ -246,11 +250,7 @@ class DeferredProber:
 
 def _compare_versions(theirs: Mapping[str, str]) -> None:
     here = {"hf-plasticity": __version__} | {name: importlib.metadata.version(name) for name in NUMERIC_PACKAGES}
-    different = [
-        f"{name} {theirs[name]} there and {version} here"
-        for name, version in here.items()
-        if name in theirs and theirs[name] != version
-    ]
+    different = differences(theirs, {name: version for name, version in here.items() if name in theirs})
     if different:
         logger.warning(
             f"the versions differ from those of the run ({', '.join(different)}); the last digits of the probes may "

@@ -12,9 +12,9 @@ from huggingface_hub.hf_api import RepoFile
 from transformers.utils import logging
 
 from ..errors import PlasticityError
-from ..hub.contents import RECORD_KEYS, RUN_ID, last_step, main_files, merge_records, public
+from ..hub.contents import RECORD_KEYS, RUN_ID, main_files, merge_records, public
 from ..hub.push import describe
-from ..hub.repository import MAIN, UNCLAIMED, HubRefusal, RunRepository, download, with_timeout
+from ..hub.repository import MAIN, UNCLAIMED, HubAccessError, RunRepository, download, with_timeout
 from ..hub_errors import explain_hub_error, is_temporary
 from ..probing.checkpoint import RECORD_FILE, record_bytes
 from ..records import (
@@ -25,6 +25,7 @@ from ..records import (
     PROVENANCE,
     TRAINER_STATE_FILE,
     append_record,
+    finished_steps,
     numerics_of,
     read_config,
     write_atomically,
@@ -65,7 +66,7 @@ class DeferredRepository(DeferredFolder):
         Check that the repository exists, and that the folder does not belong to another run.
 
         Raises:
-            [`PlasticityError`]: It does not, or it does.
+            [`PlasticityError`]: There is no such repository, or the folder belongs to another run.
         """
         try:
             self._heads()
@@ -76,7 +77,7 @@ class DeferredRepository(DeferredFolder):
         there = read_config(self.folder)
         if there is not None and RUN_ID not in there.get(PROVENANCE, {}):
             raise PlasticityError(
-                f"output_dir: '{self.folder}' holds a run of its own; choose another folder, or probe that run "
+                f"output_dir: '{self.folder}' belongs to another run; choose another folder, or probe that run "
                 f"with --model {self.folder}"
             )
 
@@ -105,19 +106,19 @@ class DeferredRepository(DeferredFolder):
     def _look(self) -> None:
         heads = self._heads()
         if heads[MAIN] != self._main:
-            self._take_records(heads[MAIN])
+            self._download_records(heads[MAIN])
             self._main = heads[MAIN]
             heads = self._heads()
         for name, commit in heads.items():
             if CHECKPOINT_NAME.fullmatch(name) and self._seen.get(name) != commit:
                 self._look_at(name, commit)
 
-    def _take_records(self, commit: str) -> None:
+    def _download_records(self, commit: str) -> None:
         files = download(self.api, self.name, [CONFIG_FILE, TRAINER_STATE_FILE, *RECORD_KEYS], commit)
         if CONFIG_FILE not in files:
             others = sorted(self._files(commit) - UNCLAIMED)
             if others:
-                raise PlasticityError(f"model: '{self.name}' holds other files ({others[0]}) and no run")
+                raise PlasticityError(f"model: '{self.name}' has other files ({others[0]}) and no run")
             return
         self._check_same(yaml.safe_load(files[CONFIG_FILE].read_text(encoding="utf-8")))
         merge_records(files, self.folder)
@@ -126,7 +127,9 @@ class DeferredRepository(DeferredFolder):
                 write_atomically(self.folder / name, files[name].read_bytes())
 
     def _check_same(self, config: Any) -> None:
-        """Two runs of one configuration differ by their id only, and their probes must not be mixed in one folder."""
+        """
+        Check the id of the run: the probes of two runs with the same configuration must not be mixed in a folder.
+        """
         if not isinstance(config, dict) or RUN_ID not in config.get(PROVENANCE, {}):
             raise PlasticityError(f"model: {CONFIG_FILE} of '{self.name}' is not that of a run with deferred probes")
         here, there = (read_config(self.folder) or config)[PROVENANCE][RUN_ID], config[PROVENANCE][RUN_ID]
@@ -141,7 +144,7 @@ class DeferredRepository(DeferredFolder):
         return {entry.path for entry in tree if isinstance(entry, RepoFile)}
 
     def _look_at(self, name: str, commit: str) -> None:
-        """Register a branch once it has its checkpoint: a branch is created before its files are uploaded."""
+        """Register a branch that has its checkpoint. A branch is created before its files are uploaded."""
         files = self._files(commit)
         if not any(path.endswith(".safetensors") for path in files):
             return
@@ -176,7 +179,7 @@ class DeferredRepository(DeferredFolder):
         Check before anything is computed that the records can be uploaded.
 
         Raises:
-            [`PlasticityError`]: They can't.
+            [`PlasticityError`]: The repository is not writable.
         """
         if not self.push:
             return
@@ -184,8 +187,8 @@ class DeferredRepository(DeferredFolder):
         self._repository = RunRepository(self.name, public(numerics_of(config)), config[PROVENANCE][RUN_ID])
         try:
             self._repository.open()
-        except HubRefusal as refusal:
-            raise PlasticityError(f"{refusal}; or keep the records here with --push_to_hub false") from None
+        except HubAccessError as error:
+            raise PlasticityError(f"{error}; or keep the records here with --push_to_hub false") from None
 
     def deliver(self, records: list[dict[str, Any]]) -> bool:
         """Upload each record to the branch of its checkpoint, and all to `main`. Returns whether that is done."""
@@ -196,14 +199,14 @@ class DeferredRepository(DeferredFolder):
                 name = self.name_of(record)
                 if name in self._seen and name not in self._recorded:
                     probed = {RECORD_FILE: record_bytes(record)}
-                    self._seen[name] = self._repository.put(name, probed, f"Probe of {name}")
+                    self._seen[name] = self._repository.upload(name, probed, f"Probe of {name}")
                     self._recorded.add(name)
             self._look()
-            finished_at = last_step(self.folder)
+            finished_at = finished_steps(self.folder)
             branches = sorted(self._seen, key=lambda name: (len(name), name))
             has_model = finished_at is not None
             files = main_files(self.folder, self.name, self._repository.run_id, branches, finished_at, has_model)
-            self._main = self._repository.put(MAIN, files, "Records of the probes", onto=self._main)
+            self._main = self._repository.upload(MAIN, files, "Records of the probes", parent=self._main)
         except PlasticityError:
             raise
         except Exception as error:  # as in `RunPusher`: no error stops the probes

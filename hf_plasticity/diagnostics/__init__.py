@@ -1,4 +1,4 @@
-"""What a causal language model looks like inside: units, heads, weights, ranks, gradients and curvature."""
+"""Diagnostics of a causal language model: units, heads, weights, ranks, gradients and curvature."""
 
 from .attention import maximum_entropy
 from .callback import DiagnosticsCallback

@@ -110,10 +110,10 @@ class AttentionObserver(Observer):
     sequence, over the same queries as far as they see it (attention sinks, huggingface.co/papers/2309.17453).
 
     In a layer with a sliding window a query sees the window at most, and both H_max and the default of `min_context`
-    go by what it sees. Padding is neither query nor key.
+    refer to the keys that it sees. Padding is neither query nor key.
 
-    All four range from 0 to 1. Cost: attention without a fused kernel, in the place of the model's own: 2·B·H·T²·D
-    multiply-adds a layer. Attention maps are never held as a whole, only `CHUNK_ELEMENTS` of them.
+    All four range from 0 to 1. Cost: attention without a fused kernel, instead of that of the model: 2·B·H·T²·D
+    multiply-adds a layer. At most `CHUNK_ELEMENTS` attention weights are in memory at a time.
     """
 
     names = ("attention_entropy", "lazy_heads", "collapsed_heads", "first_token_attention")
@@ -136,7 +136,7 @@ class AttentionObserver(Observer):
             yield
         finally:
             self.model.set_attn_implementation(implementation)
-            # Left registered, the bound method would keep the model in memory.
+            # Otherwise the bound method would keep the model in memory.
             del AttentionInterface._global_mapping[IMPLEMENTATION]
 
     def measures(self) -> dict[str, Measure]:
@@ -147,12 +147,12 @@ class AttentionObserver(Observer):
         gaps = dict.fromkeys(layers, self.gap) if self.gap is not None else {}
         for layer in layers if self.gap is None else ():
             if layer not in self.statistics:
-                gaps[layer] = "it has no attention of the kind that is measured"
+                gaps[layer] = "its attention is not supported"
                 continue
             statistics = self.statistics[layer]
             least = self.config.min_context or default_min_context(statistics.context)
             if statistics.context < least:
-                gaps[layer] = f"no query sees min_context = {least} keys, {statistics.context} at most"
+                gaps[layer] = f"no query sees min_context = {least} keys; the maximum is {statistics.context}"
                 continue
             h_max, queries = _maximum_entropy(statistics.queries, least), statistics.queries[least:].sum()
             ratios[layer] = (statistics.entropy[least:].sum(0) / queries / h_max).tolist()
@@ -205,7 +205,7 @@ class AttentionObserver(Observer):
         if position_bias is not None or (attention_mask is not None and attention_mask.dtype != torch.bool):
             raise PlasticityError(
                 f"measures: the attention of '{type(module).__name__}' has a bias that the attention measures do "
-                f"not know; leave out {', '.join(self.names)}"
+                f"not support; leave out {', '.join(self.names)}"
             )
         batch, heads, length, width = query.shape
         groups = key.shape[1]

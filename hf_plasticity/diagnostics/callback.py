@@ -1,4 +1,4 @@
-"""Diagnoses while a Trainer trains."""
+"""A callback that diagnoses the model during training."""
 
 from pathlib import Path
 from typing import Any
@@ -9,12 +9,13 @@ from accelerate import PartialState
 from torch import nn
 from transformers import Trainer, TrainerState, TrainingArguments
 
+from ..data.token_blocks import as_blocks
 from ..distributed import is_main_process
 from ..errors import PlasticityError
 from ..periodic import PeriodicCallback, Timeline
 from ..records import DIAGNOSIS_KEY, DIAGNOSTICS_FILE, INITIAL_WEIGHTS_FILE, append_record
 from .config import DiagnosticsConfig
-from .diagnose import REFERENCE_MEASURES, diagnose
+from .diagnose import REFERENCE_MEASURES, diagnose, plain_model
 from .drift import save_weights
 
 
@@ -27,7 +28,8 @@ class DiagnosticsCallback(PeriodicCallback):
     already recorded for this training is not recorded twice.
 
     Args:
-        blocks (`torch.Tensor` or `np.ndarray` of shape `(N, T)`): Token ids to diagnose on, the same on every rank.
+        blocks (`torch.Tensor` or `np.ndarray` of shape `(N, T)`): Token ids to diagnose on, the same on every rank. A
+            list of lists or a `datasets.Dataset` with `input_ids` works too.
         config ([`DiagnosticsConfig`], *optional*): What to measure, and the thresholds.
         every (`int` or `float`, *optional*, defaults to 0.1): Units of training between two diagnoses. With the unit
             `"steps"`, a number below 1 is a share of the training.
@@ -39,8 +41,8 @@ class DiagnosticsCallback(PeriodicCallback):
         track_initialization (`bool`, *optional*, defaults to `True`): Whether to save the weights before the first
             step to `initial_weights.safetensors` in the run folder and to measure the distance from them. Requires the
             disk space of one copy of the weights.
-        diagnose_at_end (`bool`, *optional*, defaults to `True`): Whether to diagnose at the end of training, wherever
-            it falls.
+        diagnose_at_end (`bool`, *optional*, defaults to `True`): Whether to diagnose at the end of training, even if
+            no diagnosis is due there.
         trainer (`Trainer`, *optional*): The trainer whose `log` receives the values. By default the one that runs the
             callback.
         output_dir (`str` or `Path`, *optional*): The run folder; `args.output_dir` by default.
@@ -81,7 +83,11 @@ class DiagnosticsCallback(PeriodicCallback):
             output_dir=output_dir,
             trainer=trainer,
         )
-        self.blocks, self.attention_mask, self.config = blocks, attention_mask, config or DiagnosticsConfig()
+        self.blocks, self.attention_mask, self.config = (
+            as_blocks(blocks),
+            attention_mask,
+            config or DiagnosticsConfig(),
+        )
         named = self.config.measures
         self.tracks = track_initialization and (named is None or any(name in REFERENCE_MEASURES for name in named))
 
@@ -91,12 +97,12 @@ class DiagnosticsCallback(PeriodicCallback):
             return
         path = folder / INITIAL_WEIGHTS_FILE
         if state.global_step == 0:
-            save_weights(model, path, write=is_main_process())
+            save_weights(plain_model(model), path, write=is_main_process())
             PartialState().wait_for_everyone()
         elif not path.exists():
             raise PlasticityError(
                 f"track_initialization: '{path}' does not exist, and the run resumes at step {state.global_step}, "
-                "when its weights have moved; pass track_initialization=False"
+                "so the initial weights are not known; pass track_initialization=False"
             )
 
     def act(self, step: int, model: nn.Module, tokenizer: Any, folder: Path, args: TrainingArguments) -> None:

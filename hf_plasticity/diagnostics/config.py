@@ -1,4 +1,4 @@
-"""What a diagnosis measures and with which thresholds."""
+"""The settings of a diagnosis: measures and thresholds."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,9 +12,9 @@ class DiagnosticsConfig:
     The settings of a diagnosis. Together with the blocks they decide every number in it.
 
     Args:
-        measures (`Sequence[str]`, *optional*): Names from `MEASURES`. Without it the cheap ones, `DEFAULT_MEASURES`,
-            and those of `REFERENCE_MEASURES` when a reference is at hand. A measure that is named here and cannot be
-            taken of the model raises; without names it is listed in `Diagnosis.not_measured`.
+        measures (`Sequence[str]`, *optional*): Names from `MEASURES`. By default the cheap ones, `DEFAULT_MEASURES`,
+            and `REFERENCE_MEASURES` if a reference is given. A measure that is named here and not supported by the
+            model raises an error; by default it is listed in `Diagnosis.not_measured`.
         batch_size (`int`, *optional*, defaults to `8`): Sequences in one forward pass.
 
         > Parameters that control units and heads
@@ -32,12 +32,12 @@ class DiagnosticsConfig:
             leave out.
         gradient_batch_size (`int`, *optional*, defaults to `1`): Sequences in a mini-batch B of the gradient
             measures; also the sequences in one backward pass.
-        hessian_sequences (`int`, *optional*, defaults to `8`): Of how many blocks, the first ones, the Hessian is
-            taken; rounded down to whole mini-batches, one at least.
+        hessian_sequences (`int`, *optional*, defaults to `8`): The number of blocks on which the Hessian is
+            computed; rounded down to full mini-batches, at least one.
         hessian_iterations (`int`, *optional*, defaults to `50`): Most steps of each power iteration.
         hessian_tolerance (`float`, *optional*, defaults to `1e-2`): Power iteration ends when
             ‖Hv − λv‖ ≤ tolerance·|λ|.
-        seed (`int`, *optional*, defaults to `0`): Of the vector at which power iteration starts.
+        seed (`int`, *optional*, defaults to `0`): Seed of the start vector of power iteration.
 
     Raises:
         [`PlasticityError`]: A count that is not positive, or a share outside [0, 1].
@@ -67,8 +67,6 @@ class DiagnosticsConfig:
             if getattr(self, name) < 0:
                 raise PlasticityError(f"{name}: {getattr(self, name)} is negative; use 0 or more")
         if self.min_context is not None and self.min_context < 2:
-            raise PlasticityError(
-                f"min_context: {self.min_context} is too small; a query needs 2 keys or more to choose between"
-            )
+            raise PlasticityError(f"min_context: {self.min_context} is too small; use 2 or more")
         if isinstance(self.measures, str):
             raise PlasticityError(f"measures: '{self.measures}' is a string; write a list, as in ['{self.measures}']")

@@ -22,7 +22,7 @@ Vector = list[torch.Tensor]
 @dataclass
 class Eigenvalue:
     """
-    What power iteration found.
+    The result of power iteration.
 
     Args:
         value (`float`): The Rayleigh quotient v·Hv of the last unit vector v.
@@ -109,7 +109,7 @@ def measure_curvature(
         return {NAMES[0]: Measure(None, gap=gap)}
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if not parameters:
-        raise PlasticityError("measures: the Hessian needs parameters with requires_grad=True; all are frozen")
+        raise PlasticityError("measures: the Hessian requires parameters with requires_grad=True; all are frozen")
     # Fused attention kernels cannot be differentiated twice.
     model.set_attn_implementation("eager")
 

@@ -1,4 +1,4 @@
-"""Look inside a causal language model: every measure, on one set of blocks."""
+"""Diagnose a causal language model: all measures on one set of blocks."""
 
 import hashlib
 import os
@@ -11,9 +11,11 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate.utils import extract_model_from_parallel
+from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedModel
 
+from ..data.token_blocks import as_blocks
 from ..errors import PlasticityError
 from ..network import evaluation_mode, find_structure, reshard
 from ..records import config_hash
@@ -42,13 +44,13 @@ MEASURES = DEFAULT_MEASURES + REFERENCE_MEASURES + GRADIENT_MEASURES + CURVATURE
 @dataclass
 class Diagnosis:
     """
-    What was found inside a model.
+    The result of a diagnosis.
 
     Args:
-        measures (`dict[str, Measure]`): What was measured, by name.
-        not_measured (`dict[str, str]`): For each measure that has a gap, what could not be measured and why.
-        config_hash (`str`): Stands for the settings and the blocks: diagnoses that share it can be compared.
-        seconds (`float`): How long it took.
+        measures (`dict[str, Measure]`): The measures by name.
+        not_measured (`dict[str, str]`): For each measure that is missing or incomplete, the reason.
+        config_hash (`str`): A hash of the settings and the blocks. Diagnoses with equal hashes can be compared.
+        seconds (`float`): Duration of the diagnosis.
     """
 
     measures: dict[str, Measure]
@@ -59,17 +61,17 @@ class Diagnosis:
     def __getitem__(self, name: str) -> Measure:
         if name in self.measures:
             return self.measures[name]
-        raise KeyError(f"{name}: {self.not_measured.get(name, 'it was not asked for')}")
+        raise KeyError(f"{name}: {self.not_measured.get(name, 'it was not requested')}")
 
     def scalars(self, prefix: str = "diagnostics/") -> dict[str, float]:
-        """The overall values by name, for a log; what has none is left out."""
+        """The overall values by name, for a log. Measures without one are left out."""
         return {
             prefix + name: measure.overall for name, measure in self.measures.items() if measure.overall is not None
         }
 
     def fraction(self, name: str, tau: float) -> tuple[float, list[float | None]]:
         """
-        The fraction of units at or below another τ, without another run.
+        The fraction of units at or below another τ.
 
         Args:
             name (`str`): `dormant_units` or `gradient_activity`.
@@ -119,17 +121,18 @@ def diagnose(
     reference: Mapping[str, torch.Tensor] | str | os.PathLike | None = None,
 ) -> Diagnosis:
     """
-    Measure what a causal language model looks like inside, and leave it as it was found: weights, gradients, mode,
-    random state and attention implementation.
+    Diagnose a causal language model without changing it: weights, gradients, training mode, random state and attention
+    implementation are restored.
 
     Dropout is off. Memory beyond the model is bounded by `batch_size` and does not grow with the number of blocks.
     Under DDP every rank measures the same blocks and gets the same numbers; under FSDP2 all ranks must call this
     together.
 
     Args:
-        model (`PreTrainedModel`): A causal language model of Transformers: as it is, compiled, wrapped by DDP or
-            sharded by FSDP2.
-        blocks (`torch.Tensor` or `np.ndarray` of shape `(N, T)`): Token ids, two or more in a sequence.
+        model (`PreTrainedModel`): A causal language model of Transformers: as it is, compiled, wrapped by DDP or PEFT,
+            or sharded by FSDP2. PEFT's adapters are part of the model; hidden units behind them are not measured.
+        blocks (`torch.Tensor` or `np.ndarray` of shape `(N, T)`): Token ids, two or more in a sequence. A list of
+            lists or a `datasets.Dataset` with `input_ids` works too.
         config ([`DiagnosticsConfig`], *optional*): What to measure, and the thresholds.
         attention_mask (`torch.Tensor` or `np.ndarray` of shape `(N, T)`, *optional*): 1 for a token, 0 for padding,
             which no measure counts. Pad on the right.
@@ -137,10 +140,11 @@ def diagnose(
             initialization, by the names of `model.named_parameters()`, or a `.safetensors` file of them.
 
     Returns:
-        [`Diagnosis`]: With every measure that could be taken, and the reasons for the others.
+        [`Diagnosis`]: The measures that the model supports, and the reasons for the others.
 
     Raises:
-        [`PlasticityError`]: An unknown measure, one asked for by name that cannot be taken, or blocks that do not fit.
+        [`PlasticityError`]: An unknown measure, a requested one that the model does not support, or blocks that do not
+            fit.
 
     Example:
 
@@ -158,7 +162,7 @@ def diagnose(
     """
     started = time.perf_counter()
     config = config or DiagnosticsConfig()
-    model = extract_model_from_parallel(model, keep_torch_compile=False)
+    model = plain_model(model)
     structure = find_structure(model)
     if isinstance(reference, str | os.PathLike):
         reference = SavedWeights(reference)
@@ -200,7 +204,7 @@ def diagnose(
     for name in names:
         measure = found[name]
         if measure.gap is not None and config.measures is not None:
-            raise PlasticityError(f"measures: '{name}' cannot be taken of this model: {measure.gap}")
+            raise PlasticityError(f"measures: '{name}' is not supported for this model: {measure.gap}")
         if not measure.is_finite():
             measure = Measure(None, undefined="a weight or an activation of the model is infinite or NaN")
         if measure.overall is not None:
@@ -209,6 +213,24 @@ def diagnose(
             diagnosis.not_measured[name] = reason
     diagnosis.seconds = time.perf_counter() - started
     return diagnosis
+
+
+def plain_model(model: nn.Module) -> PreTrainedModel:
+    """
+    The model inside DDP, `torch.compile` and PEFT.
+
+    Raises:
+        [`PlasticityError`]: PEFT adds virtual tokens to the input, which are not in the model.
+    """
+    model = extract_model_from_parallel(model, keep_torch_compile=False)
+    if not isinstance(model, PeftModel):
+        return model
+    if model.active_peft_config.is_prompt_learning:
+        raise PlasticityError(
+            f"model: its {model.active_peft_config.peft_type.value} adapter adds virtual tokens to the input, which "
+            "a diagnosis does not know; diagnose `model.get_base_model()`"
+        )
+    return model.get_base_model()
 
 
 def _observe(
@@ -233,7 +255,7 @@ def _names(config: DiagnosticsConfig, has_reference: bool) -> list[str]:
         if name not in MEASURES:
             raise PlasticityError(f"measures: '{name}' is not a measure; choose from {', '.join(MEASURES)}")
         if name in REFERENCE_MEASURES and not has_reference:
-            raise PlasticityError(f"measures: '{name}' needs a reference; pass the weights at initialization")
+            raise PlasticityError(f"measures: '{name}' requires a reference; pass the initial weights")
     return list(dict.fromkeys(config.measures))
 
 
@@ -244,29 +266,34 @@ def _check_blocks(
     config: DiagnosticsConfig,
     names: list[str],
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    blocks = torch.as_tensor(np.asarray(blocks)).long()
+    blocks = torch.as_tensor(np.asarray(as_blocks(blocks))).long()
     if blocks.ndim != 2 or len(blocks) < 1 or blocks.shape[1] < 2:
         raise PlasticityError(
-            f"blocks: shape {tuple(blocks.shape)}; (sequences, tokens) with 2 tokens or more is right"
+            f"blocks: shape {tuple(blocks.shape)}; expected (sequences, tokens) with at least 2 tokens"
         )
     context = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
     if context is not None and blocks.shape[1] > context:
-        raise PlasticityError(f"blocks: sequences of {blocks.shape[1]} tokens; the model's context is {context}")
+        raise PlasticityError(
+            f"blocks: sequences of {blocks.shape[1]} tokens are longer than the context of the model, {context}"
+        )
     vocabulary = model.get_input_embeddings().num_embeddings
     if blocks.min() < 0 or blocks.max() >= vocabulary:
         raise PlasticityError(
-            f"blocks: token ids from {blocks.min()} to {blocks.max()}; the model knows 0 to {vocabulary - 1}"
+            f"blocks: token ids from {blocks.min()} to {blocks.max()}; the vocabulary of the model is 0 to "
+            f"{vocabulary - 1}"
         )
     if mask is not None:
         mask = torch.as_tensor(np.asarray(mask)).long()
         if mask.shape != blocks.shape:
-            raise PlasticityError(f"attention_mask: shape {tuple(mask.shape)}; that of the blocks is right")
+            raise PlasticityError(f"attention_mask: shape {tuple(mask.shape)}; expected the shape of the blocks")
         if (mask.sum(1) < 2).any():
             raise PlasticityError("attention_mask: a sequence has fewer than 2 tokens; leave it out")
         mask = None if mask.all() else mask
     longest = blocks.shape[1] if mask is None else int(mask.sum(1).max())
     if config.min_context is not None and config.min_context > longest:
-        raise PlasticityError(f"min_context: {config.min_context} keys; the longest sequence has {longest}")
+        raise PlasticityError(
+            f"min_context: {config.min_context} keys are more than the longest sequence has, {longest}"
+        )
     if set(names) & set(GRADIENT_MEASURES + CURVATURE_MEASURES):
         if len(blocks) % config.gradient_batch_size:
             raise PlasticityError(
@@ -283,9 +310,10 @@ def _check_blocks(
 def diagnostics_hash(
     blocks: torch.Tensor | np.ndarray, config: DiagnosticsConfig | None = None, has_reference: bool = False
 ) -> str:
-    """The `diagnostics_config_hash` that a diagnosis on these blocks, all of whose tokens count, is going to have."""
+    """The `diagnostics_config_hash` of a diagnosis on these blocks without padding."""
     config = config or DiagnosticsConfig()
-    return _hash(config, _names(config, has_reference), torch.as_tensor(np.asarray(blocks)).long(), None)
+    tokens = torch.as_tensor(np.asarray(as_blocks(blocks))).long()
+    return _hash(config, _names(config, has_reference), tokens, None)
 
 
 def _hash(config: DiagnosticsConfig, names: list[str], blocks: torch.Tensor, mask: torch.Tensor | None) -> str:

@@ -22,7 +22,7 @@ REFERENCE_NAMES = ("distance_from_initialization", "embedding_norm_drift")
 
 class SavedWeights(Mapping):
     """
-    The tensors of a `.safetensors` file by name, read one at a time when they are asked for.
+    The tensors of a `.safetensors` file by name, read one at a time on access.
 
     Args:
         path (`str` or `os.PathLike`): The file.
@@ -30,7 +30,7 @@ class SavedWeights(Mapping):
 
     def __init__(self, path: str | os.PathLike):
         if not Path(path).is_file():
-            raise PlasticityError(f"reference: '{path}' does not exist; the weights at initialization would be right")
+            raise PlasticityError(f"reference: '{path}' does not exist; pass the initial weights")
         self._file = safe_open(path, framework="pt")
         self._names = set(self._file.keys())
 
@@ -118,7 +118,7 @@ def _row_norms(weight: torch.Tensor) -> torch.Tensor:
 
 def _look_up(reference: Mapping[str, torch.Tensor], name: str, parameter: torch.Tensor) -> torch.Tensor:
     if name not in reference:
-        raise PlasticityError(f"reference: it has no '{name}'; weights of the same model would be right")
+        raise PlasticityError(f"reference: it has no '{name}'; pass weights of the same model")
     tensor = reference[name]
     if tensor.shape != parameter.shape:
         raise PlasticityError(

@@ -16,7 +16,8 @@ from .ranks import RANK_NAMES, singular_values_from_gram, spectrum_ranks
 class FeatureObserver(Observer):
     """
     `feature_effective_rank`, `feature_stable_rank`, `feature_srank`, `feature_approximate_rank`: the four ranks of
-    `ranks.py` of the feature matrix, one row a token, not centred. Per layer the features are the residual stream
+    `ranks.py` of the feature matrix, one row for each token, not centered. Per layer the features are the residual
+        stream
     after it; overall they are what the output head reads (after the final norm), the penultimate features of Kumar et
     al. (huggingface.co/papers/2010.14498).
 

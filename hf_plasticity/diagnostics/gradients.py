@@ -60,7 +60,8 @@ def summarize_gradients(
     Take the gradient of each mini-batch's loss, holding one and their sum at a time.
 
     Args:
-        parameters (`dict[str, nn.Parameter]`): What to differentiate by; their `grad` is used and left empty.
+        parameters (`dict[str, nn.Parameter]`): The parameters to differentiate with respect to; `grad` is empty
+            afterwards.
         losses (`Iterable[Callable[[], torch.Tensor]]`): For each mini-batch a function that computes its loss.
     """
     sums: dict[str, torch.Tensor] = {}
@@ -118,7 +119,7 @@ def measure_gradients(
     parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     if not parameters:
         raise PlasticityError(
-            "measures: the gradient measures need parameters with requires_grad=True; all are frozen"
+            "measures: the gradient measures require parameters with requires_grad=True; all are frozen"
         )
     magnitudes = UnitMagnitudes(len(structure.layers))
     gaps = {layer.index: layer.gap for layer in structure.layers if layer.gap is not None}

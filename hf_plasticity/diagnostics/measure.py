@@ -1,4 +1,4 @@
-"""One measured quantity: its value, its detail, and what of it could not be measured."""
+"""One measure: its values, details, and the reason if it is missing or incomplete."""
 
 import math
 from collections.abc import Iterator
@@ -11,17 +11,17 @@ import torch
 @dataclass
 class Measure:
     """
-    What one measure found.
+    The result of one measure.
 
     Args:
         overall (`float`, *optional*): The value for the whole model; `None` where nothing could be measured.
         per_layer (`list[float | None]`): A value for each decoder layer, `None` for one that could not be measured;
-            empty for a measure that knows no layers.
+            empty for a measure without layers.
         per_head (`list[list[float] | None]`, *optional*): For each layer a value for each query head.
-        detail (`dict`): What else is recorded, JSON-serialisable.
+        detail (`dict`): Further fields of the record, JSON-serializable.
         scores (`list[torch.Tensor | None]`, *optional*): For each layer a score for each unit; kept in memory, not
             recorded.
-        gap (`str`, *optional*): What of it cannot be measured in a model of this kind, and why.
+        gap (`str`, *optional*): What cannot be measured for models of this kind, and why.
         undefined (`str`, *optional*): Why it has no value for these weights, though the model is of the right kind.
     """
 
@@ -46,7 +46,7 @@ class Measure:
 
 
 def mean_of(values: list[float | None]) -> float | None:
-    """The mean of what was measured; `None` where nothing was."""
+    """The mean of the values that are not `None`; `None` if there are none."""
     measured = [value for value in values if value is not None]
     return math.fsum(measured) / len(measured) if measured else None
 

@@ -1,4 +1,4 @@
-"""What the measures share that watch a forward pass."""
+"""The base class of measures of a forward pass."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +13,7 @@ from .measure import Measure
 
 class Observer:
     """
-    Watches the blocks pass through the model, and says afterwards what it saw.
+    Observes forward passes of the model on the blocks.
 
     A new measure of a forward pass is a subclass with `names`, `watch` and `measures`, and its line in `diagnose.py`.
 
@@ -29,19 +29,19 @@ class Observer:
         self.model = model
         self.structure = structure
         self.config = config
-        # Set for each batch: which of its tokens are no padding, (B, T) bool; None where all are.
+        # Set for each batch: which of its tokens are not padding, (B, T) bool; None if there is no padding.
         self.tokens: torch.Tensor | None = None
 
     @contextmanager
     def watch(self) -> Iterator[None]:
-        """Watch for the time of this context."""
+        """A context in which forward passes are observed."""
         raise NotImplementedError
 
     def measures(self) -> dict[str, Measure]:
-        """What was seen, by name."""
+        """The measures by name."""
         raise NotImplementedError
 
     def rows(self, features: torch.Tensor) -> torch.Tensor:
-        """The features (B, T, F) or (B·T, F) of the tokens that are no padding, as (n, F)."""
+        """The features (B, T, F) or (B·T, F) of the tokens that are not padding, as (n, F)."""
         features = features.detach().reshape(-1, features.shape[-1])
         return features if self.tokens is None else features[self.tokens.reshape(-1)]

@@ -8,7 +8,7 @@ RANK_NAMES = ("effective_rank", "stable_rank", "srank", "approximate_rank")
 
 def effective_rank(singular_values: torch.Tensor) -> float:
     """
-    exp(−Σ pᵢ ln pᵢ) with pᵢ = σᵢ / Σσ: the exponential of the entropy of the normalised singular values (Roy and
+    exp(−Σ pᵢ ln pᵢ) with pᵢ = σᵢ / Σσ: the exponential of the entropy of the normalized singular values (Roy and
     Vetterli, "The effective rank", EUSIPCO 2007, definition 1). From 1 to the rank; 0 for a zero matrix.
     """
     total = singular_values.sum()
@@ -28,7 +28,7 @@ def stable_rank(singular_values: torch.Tensor) -> float:
 def srank(singular_values: torch.Tensor, delta: float = 0.01) -> float:
     """
     The smallest k with Σ_{i≤k} σᵢ ≥ (1 − δ) Σσ (Kumar et al., huggingface.co/papers/2010.14498, section 3: there
-    "effective rank", and often passed off as the stable rank). From 1 to the rank; 0 for a zero matrix.
+    "effective rank"; often published as "stable rank"). From 1 to the rank; 0 for a zero matrix.
     """
     return _smallest_k(singular_values, delta)
 
@@ -71,5 +71,5 @@ def _smallest_k(weights: torch.Tensor, delta: float) -> float:
     if total == 0 or total.isnan():
         return total.item()
     held = weights.sort(descending=True).values.cumsum(0) / total
-    # An exact tie (99 of 100 equal values) must not turn on the last bit of a sum.
+    # An exact tie (99 of 100 equal values) must not depend on the last bit of a sum.
     return float((held < (1 - delta) - 1e-9).sum().item() + 1)

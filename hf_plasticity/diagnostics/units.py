@@ -1,4 +1,4 @@
-"""Dormant units: the MLP's hidden units that hardly ever activate."""
+"""Dormant units: hidden units of the MLP that hardly activate."""
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -13,7 +13,7 @@ from .measure import Measure, name_gaps
 from .observer import Observer
 
 
-# Fractions at or below each of these are recorded, so that another τ needs no new run.
+# Fractions at or below each of these are recorded, so that another τ requires no new run.
 TAU_GRID = (0.0, *(digit * 10.0**exponent for exponent in range(-6, 1) for digit in (1.0, 2.5, 5.0)), 10.0)
 
 
@@ -92,7 +92,7 @@ class UnitObserver(Observer):
     `dormant_units`: the fraction of MLP hidden units, after the activation, whose score `unit_scores` is at most τ;
     the expectation runs over every token of every sequence. In a gated MLP a unit is act(gate)·up.
 
-    Range 0 to 1. Cost: reading the hidden units once, no arithmetic to speak of beside the forward pass.
+    Range 0 to 1. Cost: one pass over the hidden units, negligible beside the forward pass.
     """
 
     names = ("dormant_units",)

@@ -1,4 +1,4 @@
-"""What the weights look like by themselves: their magnitude and the ranks of their matrices."""
+"""Measures of the weights: their magnitude and the ranks of their matrices."""
 
 import math
 
@@ -62,7 +62,7 @@ def measure_weight_ranks(
     for name, parameter in model.named_parameters():
         layer = structure.layer_of(name)
         if layer is not None and parameter.ndim > 2:
-            gaps[layer.index] = f"'{structure.kind_of(name)}' is no matrix but has {parameter.ndim} dimensions"
+            gaps[layer.index] = f"'{structure.kind_of(name)}' is not a matrix, it has {parameter.ndim} dimensions"
         elif layer is not None and parameter.ndim == 2:
             matrix = double(parameter)
             gram = matrix @ matrix.T if matrix.shape[0] <= matrix.shape[1] else matrix.T @ matrix

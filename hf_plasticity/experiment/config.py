@@ -70,7 +70,7 @@ class ExperimentConfig:
         }
 
     def numerics(self) -> dict[str, Any]:
-        """The settings that decide the results: what tells two runs apart."""
+        """The settings that decide the results. They identify the run."""
         roles = self.roles
         return {name: value for name, value in self.settings().items() if roles[name] == NUMERICS}
 
@@ -81,7 +81,7 @@ def parse_experiment(
     settings: Mapping[str, Any] | None = None,
 ) -> ExperimentConfig:
     """
-    The configuration that a command line asks for.
+    Parse the configuration of a run from a command line.
 
     Args:
         arguments (`Sequence[str]`, *optional*): The command line without the program's name; `sys.argv` by default.
@@ -105,18 +105,18 @@ def parse_experiment(
     data.probe_language = data.probe_language or source.default_probe_language
     if data.probe_language in data.languages:
         raise PlasticityError(
-            f"probe_language: '{data.probe_language}' is among the training languages; it has to be held out"
+            f"probe_language: '{data.probe_language}' is a training language too; the probe language must be held out"
         )
     if training.evaluate_forgetting and (data.permute_tokens or data.fresh_languages):
         name = "permute_tokens" if data.permute_tokens else "fresh_languages"
         raise PlasticityError(
-            f"evaluate_forgetting: it measures the text of the first cycle, which a run with {name} does not train on "
+            f"evaluate_forgetting: it uses the text of the first cycle, which a run with {name} does not train on "
             "again; leave one of the two out"
         )
     if data.fresh_languages and data.train_tokenizer is not None:
         raise PlasticityError(
-            "train_tokenizer: it would know the languages of the first cycle only; use the byte tokenizer with "
-            "fresh_languages"
+            "train_tokenizer: not supported with fresh_languages, because the tokenizer would be trained on the "
+            "languages of the first cycle only; use the byte tokenizer"
         )
     make_schedule(training.schedule, data.languages, task_slots=1, blend=training.blend)
     if training.learning_rate is None:

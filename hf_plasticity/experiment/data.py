@@ -23,7 +23,7 @@ from .config import ExperimentConfig
 
 
 TOKENIZER_FOLDER, TRAINED_FROM_FILE = "tokenizer", "trained_from.json"
-# Enough for a vocabulary of any size the study uses; the same amount of every language.
+# Of each language; enough for the largest vocabulary of the study.
 TOKENIZER_TRAINING_CHARACTERS = 2_000_000
 
 
@@ -79,7 +79,7 @@ def open_data(config: ExperimentConfig) -> RunData:
     trained and saved to the run folder.
 
     Raises:
-        [`PlasticityError`]: Text or tokenizer are not available.
+        [`PlasticityError`]: The text or the tokenizer is not available.
     """
     source = open_source(config.data)
     with PartialState().main_process_first():
@@ -89,7 +89,7 @@ def open_data(config: ExperimentConfig) -> RunData:
 
 def open_run_data(config: ExperimentConfig, source: Source, tokenizer: PreTrainedTokenizerBase) -> RunData:
     """
-    Open the blocks of a run as far as they are prepared.
+    Open the blocks of a run. Nothing is prepared.
 
     Raises:
         [`PlasticityError`]: The source does not have a language, or cannot be reached.
@@ -116,7 +116,7 @@ def _tokenizer(config: ExperimentConfig, source: Source) -> PreTrainedTokenizerB
     folder = Path(config.training.output_dir) / TOKENIZER_FOLDER
     trained_from = _trained_from(config, source)
     if _read_json(folder / TRAINED_FROM_FILE) != trained_from:
-        # None yet, or one that a start with other settings left before the run began.
+        # There is no tokenizer yet, or a start with other settings left one before the run began.
         partial = folder.with_name(f".{TOKENIZER_FOLDER}.partial")
         for path in (folder, partial):
             shutil.rmtree(path, ignore_errors=True)
@@ -138,7 +138,11 @@ def _trained_from(config: ExperimentConfig, source: Source) -> dict[str, Any]:
 
 
 def _read_json(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+    """The content of a JSON file; `None` if there is none, or if it is damaged."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return None
 
 
 def _tokenizer_text(config: ExperimentConfig, source: Source) -> Iterator[str]:
@@ -160,7 +164,7 @@ def vocabulary(config: ExperimentConfig, tokenizer: PreTrainedTokenizerBase) -> 
     Rows of the model's embedding.
 
     Raises:
-        [`PlasticityError`]: Fewer than the tokenizer has tokens.
+        [`PlasticityError`]: `vocab_size` is less than the number of tokens.
     """
     vocab_size = config.model.vocab_size or len(tokenizer)
     if vocab_size < len(tokenizer):

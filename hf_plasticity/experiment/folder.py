@@ -2,7 +2,6 @@
 
 import contextlib
 import importlib.metadata
-import json
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -30,6 +29,7 @@ from ..records import (
     checkpoints,
     cycle_name,
     differences,
+    finished_steps,
     probed_checkpoints,
     read_config,
     read_records,
@@ -38,6 +38,7 @@ from ..records import (
     write_config,
 )
 from ..trainer import ContinualTrainer
+from ..trainer.checkpoint import remove_incomplete
 from ..trainer.config import DEFERRED, INLINE
 from .config import ExperimentConfig
 from .data import RunData
@@ -63,12 +64,21 @@ def _take_folder(config: ExperimentConfig, stack: contextlib.ExitStack) -> None:
     """Lock the folder until `stack` is closed, and check that this run may use it."""
     folder = config.training.output_dir
     stack.enter_context(run_lock(folder))
-    if config.training.probe == INLINE:
-        # A deferred prober that is still running would probe the same checkpoints.
-        stack.enter_context(run_lock(folder, DEFERRED_LOCK_FILE))
-    remove_temporary_files(folder)
-    restore_probe_records(folder)
     recorded = read_config(folder)
+    if recorded is None and has_started(folder):
+        raise PlasticityError(
+            f"output_dir: '{folder}' has checkpoints or records and no {CONFIG_FILE}, so that they may be those of "
+            "another training; choose another folder"
+        )
+    if config.training.probe == INLINE:
+        # A separate probe process that is still running would probe the same checkpoints.
+        stack.enter_context(run_lock(folder, DEFERRED_LOCK_FILE))
+        remove_temporary_files(folder)
+        restore_probe_records(folder)
+    else:
+        # A separate probe process that is running writes records, and has temporary files.
+        with contextlib.suppress(PlasticityError), run_lock(folder, DEFERRED_LOCK_FILE):
+            remove_temporary_files(folder)
     if recorded is None:
         return
     different = differences(recorded, config.numerics())
@@ -79,13 +89,14 @@ def _take_folder(config: ExperimentConfig, stack: contextlib.ExitStack) -> None:
     if different:
         _clear(Path(folder))
         return
+    remove_incomplete(folder)
     if recorded.get("probe") == DEFERRED and config.training.probe == INLINE:
         unprobed = [path.name for path in probed_checkpoints(folder) if not (path / RECORD_FILE).exists()]
         if unprobed:
             raise PlasticityError(
                 f"probe: {', '.join(unprobed)} of '{folder}' are not probed yet, and ΔAUC refers to the first probe; "
                 "probe them with `hf-plasticity probe --follow` (`hf-plasticity push` downloads the records of a "
-                "deferred prober that pushed to the Hub), or resume with --probe deferred"
+                "probe process that uploaded them), or resume with --probe deferred"
             )
 
 
@@ -95,35 +106,32 @@ def has_started(folder: str | Path) -> bool:
     if (folder / TRAINER_STATE_FILE).exists() or checkpoints(folder):
         return True
     records = (read_records(folder / name) for name in (PROBES_FILE, DIAGNOSTICS_FILE))
-    return any(record["step"] > 0 for lines in records for record in lines)
+    return any(record.get("step", 1) > 0 for lines in records for record in lines)
 
 
 def _clear(folder: Path) -> None:
-    """Delete the records and the checkpoint of the untrained model of a start that never saved a checkpoint."""
+    """Delete the records and the untrained checkpoint of a start that saved no checkpoint of its training."""
     for name in (PROBES_FILE, PROTOCOLS_FILE, DIAGNOSTICS_FILE, MITIGATIONS_FILE, INITIAL_WEIGHTS_FILE, CONFIG_FILE):
         (folder / name).unlink(missing_ok=True)
     shutil.rmtree(folder / cycle_name(0), ignore_errors=True)
 
 
 def recorded_threads(folder: str | Path) -> int | None:
-    """The CPU threads that a started run computes with, or `None`."""
+    """The CPU threads that a run was started with, or `None`."""
     return (read_config(folder) or {}).get("cpu_threads") if has_started(folder) else None
 
 
 def is_complete(config: ExperimentConfig) -> bool:
-    """Whether the training in the run folder has reached the length that the configuration asks for."""
-    state = Path(config.training.output_dir) / TRAINER_STATE_FILE
-    if not state.exists():
-        return False
+    """Whether the training in the run folder has the length of the configuration."""
     training = config.training
     schedule = make_schedule(training.schedule, config.data.languages, task_slots=1, blend=training.blend)
     steps = training.cycles * schedule.tasks_per_cycle * training.task_steps
-    return json.loads(state.read_text(encoding="utf-8"))["global_step"] >= steps
+    return (finished_steps(training.output_dir) or 0) >= steps
 
 
 def write_run_config(config: ExperimentConfig, data: RunData, trainer: ContinualTrainer) -> None:
     """
-    Write `config.yaml`: every setting, and under `provenance` the facts about the run.
+    Write `config.yaml`: every setting, and under `provenance` versions, hardware and text of the run.
 
     Raises:
         [`PlasticityError`]: The run in the folder was started with other text.
@@ -137,7 +145,7 @@ def write_run_config(config: ExperimentConfig, data: RunData, trainer: Continual
         for language, fingerprint in recorded.get("data", {}).items():
             if language in fingerprints and fingerprint != fingerprints[language]:
                 raise PlasticityError(
-                    f"output_dir: '{folder}' was started with other text: that of '{language}' has changed since; "
+                    f"output_dir: '{folder}' was started with other text; that of '{language}' has changed; "
                     "choose another folder"
                 )
     provenance = {
@@ -145,7 +153,7 @@ def write_run_config(config: ExperimentConfig, data: RunData, trainer: Continual
         "num_non_embedding_parameters": num_non_embedding_parameters(trainer.model),
         "tasks_per_cycle": trainer.schedule.tasks_per_cycle,
         "head_loss": trainer.head_loss,
-        # The settings that decide the results, so that analysis knows which runs differ by their seed only.
+        # The settings that decide the results, so that reports know which runs differ by their seed only.
         "numerics": sorted(config.numerics()),
         "data": fingerprints,
         "versions": versions(),

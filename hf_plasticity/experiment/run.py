@@ -10,7 +10,16 @@ from transformers.utils import logging
 
 from ..distributed import from_main_process, is_main_process
 from ..models import gpt2_config
-from ..records import PROBES_FILE, PROVENANCE, REPORT_FILE, TRAINER_STATE_FILE, read_run
+from ..records import (
+    DIAGNOSTICS_FILE,
+    FORGETTING_FILE,
+    MITIGATIONS_FILE,
+    PROBES_FILE,
+    PROVENANCE,
+    REPORT_FILE,
+    TRAINER_STATE_FILE,
+    read_run,
+)
 from ..threads import choose_threads, set_threads
 from ..trainer import ContinualTrainer, last_complete_checkpoint
 from ..trainer.config import DEFERRED
@@ -21,6 +30,9 @@ from .folder import is_complete, recorded_threads, run_folder, write_run_config
 
 if TYPE_CHECKING:
     from ..hub.push import RunPusher
+
+
+REPORTED_FILES = (PROBES_FILE, DIAGNOSTICS_FILE, FORGETTING_FILE, MITIGATIONS_FILE, TRAINER_STATE_FILE)
 
 
 def build_trainer(config: ExperimentConfig, data: RunData) -> ContinualTrainer:
@@ -43,8 +55,8 @@ def build_trainer(config: ExperimentConfig, data: RunData) -> ContinualTrainer:
             eos_token_id=data.tokenizer.eos_token_id,
         )
     )
-    # The run folder as a whole is uploaded (PushCallback), not the Trainer's checkpoints; and the Trainer writes its
-    # arguments to a file, which must not hold a token.
+    # PushCallback uploads the run folder, so the Trainer must not push. It also writes its arguments to a file, which
+    # must not have a token.
     args = copy.copy(training)
     args.push_to_hub, args.hub_token = False, None
     probe_language = config.data.probe_language
@@ -63,7 +75,7 @@ def start_pushing(config: ExperimentConfig) -> "RunPusher | None":
     Start uploading a run while it trains, on the main process of a run with `push_to_hub`.
 
     Raises:
-        [`HubRefusal`]: The Hub refuses this run.
+        [`HubAccessError`]: The Hub rejects the upload.
     """
     training = config.training
     if not training.push_to_hub or not is_main_process():
@@ -92,20 +104,20 @@ def show_results(folder: str | Path) -> None:
     report = Path(folder) / REPORT_FILE
     write_report([run], report)
     if run.probes:
-        place = _unit(run.probes, run.config.get(PROVENANCE, {}).get("tasks_per_cycle"))
-        print(f"\n{place:>5} {'tokens':>16} {'start loss':>10} {'final loss':>10} {'AUC':>12} {'ΔAUC':>8}")
+        unit = _unit(run.probes, run.config.get(PROVENANCE, {}).get("tasks_per_cycle"))
+        print(f"\n{unit:>5} {'tokens':>16} {'start loss':>10} {'final loss':>10} {'AUC':>12} {'ΔAUC':>8}")
     for probe in run.probes:
         tokens = "" if probe["tokens"] is None else f"{probe['tokens']:,}"
         delta = "" if probe["delta_auc"] is None else f"{probe['delta_auc']:+.2f}%"
         print(
-            f"{probe[place]:>5} {tokens:>16} {probe['start_loss']:>10.4f} {probe['final_loss']:>10.4f} "
+            f"{probe[unit]:>5} {tokens:>16} {probe['start_loss']:>10.4f} {probe['final_loss']:>10.4f} "
             f"{probe['auc']:>12.2f} {delta:>8}"
         )
     print(f"\nrun folder  {folder}\nreport      {report}")
 
 
 def announce(config: ExperimentConfig) -> None:
-    """Set the CPU threads, and print what the run computes on."""
+    """Set the CPU threads, and print on which devices the run starts."""
     training, state = config.training, PartialState()
     device = f"{state.num_processes} process{'es' if state.num_processes > 1 else ''} on {state.device.type}"
     if state.device.type == "cpu":
@@ -120,7 +132,7 @@ def announce(config: ExperimentConfig) -> None:
 
 
 def _unit(probes: list[dict[str, Any]], tasks_per_cycle: int | None) -> str:
-    """The largest unit of which every probe comes after a whole number."""
+    """The largest unit (cycle, task or step) of which all probes come after a whole number."""
     if any(probe["task"] is None for probe in probes):
         return "step"
     if tasks_per_cycle and all(probe["task"] % tasks_per_cycle == 0 for probe in probes):
@@ -133,7 +145,7 @@ def report_is_current(folder: str | Path) -> bool:
     report = Path(folder) / REPORT_FILE
     if not report.exists():
         return False
-    records = [Path(folder) / name for name in (PROBES_FILE, TRAINER_STATE_FILE)]
+    records = [Path(folder) / name for name in REPORTED_FILES]
     return all(report.stat().st_mtime >= path.stat().st_mtime for path in records if path.exists())
 
 
@@ -142,12 +154,12 @@ def run_experiment(config: ExperimentConfig) -> None:
     Run the experiment in its folder, resume it, or report that it is complete.
 
     Raises:
-        [`PlasticityError`]: It cannot be run as configured, or the Hub refuses it.
+        [`PlasticityError`]: The configuration is not possible, or the Hub rejects the upload.
         [`TrainingDivergedError`], [`ProbeDivergedError`]: A loss is not finite.
-        [`TrainingInterrupted`]: By a signal; the same call resumes.
+        [`TrainingInterrupted`]: A signal stopped the run. The same call resumes it.
     """
     folder = config.training.output_dir
-    # Transformers shows a bar for every file of weights it writes.
+    # Transformers shows a progress bar for every file of weights that it writes.
     logging.disable_progress_bar()
     with run_folder(config):
         pusher = start_pushing(config)
@@ -155,7 +167,7 @@ def run_experiment(config: ExperimentConfig) -> None:
             if is_main_process():
                 if not report_is_current(folder):
                     show_results(folder)
-                print(f"'{folder}' is complete. To extend it, give it more cycles.")
+                print(f"'{folder}' is complete. To extend the run, increase --cycles.")
             if pusher is not None:
                 pusher.finish()
             return

@@ -34,11 +34,11 @@ def render_card(run: RunRecord, repo_id: str, branches: list[str], finished: boo
     The card of a run.
 
     Args:
-        run ([`~records.RunRecord`]): Its records, with a configuration that may be shown.
+        run ([`~records.RunRecord`]): The records of the run, with a configuration without private values.
         repo_id (`str`): Its repository.
         branches (`list[str]`): The branches of probed checkpoints in it.
-        finished (`bool`): Whether `main` holds the final model.
-        figure (`bool`): Whether `main` holds the plot of ΔAUC.
+        finished (`bool`): Whether `main` has the final model.
+        figure (`bool`): Whether `main` has the plot of ΔAUC.
 
     Returns:
         `str`: Markdown with metadata.
@@ -68,7 +68,7 @@ def render_card(run: RunRecord, repo_id: str, branches: list[str], finished: boo
 
 
 def metadata(run: RunRecord, series: list[ProbeSeries]) -> ModelCardData:
-    """What the Hub reads of a card. A run starts from random weights, so it names no base model."""
+    """The metadata of the card. A run starts from random weights, so there is no base model."""
     config = run.config
     natural = SOURCES[config["source"]].natural if "source" in config else True
     results = [result for one in series if one.trained for result in evaluation_results(run, one)]
@@ -116,13 +116,13 @@ def datasets_of(run: RunRecord) -> list[str]:
 
 
 def text_of(run: RunRecord) -> str:
-    """Where the text of a run comes from, in words."""
+    """A description of the text of a run."""
     source = run.config.get("source")
-    return "text that the records do not name" if source is None else SOURCES[source].describe(run.config)
+    return "text that is not named in the records" if source is None else SOURCES[source].describe(run.config)
 
 
 def table(series: ProbeSeries) -> dict[str, Any]:
-    """The probes of a series, ready to be shown."""
+    """The probes of a series as rows of a table."""
     changes = iter(series.changes)
     rows = []
     for probe in series.probes:

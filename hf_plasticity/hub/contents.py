@@ -1,4 +1,4 @@
-"""What of a run folder goes to the Hub, as files by their path in the repository: nothing private among them."""
+"""The files of a run folder that are uploaded, by their path in the repository, without private values."""
 
 import io
 import json
@@ -41,17 +41,17 @@ RECORD_KEYS = {PROBES_FILE: PROBE_KEY, DIAGNOSTICS_FILE: DIAGNOSIS_KEY, FORGETTI
 REVISIONS_FILE, RUN_ID = "revisions.txt", "run_id"
 FOLDER_SETTINGS = ("output_dir", "data_dir", "data_cache_dir")
 TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{20,}")
-# Of a Trainer's checkpoint, what resumes a run but does not belong to the model.
+# Files of a Trainer's checkpoint that are for resuming and not part of the model.
 NOT_OF_THE_MODEL = re.compile(r"complete\.json|trainer_state\.json|loss_state_\d+\.json|.*\.(pt|pth|bin)")
 
 
 def public(value: Any, name: str | None = None) -> Any:
     """
-    A setting as it may be shown: a folder of this machine becomes its name, a token is left out.
+    A setting without private values: folders of this machine are shortened to their name, and tokens are removed.
 
     Args:
-        value: A value of `config.yaml`, or all of it.
-        name (`str`, *optional*): What the value is a setting of.
+        value: A value of `config.yaml`, or the whole configuration.
+        name (`str`, *optional*): The name of the setting.
     """
     if isinstance(value, dict):
         return {key: public(item, key) for key, item in value.items()}
@@ -65,12 +65,12 @@ def public(value: Any, name: str | None = None) -> Any:
 
 
 def without_token(text: str) -> str:
-    """`text` without the Hub tokens that may have got into it."""
+    """`text` with Hub tokens removed."""
     return TOKEN.sub("hf_…", text)
 
 
 def saved_checkpoints(folder: Path) -> dict[str, bool]:
-    """The checkpoints of cycles in a run folder, in order, and whether the record of its probe lies with each."""
+    """The probed checkpoints in a run folder, in order, and whether each has the record of its probe."""
     found = {}
     for path in probed_checkpoints(folder):
         try:
@@ -81,16 +81,16 @@ def saved_checkpoints(folder: Path) -> dict[str, bool]:
 
 
 def checkpoint_files(folder: Path, name: str) -> Files:
-    """What goes to the branch of a probed checkpoint: weights, configuration, tokenizer, and the probe's record."""
+    """The files for the branch of a probed checkpoint: weights, configuration, tokenizer and probe record."""
     return {path.name: path for path in sorted((folder / name).iterdir()) if path.is_file()}
 
 
 def merge_records(files: Mapping[str, Path], folder: Path) -> None:
     """
-    Add to the records of a run folder what it does not have of others.
+    Add records that a run folder does not have yet.
 
     Args:
-        files (`Mapping[str, Path]`): Files of records, by the names that they have in a run folder.
+        files (`Mapping[str, Path]`): Record files by their name in a run folder.
         folder (`Path`): The run folder.
     """
     for name, key in RECORD_KEYS.items():
@@ -107,15 +107,15 @@ def main_files(
     has_model: bool = False,
 ) -> Files:
     """
-    What goes to `main`: records, configuration, card, and once the run is finished its model.
+    The files for `main`: records, configuration, card, and the model of a finished run.
 
     Args:
         folder (`Path`): The run folder.
         repo_id (`str`): The repository.
-        run_id (`str`): Goes into the configuration, so that the repository is known for this run's.
-        branches (`list[str]`): The branches of probed checkpoints that the repository has.
+        run_id (`str`): Written to the configuration, to identify the run that the repository belongs to.
+        branches (`list[str]`): The branches of probed checkpoints in the repository.
         finished_at (`int`, *optional*): The optimizer steps of a finished run, `None` before that.
-        has_model (`bool`, *optional*, defaults to `False`): Whether it has the final model already.
+        has_model (`bool`, *optional*, defaults to `False`): Whether the repository has the final model already.
     """
     run = read_run(folder)
     run.config, run.name = public(run.config), repo_id.split("/")[-1]
@@ -138,7 +138,7 @@ def main_files(
 
 
 def final_model(folder: Path, step: int | None) -> Files:
-    """The model at the end of a finished run: its last probed checkpoint, or the Trainer's; nothing before that."""
+    """The files of the final model: of the last probed checkpoint or of the Trainer's; empty for an unfinished run."""
     config = read_config(folder)
     if step is None or config is None:
         return {}
@@ -156,12 +156,6 @@ def final_model(folder: Path, step: int | None) -> Files:
         for path in sorted(checkpoint.iterdir())
         if path.is_file() and not NOT_OF_THE_MODEL.fullmatch(path.name)
     }
-
-
-def last_step(folder: Path) -> int | None:
-    """The optimizer steps of a finished run; `None` before that."""
-    state = folder / TRAINER_STATE_FILE
-    return json.loads(state.read_text(encoding="utf-8")).get("global_step") if state.exists() else None
 
 
 def _parquet(run: RunRecord) -> Files:

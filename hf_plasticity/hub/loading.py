@@ -1,4 +1,4 @@
-"""Runs and probed checkpoints, from a folder or from the Hub."""
+"""Load runs and probed checkpoints from a folder or from the Hub."""
 
 import re
 from pathlib import Path
@@ -18,11 +18,10 @@ RECORDS = ["*.jsonl", records.CONFIG_FILE, records.TRAINER_STATE_FILE]
 
 def load_run(run: str | Path, revision: str | None = None) -> RunRecord:
     """
-    The records of a run.
+    Load the records of a run.
 
     Args:
-        run (`str` or `Path`): A run folder, or a repository on the Hub (`"org/name"`), of which no weights are
-            downloaded.
+        run (`str` or `Path`): A run folder, or a repository on the Hub (`"org/name"`). Weights are not downloaded.
         revision (`str`, *optional*): A commit or branch of the repository; `main` by default.
 
     Returns:
@@ -57,7 +56,7 @@ def load_run(run: str | Path, revision: str | None = None) -> RunRecord:
     try:
         record = records.read_run(folder)
     except PlasticityError:
-        raise PlasticityError(f"run: '{repo_id}' on the Hub holds neither a configuration nor a probe") from None
+        raise PlasticityError(f"run: '{repo_id}' on the Hub has neither a configuration nor a probe") from None
     record.name = repo_id
     return record
 
@@ -66,7 +65,7 @@ def load_probe_checkpoint(
     run: str | Path | RunRecord, cycle: int
 ) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
     """
-    The model as it was probed after a cycle, and its tokenizer.
+    Load the model that was probed after a cycle, and its tokenizer.
 
     Args:
         run (`str`, `Path` or [`RunRecord`]): A run folder, or a repository on the Hub.

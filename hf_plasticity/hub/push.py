@@ -1,4 +1,4 @@
-"""Putting a run on the Hub, beside training and never in its way."""
+"""Upload a run to the Hub, in the background of the training."""
 
 import json
 import threading
@@ -23,6 +23,7 @@ from ..records import (
     PROBES_FILE,
     PROVENANCE,
     checkpoint_name,
+    finished_steps,
     numerics_of,
     read_config,
     read_records,
@@ -32,94 +33,96 @@ from ..trainer.config import DEFERRED
 from .contents import (
     RECORD_KEYS,
     checkpoint_files,
-    last_step,
     main_files,
     merge_records,
     public,
     saved_checkpoints,
     without_token,
 )
-from .repository import MAIN, HubRefusal, RunRepository
+from .repository import MAIN, HubAccessError, RunRepository
 
 
 logger = logging.get_logger(__name__)
 
-# Seconds: how long the start of a run waits to hear that the Hub refuses it, and between two attempts to push.
+# Seconds: how long the start of a run waits for the Hub to accept or reject it, and the time between two attempts.
 START_PATIENCE = 60.0
 FIRST_WAIT, LONGEST_WAIT = 2.0, 600.0
 
 
 def repository_of(folder: str | Path, repo_id: str | None = None, private: bool | None = None) -> RunRepository:
     """
-    The repository that a run folder goes to.
+    The repository to which a run folder is uploaded.
 
     Args:
         folder (`str` or `Path`): The run folder.
-        repo_id (`str`, *optional*): The run's `hub_model_id` by default, or the folder's name.
-        private (`bool`, *optional*): Whether to make it private if it is made.
+        repo_id (`str`, *optional*): By default the `hub_model_id` of the run, or the name of the folder.
+        private (`bool`, *optional*): Whether a new repository is private.
 
     Raises:
-        [`PlasticityError`]: The folder holds no run with a configuration.
+        [`PlasticityError`]: The folder is not that of a run.
     """
     config = read_config(folder)
     if config is None:
-        raise PlasticityError(f"'{folder}' has no {CONFIG_FILE}: it is not a run that can be pushed")
+        raise PlasticityError(f"'{folder}' has no {CONFIG_FILE}: it is not the folder of a run")
     if "schedule" not in config:
-        raise PlasticityError(f"'{folder}' holds probes of published checkpoints; only a run of one's own is pushed")
+        raise PlasticityError(
+            f"'{folder}' has probes of published checkpoints; only runs of `hf-plasticity train` can be uploaded"
+        )
     repo_id = repo_id or config.get("hub_model_id") or Path(folder).resolve().name
     return RunRepository(repo_id, public(numerics_of(config)), run_id(folder), private=private)
 
 
 def run_id(folder: str | Path) -> str:
-    """What tells a run from others of the same configuration; made up when it is first asked for."""
-    account = _account(folder)
-    if "run_id" not in account:
-        account["run_id"] = uuid.uuid4().hex[:12]
-        _write_account(folder, account)
-    return account["run_id"]
+    """The id of a run, which distinguishes it from runs with the same configuration. Created on first use."""
+    state = _upload_state(folder)
+    if "run_id" not in state:
+        state["run_id"] = uuid.uuid4().hex[:12]
+        _write_upload_state(folder, state)
+    return state["run_id"]
 
 
 def push_run(folder: str | Path, repository: RunRepository) -> None:
     """
-    Bring all of a run folder to the Hub that is not there yet: each probed checkpoint to its branch, and the rest to
-    `main`. What is there already is left alone, and `hub.json` keeps account.
+    Upload everything in a run folder that is not on the Hub yet: each probed checkpoint to its branch, and the rest to
+    `main`. `hub.json` stores the upload state.
 
     Args:
         folder (`str` or `Path`): The run folder.
-        repository ([`RunRepository`]): Where to; open.
+        repository ([`RunRepository`]): The repository, opened.
 
     Raises:
-        [`HubRefusal`]: The repository is not this run's, or may not be written to.
-        `Exception`: Whatever else the client raises; what was not sent is sent by the next call.
+        [`HubAccessError`]: The repository belongs to another run, or is not writable.
+        `Exception`: Any error of the Hub client. The next call uploads the rest.
     """
     folder = Path(folder)
     there = repository.branches()
-    account = _account(folder)
-    pushed = account.setdefault("pushed", {}).setdefault(repository.repo_id, {})
+    state = _upload_state(folder)
+    pushed = state.setdefault("pushed", {}).setdefault(repository.repo_id, {})
     for name in set(pushed) - set(there):
         del pushed[name]
-    # Those that went there before their probe had taken place.
-    unprobed = account.setdefault("unprobed", {}).setdefault(repository.repo_id, [])
+    # Checkpoints that were uploaded before they were probed.
+    unprobed = state.setdefault("unprobed", {}).setdefault(repository.repo_id, [])
     deferred = (read_config(folder) or {}).get("probe") == DEFERRED
     if deferred and pushed.get(MAIN) != there[MAIN]:
-        take_records(folder, repository, there[MAIN])
-    # Before the cycles, of which the last is there once the run is finished: `main` says so only after all of them.
-    finished_at = last_step(folder)
+        download_records(folder, repository, there[MAIN])
+    # Read before the checkpoints are listed: when the run is finished, all of them exist, so that `main` is marked as
+    # finished only after all branches are uploaded.
+    finished_at = finished_steps(folder)
     cycles = {name: probed for name, probed in saved_checkpoints(folder).items() if probed or deferred}
     for name, probed in cycles.items():
         if name not in pushed or (probed and name in unprobed):
             message = f"Probed checkpoint {name}" if probed else f"Checkpoint {name}"
-            pushed[name] = repository.put(name, checkpoint_files(folder, name), message)
+            pushed[name] = repository.upload(name, checkpoint_files(folder, name), message)
             unprobed[:] = sorted({*unprobed, name} - ({name} if probed else set()))
-            _write_account(folder, account)
+            _write_upload_state(folder, state)
     if (folder / CONFIG_FILE).exists():
         files = main_files(folder, repository.repo_id, repository.run_id, list(cycles), finished_at)
-        pushed[MAIN] = repository.put(MAIN, files, "Records of the run", onto=there[MAIN])
-        _write_account(folder, account)
+        pushed[MAIN] = repository.upload(MAIN, files, "Records of the run", parent=there[MAIN])
+        _write_upload_state(folder, state)
 
 
-def take_records(folder: Path, repository: RunRepository, commit: str) -> None:
-    """Bring home what a follower has probed and sent to the Hub."""
+def download_records(folder: Path, repository: RunRepository, commit: str) -> None:
+    """Download the records that a separate probe process has uploaded."""
     merge_records(repository.download(RECORD_KEYS, commit), folder)
     saved, tasks_per_cycle = saved_checkpoints(folder), read_config(folder)[PROVENANCE]["tasks_per_cycle"]
     for record in read_records(folder / PROBES_FILE):
@@ -128,8 +131,8 @@ def take_records(folder: Path, repository: RunRepository, commit: str) -> None:
             save_probe_record(folder / name, record)
 
 
-def _account(folder: str | Path) -> dict[str, Any]:
-    """`hub.json`: the run's id, and for each repository the commit of each branch that was pushed."""
+def _upload_state(folder: str | Path) -> dict[str, Any]:
+    """`hub.json`: the id of the run, and for each repository the commit of each uploaded branch."""
     path = Path(folder) / HUB_FILE
     if not path.exists():
         return {}
@@ -142,48 +145,48 @@ def _account(folder: str | Path) -> dict[str, Any]:
         ) from None
 
 
-def _write_account(folder: str | Path, account: dict[str, Any]) -> None:
-    write_atomically(Path(folder) / HUB_FILE, json.dumps(account, indent=1).encode())
+def _write_upload_state(folder: str | Path, state: dict[str, Any]) -> None:
+    write_atomically(Path(folder) / HUB_FILE, json.dumps(state, indent=1).encode())
 
 
 class RunPusher:
     """
-    Pushes a run while it goes on, from a thread of its own. Whatever the Hub does, training takes no notice: what does
-    not get through stays in the run folder and is tried again, after 2 seconds, then 4, up to every 10 minutes.
+    Uploads a run from a background thread while it trains. Errors of the Hub do not affect the training: a failed
+    upload is retried after 2 seconds, then 4, up to every 10 minutes.
 
     Args:
         folder (`str` or `Path`): The run folder.
-        repository ([`RunRepository`]): Where to.
-        patience (`float`, *optional*, defaults to 600.0): Seconds that the end of the run waits for a Hub that takes
-            nothing more.
+        repository ([`RunRepository`]): The repository.
+        patience (`float`, *optional*, defaults to 600.0): Seconds to wait at the end of the run for a Hub that does
+            not respond.
     """
 
     def __init__(self, folder: str | Path, repository: RunRepository, patience: float = 600.0):
         self.folder, self.repository, self.patience = Path(folder), repository, patience
         self.failure: str | None = None
-        self._refusal: HubRefusal | None = None
-        self._answered, self._news, self._ending, self._given_up = (threading.Event() for _ in range(4))
+        self._rejection: HubAccessError | None = None
+        self._responded, self._news, self._ending, self._stopped = (threading.Event() for _ in range(4))
         self._thread = threading.Thread(target=self._work, name="push-to-hub", daemon=True)
 
     def start(self) -> None:
         """
-        Begin, and wait until the Hub has said whether it will have the run; not for long if it says nothing.
+        Start the thread, and wait until the Hub accepts or rejects the run, for at most a minute.
 
         Raises:
-            [`HubRefusal`]: It will not.
+            [`HubAccessError`]: The Hub rejects the run.
         """
         self._thread.start()
-        self._answered.wait(min(START_PATIENCE, self.patience))
-        if self._refusal is not None:
-            self._give_up()
-            raise self._refusal
+        self._responded.wait(min(START_PATIENCE, self.patience))
+        if self._rejection is not None:
+            self._stop()
+            raise self._rejection
 
     def wake(self) -> None:
-        """There is something new in the run folder."""
+        """Upload what is new in the run folder."""
         self._news.set()
 
     def finish(self) -> None:
-        """Send the rest, and say so if the Hub does not take it."""
+        """Upload the rest, and warn if that fails."""
         self._ending.set()
         self._news.set()
         asked_at = time.monotonic()
@@ -193,28 +196,28 @@ class RunPusher:
                 break
         if self._thread.is_alive():
             logger.warning(
-                f"not all of this run is on the Hub ({self.failure or 'it does not answer'}); nothing is lost, and "
-                f"`hf-plasticity push {self.folder}` sends the rest"
+                f"the upload is not complete ({self.failure or 'the Hub does not respond'}); nothing is lost, and "
+                f"`hf-plasticity push {self.folder}` uploads the rest"
             )
-        self._give_up()
+        self._stop()
 
-    def _give_up(self) -> None:
-        self._given_up.set()
+    def _stop(self) -> None:
+        self._stopped.set()
         self._news.set()
 
     def _work(self) -> None:
         wait = FIRST_WAIT
-        while not self._given_up.is_set():
+        while not self._stopped.is_set():
             self._news.clear()
             ending, self.failure = self._ending.is_set(), None
-            disable_progress_bars()  # every time: the Trainer turns them on again when it has ended
+            disable_progress_bars()  # every time, because the Trainer enables them again when it ends
             try:
                 if not self.repository.is_open:
                     self.repository.open()
-                self._answered.set()
+                self._responded.set()
                 push_run(self.folder, self.repository)
-            except Exception as error:  # not even a mistake of ours may end a run of days
-                self._note(error, wait)
+            except Exception as error:  # an upload must never stop the training
+                self._record_failure(error, wait)
                 self._news.wait(wait)
                 wait = min(2 * wait, LONGEST_WAIT)
             else:
@@ -223,13 +226,15 @@ class RunPusher:
                     return
                 self._news.wait()
 
-    def _note(self, error: Exception, wait: float) -> None:
+    def _record_failure(self, error: Exception, wait: float) -> None:
         self.failure = describe(error)
-        if not self._answered.is_set() and isinstance(error, HubRefusal):
-            self._refusal = error
+        if not self._responded.is_set() and isinstance(error, HubAccessError):
+            self._rejection = error
         else:
-            logger.warning(f"push to '{self.repository.repo_id}': {self.failure}; next attempt in {wait:g} seconds")
-        self._answered.set()
+            logger.warning(
+                f"upload to '{self.repository.repo_id}' failed: {self.failure}; next attempt in {wait:g} seconds"
+            )
+        self._responded.set()
 
 
 class PushCallback(PeriodicCallback):
@@ -238,7 +243,7 @@ class PushCallback(PeriodicCallback):
     deferred probes. Add it after the callback that probes, with the same period.
 
     Args:
-        pusher ([`RunPusher`]): Started.
+        pusher ([`RunPusher`]): A started pusher.
         timeline ([`Timeline`]): Of the training.
         every (`int`): Units between two probes.
         unit (`str`): `"tasks"` or `"cycles"`.
@@ -254,9 +259,9 @@ class PushCallback(PeriodicCallback):
 
 
 def describe(error: Exception) -> str:
-    """An error of the client's on one line that is not too long."""
+    """An error of the Hub client on one line of at most 200 characters."""
     if isinstance(error, HfHubHTTPError):
-        text = f"the Hub answers with status {error.response.status_code}: {error.server_message or 'no reason given'}"
+        text = f"the Hub returned status {error.response.status_code}: {error.server_message or 'no reason given'}"
     else:
         text = one_line(error) if isinstance(error, PlasticityError) else f"{type(error).__name__}: {one_line(error)}"
     text = without_token(" ".join(text.split()))

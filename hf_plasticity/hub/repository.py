@@ -1,4 +1,4 @@
-"""A run's repository on the Hub: whether it may be written to, and whose run it holds; commits that happen once."""
+"""The repository of a run on the Hub: access, the run that it belongs to, and commits that are never repeated."""
 
 import hashlib
 import time
@@ -26,25 +26,27 @@ from .contents import RUN_ID
 
 
 MAIN = "main"
-# Seconds without a byte after which a request counts as lost; the client itself would wait for ever.
+# Seconds without data after which a request fails. The client has no timeout of its own (seen in huggingface_hub
+# 2.4.0).
 TIMEOUT = 120.0
-# What a repository may hold that was made by hand for the run.
+# Files that a repository created by hand may have.
 UNCLAIMED = {".gitattributes", ".gitignore", "README.md", "LICENSE"}
 
-# The records of a run lie with its model, so that one name is enough for both.
+# The records of a run are in the repository of its model on purpose.
 warnings.filterwarnings("ignore", message="It seems that you are about to commit a data file")
 
 
 def with_timeout(api: HfApi) -> HfApi:
-    """A client that takes a request for lost after a while. Ask for it before each: its sessions are renewed."""
+    """The client with a timeout. Call this before each request, because the client renews its sessions."""
     get_session().timeout = TIMEOUT
     return api
 
 
 def download(api: HfApi, repo_id: str, names: Iterable[str], commit: str) -> dict[str, Path]:
     """
-    The files of these names that a commit has, by name. One by one: of a commit of which some files are there already,
-    `snapshot_download` may call these all where the Hub fails.
+    Download the files of these names that a commit has. Files are downloaded one at a time, because
+    `snapshot_download` returns an incomplete snapshot without an error if some files are cached and the Hub fails
+    (seen in huggingface_hub 2.4.0).
     """
     found = {}
     for name in names:
@@ -57,12 +59,12 @@ def download(api: HfApi, repo_id: str, names: Iterable[str], commit: str) -> dic
     return found
 
 
-class HubRefusal(PlasticityError):
-    """The Hub was reached, and will not have it: no token, no rights, or a repository with something else in it."""
+class HubAccessError(PlasticityError):
+    """The Hub rejects an upload: no token, no write access, or a repository that belongs to something else."""
 
 
-class BranchMoved(OSError):
-    """Somebody else has committed to a branch meanwhile."""
+class BranchMovedError(OSError):
+    """A branch has a newer commit than expected."""
 
 
 class RunRepository:
@@ -70,11 +72,11 @@ class RunRepository:
     The repository of one run.
 
     Args:
-        repo_id (`str`): `org/name`, or `name` for one of the user's own.
-        identity (`Mapping[str, Any]`): The settings that tell this run from others, as they may be shown.
-        run_id (`str`): Tells it from others of the same settings.
-        token (`str`, *optional*): The user's own by default.
-        private (`bool`, *optional*): Whether to make it private if it is made here.
+        repo_id (`str`): `org/name`, or `name` for a repository of the user.
+        identity (`Mapping[str, Any]`): The settings that identify the run, without private values.
+        run_id (`str`): Distinguishes the run from others with the same settings.
+        token (`str`, *optional*): By default the token that the user is logged in with.
+        private (`bool`, *optional*): Whether a new repository is private.
     """
 
     def __init__(
@@ -97,10 +99,10 @@ class RunRepository:
 
     def open(self) -> None:
         """
-        Make the repository if there is none, and see to it that it is this run's and may be written to.
+        Create the repository if it does not exist, and check that it belongs to this run and is writable.
 
         Raises:
-            [`HubRefusal`]: It can't be, and what would have to change.
+            [`HubAccessError`]: It is not; the message says what to change.
         """
         try:
             user = self.api.whoami()["name"]
@@ -110,19 +112,19 @@ class RunRepository:
             self.api.auth_check(self.repo_id, write=True)
             self.branches()
         except (HfHubHTTPError, HFValidationError, LocalTokenNotFoundError) as error:
-            if (refusal := self._refusal(error)) is None:
+            if (reason := self._reason(error)) is None:
                 raise
-            raise HubRefusal(f"hub_model_id: {refusal}") from None
+            raise HubAccessError(f"hub_model_id: {reason}") from None
         self.is_open = True
 
-    def _refusal(self, error: Exception) -> str | None:
+    def _reason(self, error: Exception) -> str | None:
         if isinstance(error, LocalTokenNotFoundError):
-            return f"pushing to '{self.repo_id}' takes a token: log in with `hf auth login`, or set HF_TOKEN"
+            return f"uploading to '{self.repo_id}' requires a token: log in with `hf auth login`, or set HF_TOKEN"
         status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
         if status == 401:
-            return "the Hub does not know the token (status 401): log in with `hf auth login`, or set HF_TOKEN"
+            return "the token is not valid (status 401): log in with `hf auth login`, or set HF_TOKEN"
         if status == 403:
-            return f"the token may not write to '{self.repo_id}' (status 403): use another, or choose another name"
+            return f"the token has no write access to '{self.repo_id}' (status 403): use another token or another name"
         if isinstance(error, HFValidationError) or status in (400, 404):
             return explain_hub_error(self.repo_id, "model", error)
         return None
@@ -132,37 +134,38 @@ class RunRepository:
         The branches with their newest commits.
 
         Raises:
-            [`HubRefusal`]: `main` holds something other than this run.
+            [`HubAccessError`]: `main` does not belong to this run.
         """
         heads = {ref.name: ref.target_commit for ref in self.api.list_repo_refs(self.repo_id).branches}
         if heads[MAIN] != self._checked:
-            self._check_whose(heads[MAIN])
+            self._check_owner(heads[MAIN])
             self._checked = heads[MAIN]
         return heads
 
-    def _check_whose(self, commit: str) -> None:
+    def _check_owner(self, commit: str) -> None:
         there = self._config(commit)
         if there is None:
             other = sorted(set(self._tree(commit)) - UNCLAIMED)
             if other:
-                raise HubRefusal(
-                    f"hub_model_id: '{self.repo_id}' holds other things ({other[0]}) and no run; choose another name"
+                raise HubAccessError(
+                    f"hub_model_id: '{self.repo_id}' has other files ({other[0]}) and no run; choose another name"
                 )
         else:
             different = differences(there, self.identity)
             if not different and there.get(PROVENANCE, {}).get(RUN_ID) != self.run_id:
                 different = ["of the same configuration"]
             if different:
-                raise HubRefusal(
-                    f"hub_model_id: '{self.repo_id}' holds another run ({'; '.join(different)}); choose another name"
+                raise HubAccessError(
+                    f"hub_model_id: '{self.repo_id}' belongs to another run ({'; '.join(different)}); choose another "
+                    "name"
                 )
 
     def download(self, names: Iterable[str], commit: str) -> dict[str, Path]:
-        """The files of these names that a commit has, by name."""
+        """Download the files of these names that a commit has."""
         return download(self.api, self.repo_id, names, commit)
 
     def _config(self, commit: str) -> dict[str, Any] | None:
-        """The configuration of the run in the repository, or `None` if no run is there."""
+        """The configuration of the run in the repository, or `None` if there is none."""
         try:
             path = self.api.hf_hub_download(self.repo_id, CONFIG_FILE, revision=commit)
             config = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
@@ -174,26 +177,26 @@ class RunRepository:
         entries = self.api.list_repo_tree(self.repo_id, recursive=True, revision=commit)
         return {entry.path: entry for entry in entries if isinstance(entry, RepoFile)}
 
-    def put(self, branch: str, files: Mapping[str, Path | bytes], message: str, onto: str | None = None) -> str:
+    def upload(self, branch: str, files: Mapping[str, Path | bytes], message: str, parent: str | None = None) -> str:
         """
-        Bring files to a branch in one commit; none if they are there already, as they are when the answer to an
-        earlier commit was lost.
+        Upload files to a branch in one commit. Files that are there already are skipped, so that a commit whose
+        response was lost is not repeated.
 
         Args:
-            branch (`str`): Made from the first commit of `main` if there is none.
-            files (`Mapping[str, Path | bytes]`): By their path in the repository.
-            message (`str`): The commit's title.
-            onto (`str`, *optional*): The branch's newest commit as far as the files know of it.
+            branch (`str`): The branch; created from the first commit of `main` if it does not exist.
+            files (`Mapping[str, Path | bytes]`): The files by their path in the repository.
+            message (`str`): The title of the commit.
+            parent (`str`, *optional*): The commit that has to be the newest one of the branch.
 
         Returns:
-            `str`: The branch's newest commit.
+            `str`: The newest commit of the branch.
 
         Raises:
-            [`BranchMoved`]: The newest commit is another than `onto`.
+            [`BranchMovedError`]: The newest commit is not `parent`.
         """
         heads = self.branches()
-        if onto is not None and heads[branch] != onto:
-            raise BranchMoved(f"'{branch}' has got another commit meanwhile")
+        if parent is not None and heads[branch] != parent:
+            raise BranchMovedError(f"'{branch}' has a newer commit")
         if branch not in heads:
             first = self.api.list_repo_commits(self.repo_id, revision=MAIN)[-1].commit_id
             self.api.create_branch(self.repo_id, branch=branch, revision=first, exist_ok=True)
@@ -202,7 +205,7 @@ class RunRepository:
         changed = {path: content for path, content in files.items() if not _is_there(content, there.get(path))}
         if changed:
             operations = [CommitOperationAdd(path, content) for path, content in changed.items()]
-            # With its parent named, a commit that is sent twice is refused the second time.
+            # With a parent commit, a request that is sent twice is rejected the second time.
             heads[branch] = self.api.create_commit(
                 self.repo_id, operations, commit_message=message, revision=branch, parent_commit=heads[branch]
             ).oid
@@ -211,7 +214,7 @@ class RunRepository:
 
 
 def _is_there(content: Path | bytes, there: RepoFile | None) -> bool:
-    """Whether a file on the Hub has this content, by its SHA-256 in large-file storage or by git's own hash."""
+    """Whether a file on the Hub has this content, by its SHA-256 (LFS) or its git hash."""
     if there is None:
         return False
     size = len(content) if isinstance(content, bytes) else content.stat().st_size

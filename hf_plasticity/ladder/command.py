@@ -55,7 +55,7 @@ def run_ladder(options: argparse.Namespace) -> int:
 
 def run_commands(commands: dict[Path, list[str]], options: argparse.Namespace) -> int:
     """Run the commands of run folders, side by side or on a cluster, and write one report of all runs."""
-    from .jobs import COMPLETE, FAILED, Job, run_jobs
+    from .jobs import COMPLETE, FAILED, Job
 
     if options.executor not in EXECUTORS:
         raise PlasticityError(f"executor: '{options.executor}' is unknown; choose {' or '.join(EXECUTORS)}")
@@ -63,15 +63,8 @@ def run_commands(commands: dict[Path, list[str]], options: argparse.Namespace) -
         raise PlasticityError(f"jobs: {options.jobs} is not between 1 and the {len(commands)} runs")
     if options.executor == "slurm":
         return _submit([Job(folder, words) for folder, words in commands.items()], options)
-    at_once, share = _share_of_machine(options.jobs, len(commands))
-    jobs = [
-        # Before the settings of the user, which override it.
-        Job(folder, [*words[:4], *share.arguments, *words[4:]], share.environment(number))
-        for number, (folder, words) in enumerate(commands.items())
-    ]
-    print(f"{len(jobs)} runs, {at_once} at a time; the output of each is in its folder (log.txt)", flush=True)
     try:
-        run_jobs(jobs, at_once)
+        jobs = run_side_by_side(commands, options.jobs)
     finally:
         write_ladder_report(options.output_dir, list(commands))
     for job in jobs:
@@ -80,11 +73,44 @@ def run_commands(commands: dict[Path, list[str]], options: argparse.Namespace) -
     return 0 if all(job.state == COMPLETE for job in jobs) else 1
 
 
+def run_side_by_side(commands: dict[Path, list[str]], at_once: int | None, of: int | None = None) -> "list[Job]":
+    """
+    Run the commands of run folders on this machine.
+
+    Args:
+        commands (`dict[Path, list[str]]`): The command of each run by its folder.
+        at_once (`int`, *optional*): Runs at the same time; one for each GPU, or each CPU core, by default.
+        of (`int`, *optional*): Among how many runs the machine is shared, where these are what is left of more: a run
+            then has the same CPU threads whether it is the first or the last.
+
+    Returns:
+        `list[Job]`: The finished jobs, in the order of `commands`.
+    """
+    from .jobs import Job, run_jobs
+
+    at_once, share = _share_of_machine(at_once, of or len(commands))
+    jobs = [
+        # Before the settings of the user, which override it.
+        Job(folder, [*words[:4], *share.arguments, *words[4:]], share.environment(number))
+        for number, (folder, words) in enumerate(commands.items())
+    ]
+    at_once = min(at_once, len(jobs))
+    print(f"{len(jobs)} runs, {at_once} at a time; the output of each is in its folder (log.txt)", flush=True)
+    run_jobs(jobs, at_once)
+    return jobs
+
+
 def ladder_commands(options: argparse.Namespace) -> dict[Path, list[str]]:
     """The command of each run by its folder."""
     for name, plural in (("--size", "--sizes"), ("--seed", "--seeds"), ("--schedule", "--schedules")):
         if any(setting.split("=")[0] == name for setting in options.settings):
             raise PlasticityError(f"{name[2:]}: it differs from run to run in a ladder; use {plural}")
+    if any(setting.split("=")[0] in ("--hub_token", "--hub-token") for setting in options.settings):
+        # submitit writes the commands to files.
+        raise PlasticityError(
+            "hub_token: it would be part of the command of each run; use `hf auth login` or the environment variable "
+            "HF_TOKEN"
+        )
     for size in options.sizes:
         model_size(size)
     for name in ("sizes", "seeds", "schedules"):

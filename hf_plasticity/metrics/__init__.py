@@ -1,9 +1,9 @@
 """
-The numbers of the study as `evaluate` modules, one folder each, laid out as a Space on the Hub would be.
+The metrics of the study as `evaluate` modules, each in a folder with the layout of a Space on the Hub.
 
 A folder `<name>` holds `definition.py`, the definition as plain functions of NumPy (and SciPy), which the rest of this
-package uses, and `<name>.py`, the `evaluate.Metric` around it. They are two files because importing `evaluate` imports
-Transformers and torch, which reading a record must not need.
+package uses, and `<name>.py`, the `evaluate.Metric` around it. They are separate files because importing `evaluate`
+imports Transformers and torch, which reading a record must not require.
 """
 
 from pathlib import Path
@@ -21,8 +21,8 @@ METRICS = ("probe_auc", "delta_auc", "bits_per_byte", "plasticity_onset", "onset
 
 def load(name: str) -> "EvaluationModule":
     """
-    Load a metric of this package. Nothing is downloaded, and inputs are kept in memory: `evaluate` would else write
-    them to one cache file for all processes of a user, and let a second process wait for the first one's lock.
+    Load a metric of this package. Nothing is downloaded. Inputs are kept in memory, because `evaluate` writes them to
+    a cache file that all processes of a user share, and its lock makes a second process wait (seen in evaluate 0.4.6).
 
     Args:
         name (`str`): One of `METRICS`.

@@ -7,6 +7,7 @@ import torch
 
 from ..network import local, shard_of
 from .base import Mitigation, argument
+from .search import Steps
 
 
 @dataclass(eq=False, kw_only=True)
@@ -33,7 +34,9 @@ class ActiveForgetting(Mitigation):
     name: ClassVar[str] = "active_forgetting"
     reference: ClassVar[str] = "Chen et al. 2023, huggingface.co/papers/2307.01163"
 
-    every: int | None = argument(1000, "K: optimizer steps between two resets; null: at the end of tasks", "the paper")
+    every: int | None = argument(
+        1000, "K: optimizer steps between two resets; null: at the end of tasks", "the paper", Steps(0.1, 1)
+    )
 
     def check(self) -> None:
         self.require(self.every is None or self.every >= 1, "every", "1 or more, or null")
@@ -58,6 +61,7 @@ class ActiveForgetting(Mitigation):
 
     @torch.no_grad()
     def _reset(self, step: int) -> None:
+        self.changing()
         parameter = self.trained()[self.embedding]
         local(parameter).copy_(shard_of(self.law.draw(self.embedding, self.seed, step), parameter))
         self.restart_moments(parameter)

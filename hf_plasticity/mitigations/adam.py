@@ -72,6 +72,10 @@ class EntrySteps:
             right = m / (1 - beta1**own) / ((v / (1 - beta2**own)).sqrt() + eps)
             weight[at] += lr * (applied - right)
 
+    def tensors(self) -> list[torch.Tensor]:
+        """What it holds."""
+        return list(self._reset_at.values())
+
     def state(self) -> dict[str, Any]:
         """For a checkpoint."""
         return {"reset_at": dict(self._reset_at), "last": dict(self._last)}

@@ -7,7 +7,7 @@ import inspect
 import math
 import types
 import typing
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -19,11 +19,12 @@ from transformers import PreTrainedModel
 
 from ..distributed import rank_and_world_size
 from ..errors import PlasticityError
-from ..network import InitialLaw, is_fsdp, non_embedding_parameters, optimizer_moments, preserve_with, reshard
+from ..network import InitialLaw, is_fsdp, local, non_embedding_parameters, optimizer_moments, preserve_with, reshard
 from .adam import EntrySteps
+from .search import Search
 
 
-def argument(default: Any, help: str, source: str) -> Any:
+def argument(default: Any, help: str, source: str, search: Search | None = None) -> Any:
     """
     An argument of a mitigation.
 
@@ -31,8 +32,10 @@ def argument(default: Any, help: str, source: str) -> Any:
         default (`Any`): Its default.
         help (`str`): One line, with the symbol of the paper.
         source (`str`): Where the default comes from; `"chosen here"` if no source has one.
+        search ([`Search`], *optional*): The values that `hf-plasticity compare` tries; by default it leaves the
+            argument as it is.
     """
-    return dataclasses.field(default=default, metadata={"help": help, "source": source})
+    return dataclasses.field(default=default, metadata={"help": help, "source": source, "search": search})
 
 
 @dataclass(eq=False, kw_only=True)
@@ -65,12 +68,16 @@ class Mitigation:
 
     name: ClassVar[str]
     reference: ClassVar[str]
+    # The mitigation that it is a control for, whose arguments it is compared with.
+    control_of: ClassVar[str | None] = None
     # Whether it acts at the end of task instances, so that a training without them is an error.
     requires_tasks: ClassVar[bool] = False
     # Whether it moves weights by amounts that the rounding of bf16 weights would swallow.
     requires_float32: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
+        # Measures the loss on the batch of the step, for the records of events; `MitigationCallback` sets it.
+        self.measure_loss: Callable[[], float | None] | None = None
         for one in dataclasses.fields(self):
             self._check_type(one)
         self.check()
@@ -129,6 +136,7 @@ class Mitigation:
         self.total, self._since = 0, 0
         self._counts: dict[str, int] = {}
         self._events: list[dict[str, Any]] = []
+        self._loss_before: float | None = None
         reshard(model)
         self._undo = [preserve_with(model, self.paused)]
         self._sharded, self._parameters = is_fsdp(model), dict(model.named_parameters())
@@ -216,6 +224,11 @@ class Mitigation:
 
     # Events
 
+    def changing(self) -> None:
+        """Called before an event changes the model: measures the loss that the event is going to change."""
+        if self.measure_loss is not None and self._loss_before is None:
+            self._loss_before = self.measure_loss()
+
     def record(self, step: int, event: str, touched: dict[str, Any], **details: Any) -> None:
         """
         Record an event, one at most of a kind in a step.
@@ -227,12 +240,19 @@ class Mitigation:
             **details: Further fields of the record.
         """
         entry = {"step": step, "mitigation": self.name, "event": event, "touched": touched} | details
+        if self._loss_before is not None:
+            entry |= {"loss_before": self._loss_before, "loss_after": self.measure_loss()}
+            self._loss_before = None
         self._events.append(entry)
         self.total += sum(len(one) if isinstance(one, list) else int(one) for one in touched.values())
 
     def count(self, where: str, amount: int | torch.Tensor) -> None:
         """Add to the summary of a task instance, for what acts too often for an event each time."""
         self._counts[where] = self._counts.get(where, 0) + amount
+
+    def state_bytes(self) -> int:
+        """The memory that it takes besides the model and the optimizer: the tensors that it holds, on this process."""
+        return sum(local(one).numel() * one.element_size() for one in _tensors(vars(self)))
 
     def take_events(self, step: int, summarize: bool) -> list[dict[str, Any]]:
         """
@@ -324,6 +344,19 @@ class Mitigation:
             raise PlasticityError(
                 f"mitigation_args: {name} of {self.name} is {getattr(self, name)!r} and must be {right}"
             )
+
+
+def _tensors(value: Any) -> Iterator[torch.Tensor]:
+    """The tensors in lists and dictionaries and in objects that say what they hold, without parameters."""
+    if isinstance(value, torch.Tensor):
+        if not isinstance(value, nn.Parameter):
+            yield value
+    elif isinstance(value, dict):
+        yield from (one for item in value.values() for one in _tensors(item))
+    elif isinstance(value, list | tuple):
+        yield from (one for item in value for one in _tensors(item))
+    elif hasattr(value, "tensors"):
+        yield from _tensors(value.tensors())
 
 
 def describe(name: str, arguments: dict[str, Any]) -> str:

@@ -16,11 +16,14 @@ from ..errors import PlasticityError
 from ..periodic import Timeline
 from ..records import MITIGATION_KEY, MITIGATIONS_FILE, append_record, read_records, write_atomically
 from .base import Mitigation, describe
+from .batch_loss import BatchLoss
 
 
 logger = logging.get_logger(__name__)
 
 STATE_FILE = "mitigations.pt"
+# The last event of a mitigation.
+END, NOTHING = "end", "nothing"
 
 
 class MitigationCallback(TrainerCallback):
@@ -82,6 +85,7 @@ class MitigationCallback(TrainerCallback):
         self.timeline = Timeline(task_steps, tasks_per_cycle, tokens_per_step)
         self.seed, self.output_dir = seed, output_dir
         self._saved: Path | None = None
+        self._batch_loss: BatchLoss | None = None
 
     # The Trainer's events
 
@@ -104,7 +108,11 @@ class MitigationCallback(TrainerCallback):
         folder, step = self._folder(args), state.global_step
         if step == 0 and self.requires_new_folder:
             self._check_folder(folder)
+        if self._batch_loss is not None:  # of a training that ended with an error
+            self._batch_loss.remove()
+        self._batch_loss = BatchLoss(model)
         for mitigation in self.mitigations:
+            mitigation.measure_loss = self._batch_loss.measure
             mitigation.attach(
                 model,
                 optimizer,
@@ -135,6 +143,7 @@ class MitigationCallback(TrainerCallback):
             mitigation.step_end(step)
             if ends_task:
                 mitigation.task_end(step)
+        self._batch_loss.clear()
         self._write(args, step, summarize=ends_task)
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
@@ -149,8 +158,8 @@ class MitigationCallback(TrainerCallback):
         if state.global_step >= state.max_steps:
             self._write(args, state.global_step, summarize=True)
             for mitigation in self.mitigations:
-                if mitigation.total == 0:
-                    self._say_nothing_was_done(args, state.global_step, mitigation)
+                self._sum_up(args, state.global_step, mitigation)
+        self._batch_loss.remove()
         for mitigation in self.mitigations:
             mitigation.detach()
 
@@ -213,17 +222,26 @@ class MitigationCallback(TrainerCallback):
                 self._folder(args) / MITIGATIONS_FILE, self.timeline.position(event["step"]) | event, MITIGATION_KEY
             )
 
-    def _say_nothing_was_done(self, args: TrainingArguments, step: int, mitigation: Mitigation) -> None:
-        shown = describe(mitigation.name, mitigation.arguments)
-        logger.warning(f"{shown} has changed nothing in {step:,} steps: this training is one without it")
-        event = {"step": step, "mitigation": mitigation.name, "event": "nothing", "touched": {}}
+    def _sum_up(self, args: TrainingArguments, step: int, mitigation: Mitigation) -> None:
+        """The last record of a mitigation: what it did in the whole training, or that it did nothing."""
+        if mitigation.total == 0:
+            shown = describe(mitigation.name, mitigation.arguments)
+            logger.warning(f"{shown} has changed nothing in {step:,} steps: this training is one without it")
+        event = {
+            "step": step,
+            "mitigation": mitigation.name,
+            "event": END if mitigation.total else NOTHING,
+            "touched": {},
+            "total": mitigation.total,
+            "state_bytes": mitigation.state_bytes(),
+        }
         self._append(args, event)
 
 
 def _running_training() -> tuple[Trainer | None, str | None]:
     """
     The Trainer that is calling, and the checkpoint that it resumes from. Transformers passes neither to callbacks
-    (transformers 5.23.0).
+    (seen in transformers 5.23.0).
     """
     frame = sys._getframe()
     while frame is not None:

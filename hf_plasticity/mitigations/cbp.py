@@ -8,6 +8,7 @@ import torch
 from ..errors import PlasticityError
 from ..network import Layer, local, shard_of
 from .base import argument
+from .search import LogUniform, Steps
 from .units import UnitMitigation
 
 
@@ -56,11 +57,14 @@ class CBP(UnitMitigation):
     reference: ClassVar[str] = "Dohare et al. 2024, huggingface.co/papers/2306.13812"
 
     replacement_rate: float = argument(
-        0.1, "ρ: share of the eligible units replaced in a task instance (or step)", "lop: 1e-5 a step, in 9,537 steps"
+        0.1,
+        "ρ: share of the eligible units replaced in a task instance (or step)",
+        "lop: 1e-5 a step, in 9,537 steps",
+        LogUniform(0.03, 3),
     )
     rate_per: str = argument(TASK, "task or step", "chosen here; lop: step")
     utility_decay: float = argument(0.99, "η: decay of the utility", "lop")
-    maturity: int = argument(100, "optimizer steps before a unit is eligible", "lop (or 1000)")
+    maturity: int = argument(100, "optimizer steps before a unit is eligible", "lop (or 1000)", Steps(0.01, 0.1))
     compensate: bool | None = argument(
         None, "whether the output bias takes over the mean output; null: where there is one", "lop"
     )

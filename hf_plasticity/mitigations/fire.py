@@ -11,6 +11,7 @@ from transformers.pytorch_utils import Conv1D
 from ..errors import PlasticityError
 from ..network import Partition, find_structure, local, shard_of, whole
 from .base import Mitigation, argument
+from .search import Choice
 
 
 NEWTON_SCHULZ, EXACT = "newton_schulz", "exact"
@@ -47,7 +48,7 @@ class Fire(Mitigation):
     reference: ClassVar[str] = "Han et al. 2026, huggingface.co/papers/2602.08040"
     requires_tasks: ClassVar[bool] = True
 
-    iterations: int = argument(5, "n: Newton–Schulz iterations", "the paper's code")
+    iterations: int = argument(5, "n: Newton–Schulz iterations", "the paper's code", Choice((5, 10, 30)))
     method: str = argument(NEWTON_SCHULZ, "newton_schulz or exact (by SVD)", "the paper")
 
     def check(self) -> None:
@@ -81,6 +82,7 @@ class Fire(Mitigation):
     @torch.no_grad()
     def task_end(self, step: int) -> None:
         touched = {}
+        self.changing()
         for name, parameter in self.matrices().items():
             weight = whole(parameter).float()
             if self.transposed[name]:

@@ -36,6 +36,7 @@ class FullReset(Mitigation):
     @torch.no_grad()
     def task_end(self, step: int) -> None:
         touched = {}
+        self.changing()
         for name, parameter in self.trained().items():
             weight = local(parameter)
             weight.copy_(shard_of(self.law.draw(name, self.seed, step), parameter))

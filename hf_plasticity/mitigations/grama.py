@@ -8,6 +8,7 @@ import torch
 from ..network import Layer
 from .base import argument
 from .redo import Redo
+from .search import LogUniform, Steps
 
 
 @dataclass(eq=False, kw_only=True)
@@ -46,8 +47,10 @@ class Grama(Redo):
     name: ClassVar[str] = "grama"
     reference: ClassVar[str] = "Liu et al. 2025, huggingface.co/papers/2505.24061"
 
-    threshold: float = argument(0.01, "τ: units with a score of at most this are reset", "the reference")
-    every: int = argument(1000, "F: optimizer steps between two resets", "the reference")
+    threshold: float = argument(
+        0.01, "τ: units with a score of at most this are reset", "the reference", LogUniform(0.001, 0.1)
+    )
+    every: int = argument(1000, "F: optimizer steps between two resets", "the reference", Steps(0.1, 1, least=10))
     grace: int = argument(100, "optimizer steps for which a unit that was reset is left alone", "chosen here")
 
     watched: ClassVar[tuple[str, ...]] = ("gradient",)

@@ -14,6 +14,7 @@ from ..distributed import gather
 from ..errors import PlasticityError
 from ..network import AttentionHeads, Slices, evaluation_mode, find_structure, optimizer_moments, reshard
 from .base import Mitigation, argument
+from .search import LogUniform, Steps
 
 
 GROUP, QUERY = "group", "query"
@@ -58,10 +59,12 @@ class HeadReset(Mitigation):
     name: ClassVar[str] = "head_reset"
     reference: ClassVar[str] = "thresholds of huggingface.co/papers/2606.24752; the reset is defined here"
 
-    collapsed_threshold: float = argument(0.1, "share of H_max below which a head is collapsed", "2606.24752")
+    collapsed_threshold: float = argument(
+        0.1, "share of H_max below which a head is collapsed", "2606.24752", LogUniform(0.05, 0.3)
+    )
     sink_threshold: float = argument(0.5, "first-token share from which a head is left alone", "chosen here")
     lazy_threshold: float | None = argument(None, "share of H_max above which a head is reset too", "2606.24752: 0.9")
-    every: int = argument(1000, "F: optimizer steps between two resets", "chosen here")
+    every: int = argument(1000, "F: optimizer steps between two resets", "chosen here", Steps(0.1, 1))
     mode: str = argument(GROUP, "group (whole key-value groups) or query (queries and outputs alone)", "chosen here")
 
     def check(self) -> None:
@@ -153,6 +156,7 @@ class HeadReset(Mitigation):
                 groups = (layer.heads.query_heads(group) for group in range(layer.heads.kv_count))
                 heads = [head for group in groups if set(group) <= set(heads) for head in group]
             if heads:
+                self.changing()
                 self.reset(layer.heads, heads, step)
                 touched[str(layer.index)] = heads
         if touched:

@@ -7,6 +7,7 @@ import torch
 
 from ..network import local, shard_of, whole
 from .base import Mitigation, argument
+from .search import LogUniform
 
 
 @dataclass(eq=False, kw_only=True)
@@ -36,7 +37,9 @@ class L2Init(Mitigation):
     reference: ClassVar[str] = "Kumar et al. 2023, huggingface.co/papers/2308.11958"
     requires_float32: ClassVar[bool] = True
 
-    strength: float = argument(0.1, "λ: strength of the pull, times the learning rate", "chosen here")
+    strength: float = argument(
+        0.1, "λ: strength of the pull, times the learning rate", "chosen here", LogUniform(0.01, 1)
+    )
 
     def check(self) -> None:
         self.require(self.strength > 0, "strength", "above 0")

@@ -13,7 +13,8 @@ def list_mitigations() -> str:
         lines += [f"{name}: {kind.summary()}", f"    {kind.reference}"]
         for one in dataclasses.fields(kind):
             meaning, source = one.metadata["help"], one.metadata["source"]
-            lines.append(f"    {one.name} = {json.dumps(one.default)}: {meaning} [{source}]")
+            search = "" if one.metadata["search"] is None else f"; compared: {one.metadata['search']}"
+            lines.append(f"    {one.name} = {json.dumps(one.default)}: {meaning} [{source}{search}]")
         lines.append("")
     lines.append("""train with them: --mitigation NAME --mitigation_args '{"NAME": {"ARGUMENT": VALUE}}'""")
     return "\n".join(lines)

@@ -29,6 +29,7 @@ class RandomReset(Redo):
     """
 
     name: ClassVar[str] = "random_reset"
+    control_of: ClassVar[str | None] = "redo"
 
     def choose(self, step: int, layer: Layer, flagged: torch.Tensor) -> torch.Tensor:
         order = torch.randperm(layer.units.count, generator=self.generator(step, layer.name))

@@ -8,6 +8,7 @@ import torch
 from ..diagnostics.units import unit_scores
 from ..network import Layer
 from .base import argument
+from .search import LogUniform, Steps
 from .units import UnitMitigation
 
 
@@ -44,8 +45,10 @@ class Redo(UnitMitigation):
     name: ClassVar[str] = "redo"
     reference: ClassVar[str] = "Sokar et al. 2023, huggingface.co/papers/2302.12902"
 
-    threshold: float = argument(0.025, "τ: units with a score of at most this are reset", "timoklein/redo (or 0.1)")
-    every: int = argument(1000, "F: optimizer steps between two resets", "timoklein/redo")
+    threshold: float = argument(
+        0.025, "τ: units with a score of at most this are reset", "timoklein/redo (or 0.1)", LogUniform(0.01, 0.3)
+    )
+    every: int = argument(1000, "F: optimizer steps between two resets", "timoklein/redo", Steps(0.1, 1, least=10))
     window: int = argument(10, "W: optimizer steps that the score is averaged over", "chosen here")
 
     def check(self) -> None:
@@ -72,6 +75,7 @@ class Redo(UnitMitigation):
                 flagged = (unit_scores(total) <= self.threshold).nonzero().flatten()
                 units = self.choose(step, layer, flagged).tolist()
                 if units:
+                    self.changing()
                     self.reset(layer, units, draw_step=step)
                     chosen[str(layer.index)] = units
             self.sums = None

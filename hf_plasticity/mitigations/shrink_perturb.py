@@ -7,6 +7,7 @@ import torch
 
 from ..network import local, shard_of, whole
 from .base import Mitigation, argument
+from .search import LogUniform, Uniform
 
 
 FRESH, INITIAL = "fresh", "initial"
@@ -46,8 +47,10 @@ class ShrinkPerturb(Mitigation):
     reference: ClassVar[str] = "Ash & Adams 2020, huggingface.co/papers/1910.08475"
     requires_tasks: ClassVar[bool] = True
 
-    shrink: float = argument(0.4, "s: factor of the present weights", "Ash & Adams 2020")
-    perturb: float = argument(0.1, "p: factor of the fresh or initial weights", "Ash & Adams 2020")
+    shrink: float = argument(0.4, "s: factor of the present weights", "Ash & Adams 2020", Uniform(0.2, 0.95))
+    perturb: float = argument(
+        0.1, "p: factor of the fresh or initial weights", "Ash & Adams 2020", LogUniform(0.02, 0.5)
+    )
     toward: str = argument(FRESH, "fresh or initial", "Ash & Adams 2020")
 
     def check(self) -> None:
@@ -67,6 +70,7 @@ class ShrinkPerturb(Mitigation):
     @torch.no_grad()
     def task_end(self, step: int) -> None:
         touched = {}
+        self.changing()
         for name, parameter in self.matrices().items():
             if self.toward == INITIAL:
                 other = local(self.initial[name])

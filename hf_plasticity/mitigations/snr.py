@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 import torch
 
 from .base import argument
+from .search import LogUniform
 from .units import UnitMitigation
 
 
@@ -34,9 +35,10 @@ class SNR(UnitMitigation):
 
     Args:
         rejection (`float`, *optional*, defaults to 0.08):
-            η, the probability below which a gap is improbable (one public port; another has 0.9).
+            η, the probability below which a gap is improbable: 0.08 in one public port. Another takes the 0.9 quantile
+            of the gaps, which is η = 0.1.
         max_gap (`int`, *optional*, defaults to 20000):
-            τ_max, a gap in steps that is too long for every unit (a public port, there in sequences).
+            τ_max, a gap in steps that is too long for every unit (public ports, there in sequences).
         patience (`int`, *optional*, defaults to 10):
             Gaps shorter than this are never too long; chosen here.
         exact_moments (`bool`, *optional*, defaults to `False`):
@@ -46,7 +48,12 @@ class SNR(UnitMitigation):
     name: ClassVar[str] = "snr"
     reference: ClassVar[str] = "Farias & Jozefiak 2024, huggingface.co/papers/2410.20098 (experimental)"
 
-    rejection: float = argument(0.08, "η: probability below which a gap is improbable", "a public port (another: 0.9)")
+    rejection: float = argument(
+        0.08,
+        "η: probability below which a gap is improbable",
+        "a public port (another: the 0.9 quantile, η = 0.1)",
+        LogUniform(0.01, 0.3),
+    )
     max_gap: int = argument(20000, "τ_max: a gap in steps that is too long for every unit", "a public port")
     patience: int = argument(10, "gaps of fewer steps are never too long", "chosen here")
 
@@ -87,6 +94,7 @@ class SNR(UnitMitigation):
                 continue
             units = (self.gap[number] > self.limits(number)).nonzero().flatten()
             if len(units):
+                self.changing()
                 self.reset(layer, units.tolist(), draw_step=step)
                 self.gap[number][units] = 0
                 self.histogram[number][units] = 0

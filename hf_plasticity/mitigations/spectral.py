@@ -8,6 +8,7 @@ from torch import nn
 
 from ..network import local, shard_offset, whole
 from .base import Mitigation, argument, sum_of_shards
+from .search import LogUniform
 
 
 @dataclass(eq=False, kw_only=True)
@@ -36,15 +37,17 @@ class Spectral(Mitigation):
         strength (`float`, *optional*, defaults to 0.1):
             λ; chosen here.
         exponent (`int`, *optional*, defaults to 2):
-            k (the paper).
+            k; the exponent of the paper could not be verified.
     """
 
     name: ClassVar[str] = "spectral"
     reference: ClassVar[str] = "Lewandowski et al. 2025, huggingface.co/papers/2406.06811"
     requires_float32: ClassVar[bool] = True
 
-    strength: float = argument(0.1, "λ: strength of the regularization, times the learning rate", "chosen here")
-    exponent: int = argument(2, "k: exponent of the singular value", "the paper")
+    strength: float = argument(
+        0.1, "λ: strength of the regularization, times the learning rate", "chosen here", LogUniform(0.01, 1)
+    )
+    exponent: int = argument(2, "k: exponent of the singular value", "chosen here; the paper's is not verified")
 
     def check(self) -> None:
         self.require(self.strength > 0, "strength", "above 0")

@@ -7,6 +7,7 @@ import torch
 
 from ..network import local, optimizer_moments, shard_of, whole
 from .base import Mitigation, argument
+from .search import LogUniform, Steps
 
 
 GRADIENT, MAGNITUDE, RANDOM = "gradient", "magnitude", "random"
@@ -33,7 +34,7 @@ class SWR(Mitigation):
 
     Args:
         fraction (`float`, *optional*, defaults to 0.01):
-            φ, the fraction of each matrix; chosen here, since the paper's values were not available.
+            φ, the fraction of each matrix; chosen here, since the paper's values could not be verified.
         every (`int`, *optional*, defaults to 1000):
             F, optimizer steps between two resets; chosen here.
         utility (`str`, *optional*, defaults to `"gradient"`):
@@ -45,9 +46,11 @@ class SWR(Mitigation):
     name: ClassVar[str] = "swr"
     reference: ClassVar[str] = "Hernandez-Garcia et al. 2025, huggingface.co/papers/2508.00212"
 
-    fraction: float = argument(0.01, "φ: fraction of each matrix that is resampled", "chosen here")
-    every: int = argument(1000, "F: optimizer steps between two resets", "chosen here")
-    utility: str = argument(GRADIENT, "gradient |w·g|, magnitude |w|, or random", "the paper")
+    fraction: float = argument(
+        0.01, "φ: fraction of each matrix that is resampled", "chosen here", LogUniform(0.001, 0.1)
+    )
+    every: int = argument(1000, "F: optimizer steps between two resets", "chosen here", Steps(0.03, 0.3))
+    utility: str = argument(GRADIENT, "gradient |w·g|, magnitude |w|, or random", "the paper's code")
     exact_moments: bool = argument(
         False, "whether Adam's bias correction of reset entries starts anew", "chosen here; the reference does not"
     )
@@ -85,6 +88,8 @@ class SWR(Mitigation):
     @torch.no_grad()
     def step_end(self, step: int) -> None:
         touched = {}
+        if self.lowest:
+            self.changing()
         for name, parameter in self.matrices().items() if self.lowest else ():
             if name not in self.lowest:
                 continue

@@ -103,6 +103,10 @@ class UnitActivity:
         self.clear()
         return taken
 
+    def tensors(self) -> list[torch.Tensor]:
+        """What it holds."""
+        return [*self._tokens, *(one for sums in self._sums for one in sums.values())]
+
     def clear(self) -> None:
         """Forget what was summed."""
         for sums, tokens in zip(self._sums, self._tokens):

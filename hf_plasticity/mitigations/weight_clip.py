@@ -8,6 +8,7 @@ import torch
 
 from ..network import local
 from .base import Mitigation, argument, sum_of_shards
+from .search import LogUniform
 
 
 @dataclass(eq=False, kw_only=True)
@@ -35,7 +36,9 @@ class WeightClip(Mitigation):
     name: ClassVar[str] = "weight_clip"
     reference: ClassVar[str] = "Elsayed et al. 2024, huggingface.co/papers/2407.01704"
 
-    kappa: float = argument(3.0, "κ: bound, in units of √3·σ of the initial law", "chosen here (the paper: 1 to 5)")
+    kappa: float = argument(
+        3.0, "κ: bound, in units of √3·σ of the initial law", "chosen here (the paper: 1 to 5)", LogUniform(1, 5)
+    )
 
     def check(self) -> None:
         self.require(self.kappa > 0, "kappa", "above 0")

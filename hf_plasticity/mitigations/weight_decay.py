@@ -5,6 +5,7 @@ from typing import ClassVar
 
 from ..errors import PlasticityError
 from .base import Mitigation, argument
+from .search import LogUniform
 
 
 @dataclass(eq=False, kw_only=True)
@@ -32,7 +33,9 @@ class WeightDecay(Mitigation):
     name: ClassVar[str] = "weight_decay"
     reference: ClassVar[str] = "Loshchilov & Hutter 2019, huggingface.co/papers/1711.05101"
 
-    weight_decay: float = argument(0.3, "λ in training; the probe keeps its own", "chosen here (try 0.1, 0.3, 1)")
+    weight_decay: float = argument(
+        0.3, "λ in training; the probe keeps its own", "chosen here (try 0.1, 0.3, 1)", LogUniform(0.1, 1)
+    )
 
     def check(self) -> None:
         self.require(self.weight_decay >= 0, "weight_decay", "0 or more")

@@ -1,6 +1,6 @@
 """
-What the other parts of the package need to know of a model: its layers, hidden units and attention heads, its
-parameters and their shards, its initialization, and how to restore it exactly.
+The parts of a model that the rest of the package uses: layers, hidden units and attention heads, parameters and their
+shards, initialization, and exact save and restore.
 """
 
 from .heads import AttentionHeads

@@ -31,7 +31,7 @@ from .restore import evaluation_mode
 
 AUTO, LOGITS, FUSED, FUSED_TRITON = "auto", "logits", "fused", "fused-triton"
 HEAD_LOSSES = (AUTO, LOGITS, FUSED)
-# From here on the logits take more memory than the blocks of the models in `MODEL_SIZES`.
+# From this size on, the logits take more memory than the blocks of the models in `MODEL_SIZES`.
 FUSED_FROM_VOCABULARY = 16_384
 # How many logits are held at a time: 512 MiB in float32. On a CPU the time hardly depends on it. On a GPU each chunk
 # reads and writes the gradient of the head once, so fewer and larger ones are better.
@@ -41,7 +41,7 @@ CHUNK_MULTIPLE = 64
 
 def use_head_loss(model: PreTrainedModel, mode: str = AUTO, device: torch.device | None = None) -> str:
     """
-    Choose how a model computes `model(input_ids=..., labels=...).loss`, wherever it is called.
+    Choose how a model computes `model(input_ids=..., labels=...).loss`, for all callers.
 
     Call it before the model is wrapped by DDP, FSDP2, `torch.compile`, PEFT or Accelerate. All of them call the
     model's own `forward`, and that is what changes. Without `labels` the model returns its logits as before. With
@@ -58,10 +58,10 @@ def use_head_loss(model: PreTrainedModel, mode: str = AUTO, device: torch.device
             - `"fused"`: the loss over some tokens at a time.
             - `"auto"`: `"fused"` for a vocabulary of at least 16,384 tokens if the model allows it, `"logits"`
               otherwise.
-        device (`torch.device`, *optional*): Where the model is going to be trained; by default, where it is.
+        device (`torch.device`, *optional*): The device of the training; by default that of the model.
 
     Returns:
-        `str`: What is used from now on: `"logits"`, `"fused"`, or `"fused-triton"`, which is `"fused"` on a CUDA
+        `str`: The loss that is used: `"logits"`, `"fused"`, or `"fused-triton"`, which is `"fused"` on a CUDA
         device with Triton and a C compiler: `torch.compile` fuses what is computed between the matrix products.
 
     Raises:
@@ -134,7 +134,7 @@ def _has_c_compiler() -> bool:
 
 
 def _obstacle(model: PreTrainedModel) -> str | None:
-    """What keeps a model from the fused loss, found by a forward pass on four tokens."""
+    """The reason why a model does not support the fused loss, found by a forward pass on four tokens."""
     head = model.get_output_embeddings()
     if type(head) is not nn.Linear:
         return "whose output head is not an nn.Linear"
@@ -357,14 +357,14 @@ def _chunk_loss(
     if not gradient:
         return losses, None
     d_logits = log_probabilities.exp_().to(dtype)
-    # Not by `scatter_`, which on a CPU converts all of a bfloat16 tensor to float32 (torch 2.13).
+    # Not by `scatter_`, which on a CPU converts all of a bfloat16 tensor to float32 (seen in torch 2.13.0).
     d_logits[torch.arange(len(targets), device=targets.device), targets] = torch.expm1(-losses).to(dtype)
     return losses, d_logits
 
 
 @functools.cache
 def _compiled_chunk_loss() -> Callable:
-    # Any number of tokens, or the last chunk and the evaluation would each be compiled anew.
+    # Dynamic shapes, or the last chunk and the evaluation would each be compiled separately.
     return torch.compile(_chunk_loss, dynamic=True)
 
 

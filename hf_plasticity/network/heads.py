@@ -1,16 +1,17 @@
-"""The heads of an attention layer, and where each lies in the matrices of queries, keys, values and outputs."""
+"""The heads of an attention layer, and their positions in the matrices of queries, keys, values and outputs."""
 
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
-from .slices import DoesNotFit, Partition, check_plain, features, linear_children
+from .slices import Partition, UnsupportedModuleError, check_plain, features, linear_children
 
 
 SEPARATE = ("q_proj", "k_proj", "v_proj")
-# Shapes do not tell how one matrix for queries, keys and values is divided, so the classes whose layout is known are
-# listed. "blocks": all queries, all keys, all values. "interleaved": query, key and value of one head after another.
+# The layout of a matrix for queries, keys and values does not follow from its shape, so the classes with a known
+# layout are listed. "blocks": all queries, all keys, all values. "interleaved": query, key and value of one head after
+# another.
 FUSED = {
     "GPT2Attention": ("c_attn", "blocks"),
     "GPTNeoXAttention": ("query_key_value", "interleaved"),
@@ -65,20 +66,20 @@ def find_attention_heads(layer: nn.Module, layer_name: str, hidden_size: int, co
         layer (`nn.Module`): The decoder layer.
         layer_name (`str`): Its name in the model.
         hidden_size (`int`): Width of the residual stream.
-        count (`int`, *optional*): Query heads, as the configuration has it.
+        count (`int`, *optional*): Query heads, from the configuration.
 
     Raises:
-        [`DoesNotFit`]: The attention is another one.
+        [`UnsupportedModuleError`]: The attention has another structure.
     """
     if not isinstance(count, int):
-        raise DoesNotFit("the configuration has no number of attention heads that holds for every layer")
+        raise UnsupportedModuleError("the configuration has no number of attention heads that holds for every layer")
     found = [
         (name, module)
         for name, module in layer.named_modules(prefix=layer_name)
         if _layout(module) or set(SEPARATE) <= linear_children(module).keys()
     ]
     if len(found) != 1:
-        raise DoesNotFit(
+        raise UnsupportedModuleError(
             f"{len(found) or 'no'} modules have separate q_proj, k_proj and v_proj, or one matrix for all three "
             f"whose layout is known ({', '.join(FUSED)}), so its attention heads are not known"
         )
@@ -88,7 +89,7 @@ def find_attention_heads(layer: nn.Module, layer_name: str, hidden_size: int, co
     inputs = SEPARATE if layout is None else (layout[0],)
     outputs = [child for child in linear if child not in inputs]
     if len(outputs) != 1 or features(linear[outputs[0]])[1] != hidden_size:
-        raise DoesNotFit(
+        raise UnsupportedModuleError(
             f"'{type(attention).__name__}' has {', '.join(linear)} and not one output projection beside "
             f"{', '.join(inputs)}, so its attention heads are not known"
         )
@@ -102,7 +103,7 @@ def find_attention_heads(layer: nn.Module, layer_name: str, hidden_size: int, co
     expected = [width, kv_width, kv_width] if layout is None else [width + 2 * kv_width]
     fits = sizes == expected and kv_count and (dim * count, dim * kv_count) == (width, kv_width)
     if not fits or count % kv_count or (layout is not None and layout[1] == "interleaved" and kv_count != count):
-        raise DoesNotFit(
+        raise UnsupportedModuleError(
             f"'{type(attention).__name__}' has {', '.join(inputs)} with {sizes} outputs, which do not divide into "
             f"{count} heads with {width} inputs of '{outputs[0]}'"
         )

@@ -13,8 +13,8 @@ from ..errors import PlasticityError
 
 class InitialLaw:
     """
-    The distribution from which a model's weights were drawn, and new draws from it: what the model's `_init_weights`
-    does to each parameter, such as GPT-2's smaller output projections.
+    The distribution from which the weights of a model were initialized, for new draws: what `_init_weights` of the
+    model does to each parameter, such as the smaller output projections of GPT-2.
 
     A draw depends on (seed, step, parameter name) alone. It is made on the CPU and whole, so that any number of
     processes, sharded or not, obtains the same one.
@@ -45,7 +45,7 @@ class InitialLaw:
         Args:
             name (`str`): Its name in `model.named_parameters()`.
             seed (`int`): Of the run.
-            step (`int`, *optional*, defaults to `0`): The training step, so that each reset draws anew.
+            step (`int`, *optional*, defaults to `0`): The training step, so that each reset has its own draw.
 
         Returns:
             `torch.Tensor`: On the CPU, in float32, of the parameter's whole shape.

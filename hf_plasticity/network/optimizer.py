@@ -1,4 +1,4 @@
-"""What an optimizer keeps for a parameter."""
+"""The state of an optimizer for a parameter."""
 
 import torch
 from torch import nn
@@ -12,8 +12,8 @@ def optimizer_moments(optimizer: torch.optim.Optimizer, parameter: nn.Parameter)
     are the optimizer's own, with the parameter's shape and shards; its step count is not among them.
 
     Args:
-        optimizer (`torch.optim.Optimizer`): A plain one, or Accelerate's around it.
-        parameter (`nn.Parameter`): One of those that it updates.
+        optimizer (`torch.optim.Optimizer`): The optimizer, plain or wrapped by Accelerate.
+        parameter (`nn.Parameter`): A parameter that it updates.
 
     Returns:
         `dict[str, torch.Tensor]`: By name; empty before the parameter's first update.

@@ -1,4 +1,4 @@
-"""Which parameters of a causal language model are embeddings, which its output head, and which the rest."""
+"""The embeddings, the output head and the other parameters of a causal language model."""
 
 import torch
 from torch import nn
@@ -38,7 +38,7 @@ def output_head_parameters(model: PreTrainedModel) -> dict[str, nn.Parameter]:
 def num_non_embedding_parameters(model: PreTrainedModel | PreTrainedConfig) -> int:
     """
     The number of parameters other than token embeddings, learned position embeddings and the output head: P in the
-    study's law.
+    law of the study.
 
     Args:
         model (`PreTrainedModel` or `PreTrainedConfig`): A causal language model, or the configuration of one, from

@@ -1,9 +1,9 @@
 """
-Exact save and restore: measuring a model leaves it, and the training it is part of, as they were.
+Exact save and restore, so that measuring a model changes neither the model nor its training.
 
-- [`preserve_random_state`]: the random numbers of Python, NumPy and torch.
-- [`preserve_model`]: these and everything in the model.
-- [`evaluation_mode`]: these, the attention implementation, and the model in evaluation mode inside.
+- [`preserve_random_state`] restores the random states of Python, NumPy and torch.
+- [`preserve_model`] also restores everything in the model.
+- [`evaluation_mode`] also restores the attention implementation; inside, the model is in evaluation mode.
 """
 
 import contextlib
@@ -128,9 +128,10 @@ def _eager_if_compiled(model: nn.Module) -> contextlib.AbstractContextManager:
 
 def _read_types_again(model: nn.Module) -> None:
     """
-    FSDP2 takes the types of gradients from the trainable parameters at the first forward. If that was a probe's, with
-    all parameters frozen under adapters, the next backward in mixed precision would fail; gathering the parameters
-    makes FSDP2 read the types again (seen in torch 2.13).
+    FSDP2 takes the types of gradients from the trainable parameters at the first forward. If that is the forward of a
+    probe with all parameters frozen under adapters, the next backward in mixed precision fails. Gathering the
+    parameters makes FSDP2 read the types again (seen in torch 2.13.0; reported in
+    https://github.com/pytorch/pytorch/issues/186998).
     """
     for module in model.modules():
         if isinstance(module, FSDPModule):

@@ -1,10 +1,10 @@
-"""Tensors that FSDP2 may have sharded: this process's shard, the whole tensor, and back to the sharded state."""
+"""Access to tensors that FSDP2 may have sharded: the local shard, the whole tensor, and resharding."""
 
 import torch
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, Replicate, Shard
-from torch.distributed.tensor._utils import compute_local_shape_and_global_offset  # torch 2.13 has no public one
+from torch.distributed.tensor._utils import compute_local_shape_and_global_offset  # torch 2.13.0 has no public one
 
 from ..errors import PlasticityError
 
@@ -17,7 +17,8 @@ def is_fsdp(model: nn.Module) -> bool:
 def reshard(model: nn.Module) -> None:
     """
     Free the parameters that FSDP2 has gathered. Call this before reading or writing parameters: after a forward
-    without gradients the last group stays gathered, and writes to the sharded parameters are then silently lost.
+    without gradients the last group stays gathered, and writes to the sharded parameters are silently lost (seen in
+    torch 2.13.0; reported in https://github.com/pytorch/pytorch/issues/149029).
     """
     for module in model.modules():
         if isinstance(module, FSDPModule):

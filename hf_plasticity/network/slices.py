@@ -1,4 +1,4 @@
-"""Names for some entries of a parameter, and editing them in place, sharded or not."""
+"""Read and edit some entries of a parameter in place, sharded or not."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -68,7 +68,7 @@ class Slices:
         shard.index_copy_(self.dim, position, values.to(shard))
 
     def _shard(self, tensor: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """This process's shard, which of the slices lie in it, and their positions there."""
+        """The shard of this process, the slices that are in it, and their positions there."""
         self._check(tensor)
         shard, start = local(tensor.detach()), shard_offset(tensor)[self.dim]
         here = (self.index >= start) & (self.index < start + shard.shape[self.dim])
@@ -120,8 +120,8 @@ class Partition:
         return slices
 
 
-class DoesNotFit(Exception):
-    """A layer does not fit a rule; the message says why."""
+class UnsupportedModuleError(Exception):
+    """A module has a structure that is not supported; the message says why."""
 
 
 def features(module: nn.Linear | Conv1D) -> tuple[int, int]:
@@ -137,9 +137,9 @@ def linear_children(module: nn.Module) -> dict[str, nn.Linear | Conv1D]:
 def check_plain(name: str, module: nn.Linear | Conv1D) -> None:
     """
     Raises:
-        [`DoesNotFit`]: The weight is not the matrix it stands for, because it is quantized.
+        [`UnsupportedModuleError`]: The weight is not a plain matrix, because it is quantized.
     """
     inputs, outputs = features(module)
     shape = (inputs, outputs) if isinstance(module, Conv1D) else (outputs, inputs)
     if tuple(module.weight.shape) != shape or not module.weight.is_floating_point():
-        raise DoesNotFit(f"'{name}' holds no plain matrix of {outputs} by {inputs} (its weights are quantized)")
+        raise UnsupportedModuleError(f"'{name}' has no plain {outputs} by {inputs} matrix (its weights are quantized)")

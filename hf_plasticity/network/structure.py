@@ -7,7 +7,7 @@ from transformers import PreTrainedModel
 
 from ..errors import PlasticityError
 from .heads import AttentionHeads, find_attention_heads
-from .slices import DoesNotFit
+from .slices import UnsupportedModuleError
 from .units import HiddenUnits, find_hidden_units, find_mlp
 
 
@@ -72,11 +72,12 @@ def find_structure(model: PreTrainedModel) -> Structure:
 
     One rule for every family: in a layer exactly one module owns an activation module, that module has two or more
     linear children, and the last of these whose output is as wide as the residual stream is the down projection. For
-    the other matrices see [`find_hidden_units`] and [`find_attention_heads`]. Where a layer does not fit a rule
-    (mixtures of experts, activations that are plain functions, unknown fused matrices), it states why.
+    the other matrices see [`find_hidden_units`] and [`find_attention_heads`]. A layer with
+    another structure (mixtures of experts, activations that are plain functions, unknown fused matrices) has the
+    reason.
 
     Raises:
-        [`PlasticityError`]: The model is no Transformers model, or its decoder layers were not found.
+        [`PlasticityError`]: Not a Transformers model, or its decoder layers were not found.
     """
     if not isinstance(model, PreTrainedModel):
         raise PlasticityError(
@@ -92,18 +93,18 @@ def find_structure(model: PreTrainedModel) -> Structure:
             f"model: the {config.num_hidden_layers} decoder layers of '{type(model).__name__}' were not found; "
             "a causal language model with one list of layers would be right"
         )
-    # State-space models have none; some hybrids have a list, one number a layer.
+    # State-space models have none; some hybrids have a list with one number for each layer.
     num_heads = getattr(config, "num_attention_heads", None)
     for layer in layers:
         try:
             name, mlp, down = find_mlp(layer.module, layer.name, config.hidden_size)
             layer.down_projection = mlp.get_submodule(down)
             layer.units = find_hidden_units(name, mlp, down, config.hidden_size)
-        except DoesNotFit as reason:
+        except UnsupportedModuleError as reason:
             layer.units_gap = str(reason)
             layer.gap = layer.units_gap if layer.down_projection is None else None
         try:
             layer.heads = find_attention_heads(layer.module, layer.name, config.hidden_size, num_heads)
-        except DoesNotFit as reason:
+        except UnsupportedModuleError as reason:
             layer.heads_gap = str(reason)
     return Structure(layers, model.get_decoder())

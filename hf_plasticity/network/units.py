@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from .slices import DoesNotFit, Partition, check_plain, features, linear_children
+from .slices import Partition, UnsupportedModuleError, check_plain, features, linear_children
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ def find_mlp(layer: nn.Module, layer_name: str, hidden_size: int) -> tuple[str, 
     The MLP of a layer: its name in the model, the module, and in it the name of the down projection.
 
     Raises:
-        [`DoesNotFit`]: There is none, or there are several.
+        [`UnsupportedModuleError`]: The layer has no MLP, or several.
     """
     owners = [
         (name, module)
@@ -49,14 +49,14 @@ def find_mlp(layer: nn.Module, layer_name: str, hidden_size: int) -> tuple[str, 
     ]
     if len(owners) != 1:
         found = "no module owns an activation module" if not owners else f"{len(owners)} modules own an activation"
-        raise DoesNotFit(
+        raise UnsupportedModuleError(
             f"{found} (a functional activation or a mixture of experts), so its hidden units are not known"
         )
     name, mlp = owners[0]
     linear = linear_children(mlp)
     down = [child for child, module in linear.items() if features(module)[1] == hidden_size]
     if len(linear) < 2 or not down:
-        raise DoesNotFit(
+        raise UnsupportedModuleError(
             f"'{type(mlp).__name__}' has an activation but not the linear modules of an MLP (a mixture of "
             "experts or an adapter), so its hidden units are not known"
         )
@@ -77,7 +77,7 @@ def find_hidden_units(name: str, mlp: nn.Module, down: str, hidden_size: int) ->
         hidden_size (`int`): Width of the residual stream.
 
     Raises:
-        [`DoesNotFit`]: The MLP is another one.
+        [`UnsupportedModuleError`]: The MLP has another structure.
     """
     linear = linear_children(mlp)
     count = features(linear[down])[0]
@@ -86,7 +86,7 @@ def find_hidden_units(name: str, mlp: nn.Module, down: str, hidden_size: int) ->
     if outputs not in ([count], [count, count], [2 * count]) or any(
         features(module)[0] != hidden_size for module in above.values()
     ):
-        raise DoesNotFit(
+        raise UnsupportedModuleError(
             f"the linear modules {', '.join(linear)} of '{type(mlp).__name__}' are neither a plain nor a gated MLP "
             f"of {count} hidden units"
         )

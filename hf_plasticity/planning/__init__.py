@@ -1,1 +1,1 @@
-"""What a study takes, before anything is spent, and its text made ready."""
+"""Estimate the cost of a run, and prepare its text, before the run starts."""

@@ -1,5 +1,5 @@
 """
-What a run costs, by arithmetic on plain numbers.
+The cost of a run, computed from plain numbers.
 
 FLOPs are those of the matrix products, two for each multiplication with its addition. For one token in a sequence of
 T, in a model of L blocks of width d over a vocabulary of V, the forward pass has
@@ -69,7 +69,7 @@ def plan_run(
     tokens_per_second: float | None = None,
 ) -> Plan:
     """
-    Work out what a run takes.
+    Compute the cost of a run.
 
     Args:
         d_model, layers, vocab_size, context_length (`int`): The model.
@@ -207,7 +207,7 @@ def plan_run(
 
 
 def _share(global_batch_tokens: int, context_length: int, num_processes: int, micro_batch_size: int | None) -> int:
-    """Sequences of a global batch on each device; what `ContinualConfig.set_batch` asks for, without the devices."""
+    """Sequences of a global batch on each device, as in `ContinualConfig.set_batch` but without devices."""
     if num_processes < 1:
         raise PlasticityError(f"num_processes: {num_processes} is not a positive number")
     batch, rest = divmod(global_batch_tokens, context_length)
@@ -274,7 +274,7 @@ def _memory(
 
 
 def _checkpoints_at_once(steps: int, save_steps: int | None, cycles: int, limit: int | None) -> int:
-    """The most checkpoints for resuming on disk at any time: the old ones go once a new one is complete."""
+    """The largest number of checkpoints for resuming at any time. Old ones are deleted when a new one is complete."""
     if save_steps is None:
         return 0
     # Every cycle ends with one, too.

@@ -1,4 +1,4 @@
-"""The throughput of training on the device at hand, from a few micro-batches and optimizer steps."""
+"""The training throughput of this device, measured with a few micro-batches and optimizer steps."""
 
 import time
 from collections.abc import Callable
@@ -23,20 +23,20 @@ def measure_throughput(
     study: ExperimentConfig, vocab_size: int, plan: Plan, head_loss: str = LOGITS
 ) -> tuple[float, str]:
     """
-    Train on random tokens: micro-batches of the plan's size and optimizer steps are timed apart, and an optimizer step
-    of the run is as many micro-batches as it accumulates, and one step. What processes tell each other is not in it.
+    Train on random tokens. Micro-batches of the plan's size and optimizer steps are timed separately; the time of a
+    step of the run is that of its accumulated micro-batches and one optimizer step. Communication is not included.
 
     Args:
-        study ([`ExperimentConfig`]): Decides over the model and its precision.
+        study ([`ExperimentConfig`]): Model and precision.
         vocab_size (`int`): Rows of the embedding.
-        plan ([`Plan`]): Decides over the micro-batches.
+        plan ([`Plan`]): Size of the micro-batches.
         head_loss (`str`, *optional*, defaults to `"logits"`): `"logits"` or `"fused"`.
 
     Returns:
-        `tuple[float, str]`: Tokens a second on one device, and which device.
+        `tuple[float, str]`: Tokens per second on one device, and the name of the device.
 
     Raises:
-        [`PlasticityError`]: A micro-batch does not fit into the memory that is free.
+        [`PlasticityError`]: A micro-batch does not fit into free memory.
     """
     training, length = study.training, study.data.context_length
     device = torch.device("cuda" if torch.cuda.is_available() and not training.use_cpu else "cpu")
@@ -68,17 +68,17 @@ def measure_throughput(
 
 def _check_memory(plan: Plan, device: torch.device) -> None:
     free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
-    # Whole, also where the run is going to shard it.
+    # The whole model, even if the run shards it.
     needed = (2 * FLOAT32 + ADAM) * plan.parameters + plan.memory.activations + plan.memory.logits
     if needed > free:
         raise PlasticityError(
-            f"per_device_train_batch_size: a micro-batch of {plan.micro_batch_size} takes {needed / 1e9:,.1f} GB to "
-            f"measure and {free / 1e9:,.1f} GB are free here; choose a smaller one, or give tokens_per_second"
+            f"per_device_train_batch_size: a micro-batch of {plan.micro_batch_size} requires {needed / 1e9:,.1f} GB "
+            f"to measure and {free / 1e9:,.1f} GB are free here; choose a smaller one, or give tokens_per_second"
         )
 
 
 def _timed(work: Callable[[], None], device: torch.device) -> float:
-    """Seconds of the quickest of a few goes, after one that does not count."""
+    """Seconds of the fastest of a few repetitions, after a warmup."""
     best = float("inf")
     for go in range(1 + REPEATS):
         started = time.perf_counter()

@@ -1,4 +1,4 @@
-"""What a run takes: the figures of a plan."""
+"""The estimates of a plan."""
 
 from dataclasses import dataclass
 
@@ -10,12 +10,12 @@ class Compute:
 
     Args:
         per_token (`int`): To train on one token.
-        head_share (`float`): Part of `per_token` that is the head's, over the vocabulary.
-        attention_share (`float`): Part of `per_token` that is the attention scores'.
-        training (`int`): Of the run's own steps.
+        head_share (`float`): Share of `per_token` in the output head.
+        attention_share (`float`): Share of `per_token` in the attention scores.
+        training (`int`): Of the training steps.
         probes (`int`): Of all probes, their evaluations included.
         forgetting (`int`): Of `evaluate_forgetting`.
-        probe_share (`float`): Part of the total that is the probes'.
+        probe_share (`float`): Share of the total in probes.
     """
 
     per_token: int
@@ -48,19 +48,19 @@ class Seconds:
 @dataclass(frozen=True)
 class Memory:
     """
-    Bytes on each device at the height of a step; `activations`, `logits` and `gathered` are estimates.
+    Peak bytes on each device; `activations`, `logits` and `gathered` are estimates.
 
     Args:
         parameters, gradients, adam (`int`): This device's share, in float32.
         buckets (`int`): DDP's second copy of the gradients.
-        gathered (`int`): FSDP2: what is whole at once of the sharded parameters and their gradients: embeddings and
-            final norm, two blocks, and the gradients of one.
+        gathered (`int`): FSDP2: parameters and gradients that are gathered at the same time: embeddings and final
+            norm, two blocks, and the gradients of one.
         weight_copies (`int`): The bfloat16 copies of the weight matrices that autocast keeps for the backward pass.
         activations (`int`): Of a micro-batch, kept for the backward pass.
         logits (`int`): The loss of a micro-batch over the vocabulary, whole or fused.
-        probe_snapshot, probe_adam (`int`): What a probe holds besides.
-        training (`int`): All of it outside probes.
-        probe (`int`): All of it in a probe; the training's Adam state is still there in the last one.
+        probe_snapshot, probe_adam (`int`): The copy of the parameters and the Adam state of a probe.
+        training (`int`): Sum outside probes.
+        probe (`int`): Sum in a probe. The Adam state of the training is in memory too.
     """
 
     parameters: int
@@ -123,7 +123,7 @@ class PredictedOnset:
 @dataclass(frozen=True)
 class Plan:
     """
-    What a run takes.
+    The estimated cost of a run.
 
     Args:
         non_embedding_parameters (`int`): The P of the law.
@@ -137,8 +137,8 @@ class Plan:
         compute ([`Compute`]): FLOPs.
         seconds ([`Seconds`], *optional*): Time; `None` where no throughput was given.
         memory ([`Memory`]): Bytes on each device.
-        disk ([`Disk`]): Bytes kept.
-        onset ([`PredictedOnset`]): What to expect.
+        disk ([`Disk`]): Bytes on disk.
+        onset ([`PredictedOnset`]): The onset by the paper's law.
     """
 
     non_embedding_parameters: int

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..data.blocks import Blocks
-from ..data.overlap import Overlap, measure_overlap
+from ..data.overlap import TextTooShortError, measure_overlap
 from ..errors import PlasticityError
 from ..experiment.config import ExperimentConfig
 from ..experiment.data import open_data, training_stream, vocabulary
@@ -14,7 +14,7 @@ from .text import sequences_needed
 
 @dataclass(frozen=True)
 class Prepared:
-    """The blocks of one language and split, and what they are for: `"training"`, `"probe"` or `"evaluation"`."""
+    """The blocks of one language and split, and their use: `"training"`, `"probe"` or `"evaluation"`."""
 
     blocks: Blocks
     use: str
@@ -22,8 +22,8 @@ class Prepared:
 
 def prepare_study(study: ExperimentConfig) -> list[Prepared]:
     """
-    Prepare the training blocks of each language as far as the run goes, and those of the probe. The run finds them,
-    and a second call prepares nothing.
+    Prepare the training blocks of each language for the length of the run, and those of the probe. A second call
+    prepares nothing.
 
     Raises:
         [`PlasticityError`]: Too little text, with the same message as at the start of the run, or blocks that are
@@ -32,8 +32,8 @@ def prepare_study(study: ExperimentConfig) -> list[Prepared]:
     training, probe_language = study.training, study.data.probe_language
     if study.data.streaming:
         raise PlasticityError(
-            "streaming: blocks are prepared as the run needs them and deleted afterwards; leave it out to prepare "
-            "them all, or start the run"
+            "streaming: blocks are prepared during the run and deleted afterwards; leave it out to prepare them "
+            "all, or start the run"
         )
     data = open_data(study)
     vocabulary(study, data.tokenizer)
@@ -50,15 +50,20 @@ def prepare_study(study: ExperimentConfig) -> list[Prepared]:
     return prepared
 
 
-def overlap_with_training(prepared: list[Prepared]) -> Overlap | None:
-    """How much of the probe language's validation text occurs verbatim in the training text of the run."""
+def overlap_with_training(prepared: list[Prepared]) -> str | None:
+    """One sentence: how much of the validation text of the probe language occurs verbatim in the training text."""
     training = [one.blocks for one in prepared if one.use in ("training", "probe")]
     validation = [one.blocks for one in prepared if one.use == "evaluation"]
-    return measure_overlap(validation[-1], training) if validation else None
+    if not validation:
+        return None
+    try:
+        return measure_overlap(validation[-1], training).describe()
+    except TextTooShortError as error:
+        return f"{error}, so that the overlap with the training text is not measured"
 
 
 def prepared_table(prepared: list[Prepared]) -> str:
-    """Language, split, use, blocks, tokens and folder, a line each."""
+    """A table of language, split, use, blocks, tokens and folder."""
     rows = [("language", "split", "use", "blocks", "tokens", "folder")]
     for one in prepared:
         blocks = one.blocks

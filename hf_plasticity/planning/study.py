@@ -1,4 +1,4 @@
-"""A study's plan: its settings as the plain numbers of the arithmetic, and the text it needs."""
+"""The plan of a run: its settings as input of the arithmetic, and the text that it requires."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -24,12 +24,12 @@ from .text import Text, text_of_study
 @dataclass(frozen=True)
 class StudyPlan:
     """
-    What a study takes.
+    The estimated cost of a run and its text.
 
     Args:
         study ([`ExperimentConfig`]): The settings.
         vocab_size (`int`): Rows of the embedding.
-        no_tokenizer (`str`, *optional*): Why the tokenizer could not be looked at; `None` where it could.
+        no_tokenizer (`str`, *optional*): Why the tokenizer is not available; `None` if it is.
         sharding (`str`): `"none"` or `"fsdp2"`.
         plan ([`Plan`]): Parameters, FLOPs, time, memory, disk, onset.
         text (`list[Text]`): Tokens of each language.
@@ -47,7 +47,7 @@ class StudyPlan:
     head_loss: str = LOGITS
 
     def to_dict(self) -> dict[str, Any]:
-        """All of it, ready for JSON."""
+        """The plan as a dictionary for JSON."""
         return {
             "size": self.study.model.size,
             "schedule": self.study.training.schedule,
@@ -64,7 +64,7 @@ class StudyPlan:
 
 
 def parse_planned_study(arguments: Sequence[str]) -> ExperimentConfig:
-    """The study of a command line, also where this machine could not run it: a laptop plans for GPUs."""
+    """Parse the settings of a run. They need not be possible on this machine: a laptop can plan for GPUs."""
     here = [] if torch.cuda.is_available() else ["--use_cpu", "--tf32=false"]
     return parse_experiment([*arguments, *here])
 
@@ -77,18 +77,18 @@ def plan_study(
     measure: bool = False,
 ) -> StudyPlan:
     """
-    Plan a study. Nothing is prepared, trained or written.
+    Plan a run. Nothing is prepared, trained or written.
 
     Args:
-        study ([`ExperimentConfig`]): The run to be.
-        num_processes (`int`, *optional*, defaults to 1): Devices it is to run on.
+        study ([`ExperimentConfig`]): The run.
+        num_processes (`int`, *optional*, defaults to 1): Devices of the run.
         sharding (`str`, *optional*, defaults to `"none"`): `"none"` or `"fsdp2"`.
         tokens_per_second (`float`, *optional*): Training throughput over all of them.
         measure (`bool`, *optional*, defaults to `False`): Whether to measure it on one device of this machine, and to
             count as many of those as there are processes.
 
     Raises:
-        [`PlasticityError`]: A study that cannot be as configured.
+        [`PlasticityError`]: The configuration is not possible.
     """
     training, length = study.training, study.data.context_length
     if measure and tokens_per_second is not None:
@@ -152,12 +152,12 @@ def _head_loss(head_loss: str, vocab_size: int) -> str:
 
 
 def _tokenizer(study: ExperimentConfig) -> tuple[PreTrainedTokenizerBase | None, str]:
-    """The tokenizer if it is at hand, and otherwise why it is not."""
+    """The tokenizer if it is available, and otherwise the reason why it is not."""
     name = study.data.tokenizer
     if study.data.train_tokenizer is not None:
         folder = Path(study.training.output_dir) / TOKENIZER_FOLDER
         if not folder.exists():
-            return None, "the tokenizer is not trained yet; prepare trains it"
+            return None, "the tokenizer is not trained yet; `hf-plasticity prepare` trains it"
         name = str(folder)
     try:
         return load_tokenizer(name), ""
@@ -166,10 +166,10 @@ def _tokenizer(study: ExperimentConfig) -> tuple[PreTrainedTokenizerBase | None,
 
 
 def _vocab_size(study: ExperimentConfig, tokenizer: PreTrainedTokenizerBase | None, why: str) -> int:
-    """Rows of the embedding. A tokenizer that is not at hand is not needed where they are given."""
+    """Rows of the embedding. If the setting gives them, no tokenizer is needed."""
     if tokenizer is not None:
         return vocabulary(study, tokenizer)
     vocab_size = study.model.vocab_size or study.data.train_tokenizer
     if vocab_size is None:
-        raise PlasticityError(f"tokenizer: {why}; or give vocab_size, which is all that a plan needs of it")
+        raise PlasticityError(f"tokenizer: {why}; alternatively give vocab_size")
     return vocab_size

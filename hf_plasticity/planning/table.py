@@ -7,7 +7,7 @@ from .text import Text
 
 
 def plan_table(planned: StudyPlan) -> str:
-    """The plan as sections of aligned lines, a name, a figure and what it is made of."""
+    """The plan as sections of aligned lines with a name, a figure and a note."""
     sections = {
         "model and run": _run(planned),
         "text": [_text(text, planned.study.training.allow_repeats) for text in planned.text],
@@ -38,8 +38,8 @@ def _run(planned: StudyPlan) -> list[tuple[str, str, str]]:
         ("parameters", f"{plan.non_embedding_parameters:,}", f"non-embedding (size {study.model.size})"),
         ("", f"{plan.parameters:,}", f"with {planned.vocab_size:,} token and {length:,} position embeddings"),
         ("task instances", f"{plan.tasks:,}", f"{training.cycles} cycles, schedule {training.schedule}"),
-        ("optimizer steps", f"{plan.steps:,}", f"{training.task_steps:,} a task instance"),
-        ("tokens", f"{plan.tokens:,}", f"{training.global_batch_tokens:,} a step"),
+        ("optimizer steps", f"{plan.steps:,}", f"{training.task_steps:,} per task instance"),
+        ("tokens", f"{plan.tokens:,}", f"{training.global_batch_tokens:,} per step"),
         ("batch", f"{training.global_batch_tokens // length:,}", f"sequences of {length:,} = {split}"),
     ]
     if plan.probes:
@@ -47,7 +47,7 @@ def _run(planned: StudyPlan) -> list[tuple[str, str, str]]:
         note = f"{training.probe_steps:,} steps each, cycle 0 included{repeats}"
         rows.append(("probed points", f"{plan.probes:,}", note))
     if planned.no_tokenizer is not None:
-        rows.append(("tokenizer", "not at hand", planned.no_tokenizer))
+        rows.append(("tokenizer", "not available", planned.no_tokenizer))
     return rows
 
 
@@ -60,7 +60,7 @@ def _text(text: Text, allow_repeats: bool) -> tuple[str, str, str]:
     if text.passes <= 1:
         enough = "enough"
     elif text.split == "train" and allow_repeats:
-        enough = f"gone through {text.passes:.1f} times"
+        enough = f"repeated {text.passes:.1f} times"
     else:
         enough = "too few"
     return name, f"{text.tokens:,}", f"tokens; in the source: {text.available:,} ({text.how}), {enough}"
@@ -72,7 +72,7 @@ def _compute(plan: Plan) -> list[tuple[str, str, str]]:
         f"{compute.head_share:.1%} in the head over the vocabulary, {compute.attention_share:.1%} in attention scores"
     )
     rows = [
-        ("FLOPs of a token", f"{compute.per_token:.3e}", f"forward and backward: {shares}"),
+        ("FLOPs per token", f"{compute.per_token:.3e}", f"forward and backward: {shares}"),
         ("FLOPs of training", f"{compute.training:.3e}", ""),
     ]
     if plan.probes:
@@ -85,13 +85,13 @@ def _compute(plan: Plan) -> list[tuple[str, str, str]]:
 def _time(planned: StudyPlan) -> list[tuple[str, str, str]]:
     seconds, processes = planned.plan.seconds, planned.plan.num_processes
     if seconds is None:
-        return [("tokens a second", "unknown", "give --tokens_per_second, or --measure it on this machine")]
+        return [("tokens per second", "unknown", "give --tokens_per_second, or --measure it on this machine")]
     note = "training, over all devices, as given"
     if planned.measured is not None:
         note = f"training, measured here ({planned.measured})"
-        note += f", times {processes}: what processes tell each other is not in it" if processes > 1 else ""
+        note += f", times {processes}: without communication" if processes > 1 else ""
     rows = [
-        ("tokens a second", f"{seconds.tokens_per_second:,.0f}", note),
+        ("tokens per second", f"{seconds.tokens_per_second:,.0f}", note),
         ("training", _duration(seconds.training), ""),
     ]
     if planned.plan.probes:
@@ -113,7 +113,7 @@ def _memory(planned: StudyPlan) -> list[tuple[str, str, str]]:
         "gradients": "float32",
         "adam": "two moments, float32",
         "buckets": "DDP's second copy of the gradients",
-        "gathered": "estimate: embeddings and two blocks whole at once",
+        "gathered": "estimate: embeddings and two gathered blocks",
         "weight_copies": "bfloat16, kept by autocast",
         "activations": f"estimate: {micro_batch}, {precision}",
         "logits": f"estimate: {micro_batch}, {planned.head_loss} loss over {planned.vocab_size:,} tokens",
@@ -145,11 +145,14 @@ def _disk(planned: StudyPlan) -> list[tuple[str, str, str]]:
         rows.append(("checkpoints", _bytes(disk.checkpoints), "for resuming, with the one being written"))
     if disk.probed_checkpoints:
         rows.append(("probed checkpoints", _bytes(disk.probed_checkpoints), "cycle-000, cycle-001, …"))
-    streamed = ", as many as streaming keeps at once" if planned.study.data.streaming else ""
+    streamed = ", as many as streaming keeps" if planned.study.data.streaming else ""
     unknown = any(text.how.startswith("unknown") for text in planned.text)
-    note = f"prepared text{streamed}" + (", if the source has as much as is needed" if unknown else "")
+    note = f"prepared text{streamed}" + (", if the source has enough" if unknown else "")
     rows += [("blocks", _bytes(disk.blocks), note), ("total", _bytes(disk.total), "")]
-    return [*rows, ("on the Hub", _bytes(disk.hub), "if pushed: a branch each probed model, and the final one")]
+    return [
+        *rows,
+        ("on the Hub", _bytes(disk.hub), "if pushed: one branch for each probed model, and the final model"),
+    ]
 
 
 def _onset(plan: Plan) -> list[tuple[str, str, str]]:
@@ -169,7 +172,7 @@ def _onset(plan: Plan) -> list[tuple[str, str, str]]:
 
 
 def _reached(reached: bool, length: str) -> str:
-    return f"{length}: {'long enough' if reached else 'too short to see it'}"
+    return f"{length}: {'long enough' if reached else 'too short'}"
 
 
 def _bytes(count: float) -> str:

@@ -1,4 +1,4 @@
-"""The text that a study needs, and whether its source has it."""
+"""The text that a run requires, and how much the source has."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from ..experiment.data import RunData, open_run_data
 @dataclass(frozen=True)
 class Text:
     """
-    What a study needs of one language and split.
+    The text that a run requires of one language and split.
 
     Args:
         language (`str`): A training language, or the probe language.
@@ -27,8 +27,8 @@ class Text:
         sequences (`int`): Needed, of the context length each.
         tokens (`int`): Needed.
         bytes_on_disk (`int`): Of the blocks once they are prepared.
-        available (`int` or `None`): Tokens that the source has; `None` where it has no end or is not known.
-        how (`str`): Where that is known from: `"unlimited"`, `"counted"`, `"prepared"` (there are at least so many),
+        available (`int` or `None`): Tokens that the source has; `None` if unlimited or unknown.
+        how (`str`): How that is known: `"unlimited"`, `"counted"`, `"prepared"` (there are at least so many),
             `"estimated"`, or `"unknown"` and why.
     """
 
@@ -43,7 +43,7 @@ class Text:
 
     @property
     def passes(self) -> float | None:
-        """How often the text is gone through; `None` where what there is has no end or is not known."""
+        """How often the text is used; `None` if the text is unlimited or its size is unknown."""
         if self.available is None or self.how == "prepared":
             return None
         return self.tokens / self.available if self.available else float("inf")
@@ -52,7 +52,7 @@ class Text:
 def sequences_needed(
     study: ExperimentConfig, schedule: Schedule, batch_size: int
 ) -> Iterator[tuple[str, str, str, int]]:
-    """Language, split, use and number of sequences of all that a run reads."""
+    """Language, split, use and number of sequences of all text that a run reads."""
     training, probe_language = study.training, study.data.probe_language
     for language, count in schedule.sequences_needed(training.cycles * schedule.tasks_per_cycle).items():
         yield language, "train", "training", count
@@ -75,17 +75,17 @@ def text_of_study(
     tokenizer: PreTrainedTokenizerBase | None,
 ) -> list[Text]:
     """
-    What a study needs of every language, against what its source has. Nothing is prepared or written.
+    The text that a run requires of every language, and how much the source has. Nothing is prepared or written.
 
     Args:
-        study ([`ExperimentConfig`]): The run to be.
-        schedule ([`Schedule`]): Of that study.
+        study ([`ExperimentConfig`]): The run.
+        schedule ([`Schedule`]): The schedule of the run.
         batch_size (`int`): Sequences in a global batch.
-        vocab_size (`int`): Decides over the size of a token on disk.
-        tokenizer (`PreTrainedTokenizerBase`, *optional*): `None` where it is not at hand.
+        vocab_size (`int`): Decides the size of a token on disk.
+        tokenizer (`PreTrainedTokenizerBase`, *optional*): `None` if it is not available.
 
     Raises:
-        [`PlasticityError`]: The source does not fit the study. One that cannot be reached is a reason in `how`.
+        [`PlasticityError`]: The source does not fit the run. A source that cannot be reached is noted in `how`.
     """
     length = study.data.context_length
     source = open_source(study.data)
@@ -113,9 +113,9 @@ def text_of_study(
 def _opened(
     study: ExperimentConfig, source: Source, tokenizer: PreTrainedTokenizerBase | None
 ) -> tuple[RunData | None, str]:
-    """The blocks as far as they are prepared, or why they cannot be looked at."""
+    """The prepared blocks, or the reason why they cannot be opened."""
     if tokenizer is None:
-        return None, "no tokenizer at hand"
+        return None, "no tokenizer available"
     try:
         return open_run_data(study, source, tokenizer), ""
     except PlasticityError as error:

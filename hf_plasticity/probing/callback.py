@@ -9,13 +9,13 @@ from torch import nn
 from transformers import Trainer, TrainerState, TrainingArguments
 from transformers.utils import logging
 
+from ..data.token_blocks import TokenBlocks
 from ..distributed import is_main_process
 from ..errors import PlasticityError
 from ..periodic import PeriodicCallback, Timeline
 from ..records import PROBES_FILE
 from .checkpoint import save_probe_checkpoint, save_probe_record
 from .config import ProbeConfig
-from .evaluation import TokenBlocks
 from .probe import ProbeDivergedError, check_probe
 from .recorder import ProbeRecorder, probe_conditions
 
@@ -23,7 +23,7 @@ from .recorder import ProbeRecorder, probe_conditions
 logger = logging.get_logger(__name__)
 
 LOGGED = ("auc", "auc_stderr", "mean_loss", "start_loss", "final_loss", "bits_per_byte", "delta_auc")
-# Points of a probe's curve that are logged, so that trackers draw it.
+# Points of the curve of a probe that are logged, so that trackers can plot it.
 LOGGED_LOSSES = 5
 RAISE, WARN = "raise", "warn"
 
@@ -38,7 +38,8 @@ class PlasticityProbeCallback(PeriodicCallback):
 
     Args:
         train_blocks ([`Blocks`], `np.ndarray` or `torch.Tensor` of shape `(num_blocks, context_length)`):
-            Token ids of the probe language to adapt to.
+            Token ids of the probe language to adapt to. A list of lists or a `datasets.Dataset` with `input_ids` works
+            too.
         eval_blocks ([`Blocks`], `np.ndarray` or `torch.Tensor` of shape `(num_blocks, context_length)`):
             Token ids of the probe language to measure the loss on.
         config ([`ProbeConfig`], *optional*): The probe.
@@ -51,8 +52,8 @@ class PlasticityProbeCallback(PeriodicCallback):
         tokens_per_step (`int`, *optional*): Training tokens of an optimizer step over all processes. Without it the
             records have `tokens: null`.
         probe_untrained (`bool`, *optional*, defaults to `True`): Whether to probe before the first step.
-        probe_at_end (`bool`, *optional*, defaults to `True`): Whether to probe at the end of training, wherever it
-            falls.
+        probe_at_end (`bool`, *optional*, defaults to `True`): Whether to probe at the end of training, even
+            if no probe is due there.
         micro_batch_size (`int`, *optional*): Probe sequences in one forward pass on one process. It affects memory,
             not results. By default the largest that fits `per_device_train_batch_size` and divides the probe's batch.
         bytes_per_token (`float`, *optional*): Of the validation text, for `bits_per_byte`.
@@ -114,6 +115,8 @@ class PlasticityProbeCallback(PeriodicCallback):
                 f"save_checkpoints: checkpoints are named after task instances and cycles, not after "
                 f"{unit}; use the unit tasks or cycles"
             )
+        if config is not None and not isinstance(config, ProbeConfig):
+            raise PlasticityError(f"config: {config!r} is not a ProbeConfig")
         if on_error not in (RAISE, WARN):
             raise PlasticityError(f"on_error: '{on_error}' is unknown; choose {RAISE} or {WARN}")
         self.recorder = ProbeRecorder(
@@ -138,7 +141,7 @@ class PlasticityProbeCallback(PeriodicCallback):
         if record is None:
             try:
                 result = self.recorder.measure(
-                    # The wrapped model is the compiled one, where training compiles.
+                    # The wrapped model is the compiled one if the training compiles.
                     model if self.trainer is None else self.trainer.model_wrapped,
                     step,
                     self.micro_batch_size,
@@ -158,7 +161,7 @@ class PlasticityProbeCallback(PeriodicCallback):
 
 
 def _scores(record: dict[str, Any]) -> dict[str, float]:
-    """What trackers see of a probe: its scores, and a few points of its curve."""
+    """The scores of a probe and a few points of its curve, for `Trainer.log`."""
     scores = {f"probe/{name}": record[name] for name in LOGGED if record.get(name) is not None}
     points = np.unique(np.linspace(0, len(record["losses"]) - 1, LOGGED_LOSSES).round().astype(int))
     return scores | {f"probe/loss_at_{record['probe_steps'][point]}": record["losses"][point] for point in points}

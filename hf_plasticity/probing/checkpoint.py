@@ -1,4 +1,4 @@
-"""Probed checkpoints: `cycle-003/`, loadable with `from_pretrained`, whole or not there at all."""
+"""Probed checkpoints: `cycle-003/`, loadable with `from_pretrained`, and complete as soon as the folder exists."""
 
 import json
 import shutil
@@ -20,8 +20,8 @@ from ..records import (
     append_record,
     damaged_lines,
     find_record,
+    move_damaged_lines,
     probed_checkpoints,
-    set_damaged_lines_aside,
     write_atomically,
 )
 
@@ -43,11 +43,12 @@ def save_probe_checkpoint(
 
     Args:
         model (`PreTrainedModel`): Plain or sharded by FSDP2.
-        folder (`str` or `Path`): Where to.
-        tokenizer (`PreTrainedTokenizerBase`, *optional*): Saved with it.
+        folder (`str` or `Path`): The folder of the checkpoint.
+        tokenizer (`PreTrainedTokenizerBase`, *optional*): The tokenizer to save with it.
     """
     folder = Path(folder)
     reshard(model)
+    # `Trainer.save_model` writes nothing under FSDP2 with SHARDED_STATE_DICT (seen in transformers 5.23.0).
     state = get_model_state_dict(
         model, options=StateDictOptions(full_state_dict=True, cpu_offload=dist.is_initialized())
     )
@@ -66,18 +67,15 @@ def _reveal(unfinished: Path, folder: Path) -> None:
 
 def restore_probe_records(folder: str | Path) -> None:
     """
-    Restore damaged lines of `probes.jsonl` from the copies beside the probed checkpoints. The damaged lines move to
-    `probes.jsonl.damaged`.
+    Restore lines of `probes.jsonl` that are damaged or missing from the copies beside the probed checkpoints. Damaged
+    lines move to `probes.jsonl.damaged`.
 
     Raises:
-        [`PlasticityError`]: A damaged line has no copy: ΔAUC of later probes could then refer to another probe.
+        [`PlasticityError`]: A damaged line has no copy. ΔAUC of later probes could then refer to another probe.
     """
     path = Path(folder) / PROBES_FILE
     damaged = damaged_lines(path)
-    if not damaged:
-        return
-    copies = [checkpoint / RECORD_FILE for checkpoint in probed_checkpoints(folder)]
-    records = [json.loads(copy.read_text(encoding="utf-8")) for copy in copies if copy.exists()]
+    records = [record for checkpoint in probed_checkpoints(folder) if (record := _copy(checkpoint)) is not None]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DamagedRecordWarning)
         missing = [
@@ -90,14 +88,23 @@ def restore_probe_records(folder: str | Path) -> None:
             )
         for record in missing:
             append_record(path, record, PROBE_KEY)
-    set_damaged_lines_aside(path)
+    move_damaged_lines(path)
+
+
+def _copy(checkpoint: Path) -> dict[str, Any] | None:
+    """The record beside a probed checkpoint; `None` if there is none, or if it is damaged."""
+    try:
+        record = json.loads((checkpoint / RECORD_FILE).read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return None
+    return record if isinstance(record, dict) and record.keys() >= set(PROBE_KEY) else None
 
 
 def record_bytes(record: dict[str, Any]) -> bytes:
-    """A probe's record as it lies beside the weights it was measured on."""
+    """The content of `probe.json`, the record of a probe in its checkpoint."""
     return json.dumps(record, indent=1).encode()
 
 
 def save_probe_record(folder: str | Path, record: dict[str, Any]) -> None:
-    """Put a probe's record beside the weights it was measured on."""
+    """Save the record of a probe in its checkpoint."""
     write_atomically(Path(folder) / RECORD_FILE, record_bytes(record))

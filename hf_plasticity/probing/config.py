@@ -1,8 +1,10 @@
 """The settings of a probe."""
 
 import dataclasses
+import math
 import typing
 from dataclasses import asdict, dataclass
+from numbers import Integral, Real
 from typing import Any
 
 from ..errors import PlasticityError
@@ -11,7 +13,8 @@ from ..settings import setting
 
 
 ADAPTATIONS = ("full", "lora")
-# The text decides it for training and probe alike, or no command line can express it.
+POSITIVE = ("steps", "eval_every", "eval_sequences", "batch_size", "learning_rate", "repeats", "lora_rank")
+# Settings without a flag: decided by the text settings of the run, or not expressible on a command line.
 NO_FLAG = ("allow_repeats", "lr_scheduler_kwargs", "lora_target_modules")
 
 
@@ -45,13 +48,13 @@ class ProbeConfig:
         lr_scheduler_kwargs (`dict`, *optional*):
             Further arguments of that shape.
         weight_decay (`float`, *optional*, defaults to 0.1):
-            AdamW's, on weight matrices and embeddings, as in the Trainer.
+            Weight decay of AdamW, on weight matrices and embeddings, as in the Trainer.
         adam_beta1 (`float`, *optional*, defaults to 0.9):
-            AdamW's β₁.
+            β₁ of AdamW.
         adam_beta2 (`float`, *optional*, defaults to 0.95):
-            AdamW's β₂.
+            β₂ of AdamW.
         adam_epsilon (`float`, *optional*, defaults to 1e-8):
-            AdamW's ε.
+            ε of AdamW.
         max_grad_norm (`float`, *optional*, defaults to 1.0):
             Gradient norm to clip to, 0 for none.
         seed (`int`, *optional*, defaults to 0):
@@ -97,13 +100,20 @@ class ProbeConfig:
     allow_repeats: bool = setting(False, help="Whether the probe's text may be used again when it runs out.")
 
     def __post_init__(self) -> None:
+        self._check_types()
         if self.eval_every is None:
             self.eval_every = max(1, self.steps // 20)
         if self.warmup_steps is None:
             self.warmup_steps = self.steps // 10
-        for name in ("steps", "eval_every", "eval_sequences", "batch_size", "learning_rate", "repeats", "lora_rank"):
-            if not getattr(self, name) > 0:
+        for name in POSITIVE:
+            if not 0 < getattr(self, name) < math.inf:
                 raise PlasticityError(f"probe_{name}: {getattr(self, name)} is not positive")
+        for name in ("weight_decay", "max_grad_norm", "adam_epsilon", "seed"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise PlasticityError(f"probe_{name}: {getattr(self, name)} is not a number from 0 up")
+        for name in ("adam_beta1", "adam_beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise PlasticityError(f"probe_{name}: {getattr(self, name)} is not between 0 and 1")
         if self.adaptation not in ADAPTATIONS:
             raise PlasticityError(
                 f"probe_adaptation: '{self.adaptation}' is unknown; choose one of {', '.join(ADAPTATIONS)}"
@@ -113,6 +123,15 @@ class ProbeConfig:
                 f"probe_warmup_steps: {self.warmup_steps} is not between 0 and the {self.steps} probe steps"
             )
         learning_rate_shape(self.lr_scheduler_type, self.steps, self.warmup_steps, self.lr_scheduler_kwargs)
+
+    def _check_types(self) -> None:
+        for name, kind in typing.get_type_hints(ProbeConfig).items():
+            kinds, value = typing.get_args(kind) or (kind,), getattr(self, name)
+            if value is None and type(None) in kinds:
+                continue
+            for number, protocol, words in ((int, Integral, "a whole number"), (float, Real, "a number")):
+                if number in kinds and (not isinstance(value, protocol) or isinstance(value, bool)):
+                    raise PlasticityError(f"probe_{name}: {value!r} is not {words}")
 
     @classmethod
     def from_settings(cls, settings: Any, **defaults: Any) -> "ProbeConfig":

@@ -1,45 +1,15 @@
 """Validation loss on token blocks, over all processes."""
 
 import math
-from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from torch import nn
 
+from ..data.token_blocks import TokenBlocks
 from ..distributed import rank_and_world_size
-from ..errors import PlasticityError
 from ..network import reshard
-
-
-if TYPE_CHECKING:
-    from ..data.blocks import Blocks
-
-TokenBlocks: TypeAlias = "Blocks | np.ndarray | torch.Tensor"
-
-
-def as_blocks(blocks: Any) -> TokenBlocks:
-    """
-    Token blocks from what a user has: [`Blocks`], an array, a tensor, a list of lists, or a `datasets.Dataset` with
-    `input_ids` of one length.
-
-    Raises:
-        [`PlasticityError`]: Anything else, or sequences of different lengths.
-    """
-    if isinstance(blocks, np.ndarray | torch.Tensor) or hasattr(blocks, "prepare"):
-        return blocks
-    rows = blocks["input_ids"] if "input_ids" in getattr(blocks, "column_names", ()) else blocks
-    try:
-        array = np.asarray(list(rows), dtype=np.int64)
-    except (TypeError, ValueError):
-        array = np.empty(0, dtype=np.int64)
-    if array.ndim != 2:
-        raise PlasticityError(
-            f"blocks: '{type(blocks).__name__}' does not hold token sequences of one length; make blocks with "
-            "`text_blocks`, or pass an array of token ids of shape (num_blocks, context_length)"
-        )
-    return array
 
 
 def to_device(batch: np.ndarray | torch.Tensor, device: torch.device) -> torch.Tensor:
@@ -65,8 +35,8 @@ def validation_loss(model: nn.Module, blocks: TokenBlocks, num_sequences: int, m
     device = next(model.parameters()).device
     total = torch.zeros((), dtype=torch.float64, device=device)
     starts = range(0, num_sequences, micro_batch_size)
-    # Sharded models run in step, so every process makes as many forwards: one without a batch left makes its own
-    # first again, and it does not count.
+    # All processes that share a sharded model must make equally many forward passes. A process without a batch left
+    # repeats its first one, which does not count.
     for turn in range(math.ceil(len(starts) / world)):
         mine = turn * world + rank
         first = starts[mine] if mine < len(starts) else 0

@@ -1,4 +1,4 @@
-"""The probe: train a copy of the model on the probe language, follow its validation loss, throw the copy away."""
+"""The probe: train a copy of the model on the probe language, measure its validation loss, and discard the copy."""
 
 import contextlib
 import math
@@ -8,23 +8,24 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import torch
 import torch.distributed as dist
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, get_peft_model
 from torch import nn
 from torch._dynamo import OptimizedModule
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 from tqdm.auto import tqdm
-from transformers import PreTrainedModel, Trainer
-from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
+from transformers import Trainer
 from transformers.pytorch_utils import Conv1D
 
+from ..data.token_blocks import TokenBlocks, as_blocks
 from ..distributed import rank_and_world_size
 from ..errors import PlasticityError
 from ..learning_rate import learning_rate_shape
 from ..network import is_fsdp, preserve_model, reshard
+from .checks import check_model, unwrapped, without_compilation
 from .config import ProbeConfig
-from .evaluation import TokenBlocks, as_blocks, to_device, validation_loss
+from .evaluation import to_device, validation_loss
 from .result import ProbeResult
 
 
@@ -60,7 +61,7 @@ def run_probe(
         config ([`ProbeConfig`]): How to adapt and how often to measure.
         micro_batch_size (`int`, *optional*): Sequences in one forward pass on one process; it affects memory, not
             results. By default the whole share of this process.
-        largest_micro_batch_size (`int`, *optional*): Instead of it, the most sequences that fit in memory; the largest
+        largest_micro_batch_size (`int`, *optional*): Alternatively, the most sequences that fit in memory; the largest
             divisor of the share up to it is used.
         bytes_per_token (`float`, *optional*): Of the validation text, for `bits_per_byte`.
         description (`str`, *optional*, defaults to `"probe"`): Label of the progress bar.
@@ -71,7 +72,8 @@ def run_probe(
         [`ProbeResult`]: The same on every process.
 
     Raises:
-        [`PlasticityError`]: Too few blocks, or a batch that does not divide among processes and micro-batches.
+        [`PlasticityError`]: A model that cannot be probed (see [`check_model`]), too few blocks, or a batch that does
+            not divide among processes and micro-batches.
         [`ProbeDivergedError`]: A loss is not finite.
 
     Example:
@@ -90,6 +92,7 @@ def run_probe(
         largest_micro_batch_size,
         next(model.parameters()).device,
     )
+    check_model(model, share.train_blocks, share.eval_blocks, config)
     curves = []
     for repeat in range(config.repeats):
         label = description if config.repeats == 1 else f"{description}, {repeat + 1} of {config.repeats}"
@@ -116,30 +119,14 @@ def check_probe(
     micro_batch_size: int | None = None,
 ) -> None:
     """
-    Check before a training starts that its probes will be able to run.
+    Check before training that its probes can run.
 
     Raises:
-        [`PlasticityError`]: The model is not a causal language model or has adapters already, too few blocks,
-            or the batch does not divide.
+        [`PlasticityError`]: The model cannot be probed (see [`check_model`]), there are too few blocks, or the batch
+            does not divide.
     """
-    _check_causal(unwrapped(model))
-    if config.adaptation == "lora" and isinstance(unwrapped(model), PeftModel):
-        raise PlasticityError(
-            "probe_adaptation: 'lora' adds adapters, and the model has some already; use 'full', which trains what "
-            "training trains"
-        )
-    _Share(train_blocks, eval_blocks, config, micro_batch_size, None, next(model.parameters()).device)
-
-
-def _check_causal(model: nn.Module) -> None:
-    base = model.get_base_model() if isinstance(model, PeftModel) else model
-    if not isinstance(base, PreTrainedModel):
-        return
-    name, config = type(base).__name__, base.config
-    masked = name in MODEL_FOR_MASKED_LM_MAPPING_NAMES.values()
-    if config.is_encoder_decoder or masked:
-        kind = "an encoder-decoder model" if config.is_encoder_decoder else "a masked language model"
-        raise PlasticityError(f"model: '{name}' is {kind}; the probe requires a causal language model")
+    share = _Share(train_blocks, eval_blocks, config, micro_batch_size, None, next(model.parameters()).device)
+    check_model(model, share.train_blocks, share.eval_blocks, config)
 
 
 def check_text(train_blocks: TokenBlocks, eval_blocks: TokenBlocks, config: ProbeConfig) -> int:
@@ -169,7 +156,7 @@ def check_text(train_blocks: TokenBlocks, eval_blocks: TokenBlocks, config: Prob
 
 
 class _Share:
-    """What this process takes of every batch, cut into micro-batches."""
+    """The part of every batch that this process trains on, in micro-batches."""
 
     def __init__(
         self,
@@ -188,6 +175,8 @@ class _Share:
             raise PlasticityError(
                 f"probe_batch_size: {config.batch_size} sequences do not divide among {self.world} processes"
             )
+        if micro_batch_size is not None and micro_batch_size < 1:
+            raise PlasticityError(f"micro_batch_size: {micro_batch_size} is not a positive number")
         most = largest_micro_batch_size or self.size
         largest = max(size for size in range(1, self.size + 1) if self.size % size == 0 and size <= most)
         self.micro_batch_size = min(micro_batch_size or largest, self.size)
@@ -211,20 +200,10 @@ class _Share:
 
 
 def _number_of_blocks(blocks: TokenBlocks, wanted: int) -> int:
-    """How many blocks there are, once as many as are wanted are prepared."""
+    """The number of blocks, after preparing as many as are requested."""
     if not isinstance(blocks, np.ndarray | torch.Tensor):
         blocks.prepare(wanted)
     return len(blocks)
-
-
-def _not_compiled(model: nn.Module) -> nn.Module:
-    return model._orig_mod if isinstance(model, OptimizedModule) else model
-
-
-def unwrapped(model: nn.Module) -> nn.Module:
-    """The model inside DDP and `torch.compile`."""
-    model = _not_compiled(model)
-    return _not_compiled(model.module) if isinstance(model, DistributedDataParallel) else model
 
 
 @contextlib.contextmanager
@@ -293,7 +272,7 @@ def _adapt(
 
 
 def _optimizer(model: nn.Module, config: ProbeConfig) -> torch.optim.AdamW:
-    """AdamW on what is trainable, with the Trainer's choice of what decays."""
+    """AdamW on the trainable parameters, with the weight decay of the Trainer."""
     trainable = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     decaying = set(Trainer.get_decay_parameter_names(None, model))
     groups = [
@@ -318,9 +297,9 @@ def _training_step(
     share: _Share,
     config: ProbeConfig,
 ) -> None:
-    # DDP is kept from averaging: it would lay out its buckets anew after the probe's first step instead of training's,
-    # and three processes or more then add up training's gradients in another order.
-    wrapper = _not_compiled(model)
+    # Without DDP's averaging: DDP would rebuild its buckets after the first step of the probe instead of training, and
+    # with three processes or more the gradients of training would be summed in another order (seen in torch 2.13.0).
+    wrapper = without_compilation(model)
     unaveraged = wrapper.no_sync() if isinstance(wrapper, DistributedDataParallel) else contextlib.nullcontext()
     with unaveraged:
         for input_ids in micro_batches:

@@ -7,11 +7,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate.state import AcceleratorState
-from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedModel
 
+from ..data.token_blocks import TokenBlocks, as_blocks
 from ..distributed import from_main_process, is_main_process
 from ..metrics.delta_auc.definition import delta_auc
 from ..network.head_loss import LOGITS, head_loss_of
@@ -25,14 +24,14 @@ from ..records import (
     update_records,
     write_protocol,
 )
+from .checks import precision, unwrapped, without_adapters
 from .config import ProbeConfig
-from .evaluation import TokenBlocks, as_blocks
-from .probe import ProbeDivergedError, run_probe, unwrapped
+from .probe import ProbeDivergedError, run_probe
 from .result import ProbeResult
 
 
 ALL = "all"
-# The adaptation of a probe that trains a part of the parameters because training does, as with PEFT.
+# The adaptation of a probe that trains the same part of the parameters as training does, for example with PEFT.
 PARTIAL = "partial"
 
 
@@ -127,15 +126,15 @@ class ProbeRecorder:
                 before_step=before_step,
             )
         except ProbeDivergedError as error:
-            place = where if position["task"] is None else f"{where}, task {position['task']}, step {step}"
-            raise ProbeDivergedError(f"probe on '{self.language}' ({place}): {error}") from None
+            point = where if position["task"] is None else f"{where}, task {position['task']}, step {step}"
+            raise ProbeDivergedError(f"probe on '{self.language}' ({point}): {error}") from None
 
     def records(self, folder: str | Path) -> list[dict[str, Any]]:
-        """The probes of a run folder with this protocol by step, on all processes as the main one sees them."""
+        """The probes of a run folder with this protocol by step, as the main process reads them."""
         return from_main_process(lambda: self.read(folder))
 
     def read(self, folder: str | Path) -> list[dict[str, Any]]:
-        """The same as this process sees them."""
+        """The probes of a run folder with this protocol by step, as this process reads them."""
         lines = read_records(Path(folder) / PROBES_FILE)
         return sorted((line for line in lines if self._matches(line)), key=lambda line: line["step"])
 
@@ -185,7 +184,7 @@ class ProbeRecorder:
 
 def probe_conditions(model: nn.Module) -> dict[str, Any]:
     """
-    What shapes the numbers of a probe besides its configuration and text.
+    What influences the numbers of a probe besides its configuration and text.
 
     Args:
         model (`nn.Module`): A model of the training, prepared by Accelerate.
@@ -202,18 +201,13 @@ def probe_conditions(model: nn.Module) -> dict[str, Any]:
         "precision": precision(parameters[0].dtype),
         "trained": ALL if trained == total else f"{trained} of {total} parameters",
     }
-    model = base.get_base_model() if isinstance(base, PeftModel) else base
-    if isinstance(model, PreTrainedModel) and head_loss_of(model) != LOGITS:
+    model = without_adapters(base)
+    if not isinstance(model, PreTrainedModel):
+        return conditions
+    if head_loss_of(model) != LOGITS:
         conditions["head_loss"] = head_loss_of(model)
-    noise = getattr(base.get_input_embeddings(), "neftune_noise_alpha", None)
+    noise = getattr(model.get_input_embeddings(), "neftune_noise_alpha", None)
     return conditions if noise is None else conditions | {"neftune_noise_alpha": noise}
-
-
-def precision(weights: torch.dtype) -> str:
-    """The precision of a probe: `"float32"`, or `"float32, bf16 autocast"` under Accelerate's mixed precision."""
-    autocast = AcceleratorState().mixed_precision if AcceleratorState._shared_state else "no"
-    name = str(weights).removeprefix("torch.")
-    return name if autocast == "no" else f"{name}, {autocast} autocast"
 
 
 def fingerprint(blocks: TokenBlocks) -> str:

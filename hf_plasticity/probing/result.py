@@ -1,4 +1,4 @@
-"""What a probe measured, and its line in `probes.jsonl`."""
+"""The result of a probe, and its line in `probes.jsonl`."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,7 +14,7 @@ from ..metrics.probe_auc.definition import probe_auc
 @dataclass
 class ProbeResult:
     """
-    The validation loss of a probe as it adapts.
+    The validation losses of a probe.
 
     Args:
         probe_steps (`list[int]`): Probe steps after which the loss was measured, from 0.
@@ -68,7 +68,7 @@ class ProbeResult:
 
         Args:
             position (`dict`): `cycle`, `task`, `step` and `tokens` of the run at the probe, `None` for what the
-                training at hand does not have.
+                training does not have.
             protocol (`dict`): `language`, `adaptation`, `seed` and `probe_config_hash`.
             reference_auc (`float`, *optional*): AUC of the probe after cycle 1, which `delta_auc` refers to; without
                 it (cycle 0) `delta_auc` is `None`.

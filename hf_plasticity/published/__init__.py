@@ -1,4 +1,4 @@
-"""The probe on checkpoints that somebody published."""
+"""The probe on published checkpoints."""
 
 from .config import SuiteConfig, parse_suite
 from .suite import probe_suite

@@ -24,10 +24,14 @@ WEIGHTS = "*.safetensors"
 END_BYTES = 2**20
 
 
+class DamagedCheckpointError(PlasticityError):
+    """A checkpoint has no weights that can be loaded, or lacks some of them."""
+
+
 def training_step(name: str) -> int | None:
     """
-    The training step in a checkpoint's name: the number after `step`, also as `50K`, or else the last one; `None`
-    without any, and for a version such as `v1.0`.
+    The training step in the name of a checkpoint: the number after `step`, also as `50K`, or else the last number;
+    `None` for a name without a number, and for a version such as `v1.0`.
     """
     if re.fullmatch(r"v\d+(\.\d+)*|\d+(\.\d+)+", name):
         return None
@@ -40,10 +44,11 @@ def training_step(name: str) -> int | None:
 
 def find_checkpoints(suite: SuiteConfig) -> dict[int, str]:
     """
-    The checkpoints to probe by their step, in order.
+    Find the checkpoints to probe, by step and in order.
 
     Raises:
-        [`PlasticityError`]: A pattern that fits nothing, a name without a number, or two with the same.
+        [`PlasticityError`]: A pattern without a match, a name without a number, two names with the same number, or a
+            step for more than one checkpoint.
     """
     if Path(suite.model).is_dir():
         there = sorted(path.name for path in Path(suite.model).iterdir() if (path / "config.json").exists())
@@ -56,20 +61,27 @@ def find_checkpoints(suite: SuiteConfig) -> dict[int, str]:
     chosen = [] if suite.revisions else [name for name in there if training_step(name) is not None]
     if not chosen and not suite.revisions:
         raise PlasticityError(
-            f"model: '{suite.model}' has no checkpoint with a number in its name; it has {_some(there)}"
+            f"model: '{suite.model}' has no checkpoint with a number in its name; it has {_some(there)}. To probe one "
+            "of them, name it with --revisions and give its training step with --step"
         )
     for pattern in suite.revisions or []:
         fitting = fnmatch.filter(there, pattern)
         if not fitting:
-            raise PlasticityError(
-                f"revisions: '{suite.model}' has nothing by the name of '{pattern}'; it has {_some(there)}"
-            )
+            raise PlasticityError(f"revisions: '{suite.model}' has no '{pattern}'; it has {_some(there)}")
         chosen += fitting
+    chosen = list(dict.fromkeys(chosen))
+    if suite.step is not None and len(chosen) > 1:
+        raise PlasticityError(
+            f"step: {suite.step} is that of one checkpoint, and there are {len(chosen)}; leave it out"
+        )
     found: dict[int, str] = {}
-    for name in dict.fromkeys(chosen):
-        step = training_step(name)
+    for name in chosen:
+        step = training_step(name) if suite.step is None else suite.step
         if step is None:
-            raise PlasticityError(f"revisions: '{name}' has no number in its name to place it by")
+            raise PlasticityError(
+                f"revisions: '{name}' has no number in its name; give its training step with --step"
+                + (", one checkpoint at a time" if len(chosen) > 1 else "")
+            )
         if step in found:
             raise PlasticityError(f"revisions: '{found[step]}' and '{name}' are both of step {step}; name one of them")
         found[step] = name
@@ -91,15 +103,23 @@ def _explained(suite: SuiteConfig, error: Exception) -> Exception:
 
 def check_weights(suite: SuiteConfig, found: Mapping[int, str]) -> None:
     """
-    See to it, before anything is downloaded or computed, that every checkpoint has weights that are loaded here, and
-    none those of another: published suites have had branches with the weights of the final model in place of their own
-    (EleutherAI/pythia, issues 205 and 206 on GitHub), and a curve through them looks like a training that it is not.
+    Check, before anything is downloaded or computed, that every checkpoint has safetensors and that no two have the
+    same weights. Published suites have had branches with the weights of the final model
+    (https://github.com/EleutherAI/pythia/issues/205 and 206), and a curve through them shows a training that never
+    took place.
 
     Raises:
-        [`PlasticityError`]: A checkpoint without safetensors, or several with the same file of weights.
+        [`PlasticityError`]: A checkpoint without safetensors, unless damaged ones are skipped; or several with the
+            same file of weights.
     """
     local = Path(suite.model).is_dir()
-    files = {name: _local_files(suite, name) if local else _files_on_the_hub(suite, name) for name in found.values()}
+    files = {}
+    for name in found.values():
+        try:
+            files[name] = _local_files(suite, name) if local else _files_on_the_hub(suite, name)
+        except DamagedCheckpointError:
+            if not suite.skip_damaged:
+                raise
     holders: Mapping[Any, list[str]] = defaultdict(list)
     for name, digests in files.items():
         for digest in digests:
@@ -110,17 +130,17 @@ def check_weights(suite: SuiteConfig, found: Mapping[int, str]) -> None:
     if shared and not suite.allow_duplicates:
         most = sorted(shared[-1], key=training_step)
         raise PlasticityError(
-            f"revisions: {len(most)} checkpoints of '{suite.model}' hold the same weights ({_some(most)}), so "
-            "they are not what their names say; choose others, or add --allow_duplicates if it is meant"
+            f"revisions: {len(most)} checkpoints of '{suite.model}' have the same weights ({_some(most)}), so "
+            "their names are wrong; choose others, or accept them with --allow_duplicates"
         )
 
 
 def check_tokenizers(suite: SuiteConfig, found: Mapping[int, str]) -> None:
     """
-    See to it that the checkpoints of a folder share their tokenizer: they are compared on one and the same text.
+    Check that the checkpoints of a folder have the same tokenizer, because they are compared on the same tokens.
 
     Raises:
-        [`PlasticityError`]: Two have different ones.
+        [`PlasticityError`]: Two checkpoints have different tokenizers.
     """
     if not Path(suite.model).is_dir():
         return
@@ -131,13 +151,13 @@ def check_tokenizers(suite: SuiteConfig, found: Mapping[int, str]) -> None:
             holders.setdefault(hashlib.sha256(path.read_bytes()).digest(), name)
     if len(holders) > 1:
         raise PlasticityError(
-            f"tokenizer: checkpoints of '{suite.model}' have different ones ({_some(list(holders.values()))}); name "
-            "the one to probe them with by --tokenizer"
+            f"tokenizer: checkpoints of '{suite.model}' have different tokenizers ({_some(list(holders.values()))}); "
+            "choose one with --tokenizer"
         )
 
 
 def _files_on_the_hub(suite: SuiteConfig, name: str) -> list[str]:
-    """The hashes of a checkpoint's files of weights, without downloading them."""
+    """The hashes of the weight files of a checkpoint, without downloading them."""
     try:
         tree = list(HfApi().list_repo_tree(suite.model, revision=name))
     except Exception as error:
@@ -148,20 +168,20 @@ def _files_on_the_hub(suite: SuiteConfig, name: str) -> list[str]:
 
 
 def _local_files(suite: SuiteConfig, name: str) -> list[tuple[int, bytes]]:
-    """The size of a checkpoint's files of weights, and what they begin and end with: soon read, and rarely shared."""
+    """The size, the first and the last bytes of the weight files of a checkpoint: fast to read and rarely equal."""
     folder = Path(suite.model) / name
     files = [path.name for path in folder.iterdir() if path.is_file()]
     return [_ends(folder / path) for path in _weights(suite, name, files)]
 
 
 def _weights(suite: SuiteConfig, name: str, files: list[str]) -> list[str]:
-    """Which of a checkpoint's files are weights that are loaded here."""
+    """The weight files of a checkpoint in a supported format."""
     weights = fnmatch.filter(files, WEIGHTS)
     if not weights:
         others = sorted(path for path in files if path.endswith((".bin", ".pt", ".msgpack", ".h5")))
-        raise PlasticityError(
+        raise DamagedCheckpointError(
             f"revisions: '{name}' of '{suite.model}' has no safetensors"
-            + (f", only {_some(others)}, which may hold code and is not loaded" if others else "")
+            + (f", only {_some(others)}, which may contain code and is not supported" if others else "")
         )
     return weights
 
@@ -176,7 +196,7 @@ def _ends(path: Path) -> tuple[int, bytes]:
 
 
 def _alike_to_the_end(suite: SuiteConfig, holders: Mapping[Any, list[str]]) -> dict[str, list[str]]:
-    """Of the checkpoints that begin and end alike, those whose files are the same throughout."""
+    """Of checkpoints whose files begin and end with the same bytes, those with equal files."""
     suspects = {name for names in holders.values() if len(names) > 1 for name in names}
     alike = defaultdict(list)
     for name in suspects:
@@ -191,14 +211,15 @@ def _alike_to_the_end(suite: SuiteConfig, holders: Mapping[Any, list[str]]) -> d
 
 def load_model(name_or_path: str | os.PathLike, revision: str | None = None) -> PreTrainedModel:
     """
-    A causal language model in float32.
+    Load a causal language model in float32.
 
     Args:
         name_or_path (`str` or `os.PathLike`): A repository on the Hub, or a folder.
         revision (`str`, *optional*): A branch, tag or commit of the repository.
 
     Raises:
-        [`PlasticityError`]: It cannot be loaded, or weights are missing: Transformers would initialize them at random.
+        [`DamagedCheckpointError`]: It cannot be loaded, or weights are missing: Transformers would initialize them at
+            random.
     """
     shown = f"'{name_or_path}'" if revision is None else f"'{revision}' of '{name_or_path}'"
     options = {} if revision is None else {"revision": revision}
@@ -213,9 +234,9 @@ def load_model(name_or_path: str | os.PathLike, revision: str | None = None) -> 
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         explanation = explain_hub_error(str(name_or_path), "model", error) or one_line(error)
-        raise PlasticityError(f"model: {shown} cannot be loaded: {explanation}") from None
+        raise DamagedCheckpointError(f"model: {shown} cannot be loaded: {explanation}") from None
     missing = sorted(found["missing_keys"]) + sorted(str(key) for key in found["mismatched_keys"])
     if missing:
         names = ", ".join(missing[:3]) + (", …" if len(missing) > 3 else "")
-        raise PlasticityError(f"model: {shown} lacks weights that its configuration asks for ({names})")
+        raise DamagedCheckpointError(f"model: {shown} lacks weights that its configuration requires ({names})")
     return model

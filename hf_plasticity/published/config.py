@@ -1,5 +1,6 @@
 """The settings of `hf-plasticity probe` for published checkpoints."""
 
+import glob
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -50,6 +51,10 @@ class SuiteConfig(SuiteProbeSettings):  # type: ignore[misc, valid-type]
             last number.
         every (`int`, *optional*, defaults to 1):
             Probe every n-th of them, from the first.
+        step (`int`, *optional*):
+            The training step of a single checkpoint whose name has no number.
+        skip_damaged (`bool`, *optional*, defaults to `False`):
+            Whether to leave out checkpoints that cannot be loaded, with a warning, instead of ending with an error.
         allow_duplicates (`bool`, *optional*, defaults to `False`):
             Whether two checkpoints may have the same weights. Published suites have had such branches by mistake.
         share (`str`, *optional*):
@@ -86,6 +91,12 @@ class SuiteConfig(SuiteProbeSettings):  # type: ignore[misc, valid-type]
         None, help="Branches, tags or folders, also as patterns such as step*; all by default.", role=LENGTH
     )
     every: int = setting(1, help="Probe every n-th checkpoint.", role=LENGTH)
+    step: int | None = setting(
+        None, help="Training step of a single checkpoint whose name has no number.", role=LENGTH
+    )
+    skip_damaged: bool = setting(
+        False, help="Leave out checkpoints that cannot be loaded, with a warning.", role=LENGTH
+    )
     allow_duplicates: bool = setting(False, help="Allow checkpoints with the same weights.", role=LENGTH)
     share: str | None = setting(
         None, help="What several processes share: checkpoints, or the batch of one at a time.", role=MACHINE
@@ -126,9 +137,11 @@ def parse_suite(
     suite, data = parser.parse(sys.argv[1:] if arguments is None else arguments)
     if suite.model is None:
         raise PlasticityError("model: missing; name a repository on the Hub, or a folder of checkpoints")
-    for name in ("every", "diagnostics_sequences"):
-        if getattr(suite, name) < 1:
+    for name in ("every", "diagnostics_sequences", "tokens_per_step", "per_device_train_batch_size"):
+        if getattr(suite, name) is not None and getattr(suite, name) < 1:
             raise PlasticityError(f"{name}: {getattr(suite, name)} is not a positive number")
+    if suite.step is not None and suite.step < 0:
+        raise PlasticityError(f"step: {suite.step} is negative; use 0 or more")
     for name in ("permute_tokens", "fresh_languages"):
         if getattr(data, name):
             raise PlasticityError(f"{name}: it applies to training; leave it out")
@@ -137,5 +150,18 @@ def parse_suite(
     if suite.share not in (None, CHECKPOINTS, BATCH):
         raise PlasticityError(f"share: '{suite.share}' is unknown; choose {CHECKPOINTS} or {BATCH}")
     data.probe_language = data.probe_language or source_class(data.source).default_probe_language
-    suite.output_dir = suite.output_dir or f"runs/probe-{Path(suite.model).name}"
+    suite.probe_config()
+    suite.output_dir = suite.output_dir or f"runs/probe-{Path(suite.model).resolve().name}"
+    if _is_one_checkpoint(Path(suite.model)):
+        if suite.revisions:
+            raise PlasticityError(
+                f"revisions: '{suite.model}' is one checkpoint; leave them out, or give the folder above it"
+            )
+        folder = Path(suite.model).resolve()
+        suite.model, suite.revisions = str(folder.parent), [glob.escape(folder.name)]
     return suite, data
+
+
+def _is_one_checkpoint(folder: Path) -> bool:
+    """Whether a folder is a checkpoint and does not hold others, as the output folder of a Trainer does."""
+    return (folder / "config.json").is_file() and not any(folder.glob("*/config.json"))

@@ -1,4 +1,4 @@
-"""Loads one checkpoint after the other, probes and diagnoses it, and writes its records."""
+"""Load checkpoints one at a time, probe and diagnose them, and write the records."""
 
 import os
 import traceback
@@ -24,8 +24,10 @@ from ..errors import PlasticityError
 from ..hub_errors import one_line
 from ..network.head_loss import LOGITS, use_head_loss
 from ..probing import ProbeResult
-from ..probing.recorder import ALL, ProbeRecorder, precision
+from ..probing.checks import precision
+from ..probing.recorder import ALL, ProbeRecorder
 from ..records import DIAGNOSIS_KEY, DIAGNOSTICS_FILE, INITIAL_WEIGHTS_FILE, append_record, read_records
+from .checkpoints import DamagedCheckpointError
 from .config import BATCH, CHECKPOINTS
 
 
@@ -34,7 +36,7 @@ logger = logging.get_logger(__name__)
 
 @dataclass
 class Task:
-    """A checkpoint, and which of its records are missing."""
+    """A checkpoint, and the records that are missing for it."""
 
     step: int
     path: str
@@ -53,7 +55,7 @@ class Measured:
 
 def make_accelerator(bf16: bool, use_cpu: bool) -> Accelerator:
     """
-    Accelerate as it was launched, with the precision of the probes.
+    The `Accelerator` of this launch, with the precision of the probes.
 
     Args:
         bf16 (`bool`): Whether the precision is mixed.
@@ -83,7 +85,7 @@ def make_accelerator(bf16: bool, use_cpu: bool) -> Accelerator:
 
 class CheckpointProber:
     """
-    Probes and diagnoses checkpoints with one protocol, into the records of a run folder.
+    Probes and diagnoses checkpoints with one protocol, and writes the records to a run folder.
 
     Args:
         folder (`str` or `Path`): The run folder.
@@ -98,6 +100,10 @@ class CheckpointProber:
             is diagnosed.
         micro_batch_size (`int`, *optional*): Sequences in one forward pass on one process; its whole share by default.
         show_progress (`bool`, *optional*, defaults to `True`): Whether the main process shows a bar for each probe.
+        skip_damaged (`bool`, *optional*, defaults to `False`): Whether to leave out checkpoints that cannot be loaded.
+
+    Attributes:
+        skipped (`dict[int, str]`): The reason for each checkpoint that was left out, by step.
     """
 
     def __init__(
@@ -113,6 +119,7 @@ class CheckpointProber:
         diagnostics_blocks: np.ndarray | None = None,
         micro_batch_size: int | None = None,
         show_progress: bool = True,
+        skip_damaged: bool = False,
     ):
         if share == CHECKPOINTS and accelerator.is_fsdp2:
             raise PlasticityError(f"share: '{share}' is not supported with FSDP; choose '{BATCH}'")
@@ -124,12 +131,13 @@ class CheckpointProber:
         self.micro_batch_size = micro_batch_size
         self.show_progress = show_progress and is_main_process()
         self.head_loss = head_loss
+        self.skip_damaged, self.skipped = skip_damaged, dict[int, str]()
         conditions = {"precision": precision(torch.float32), "trained": ALL}
         recorder.begin(conditions if head_loss == LOGITS else conditions | {"head_loss": head_loss}, folder)
 
     def probe(self, steps: Sequence[int], recorded: Callable[[int], None] | None = None) -> None:
         """
-        Probe and diagnose the checkpoints of these steps, in order, as far as they are not recorded yet.
+        Probe and diagnose the checkpoints of these steps, in order, except those that are recorded already.
 
         Args:
             steps (`Sequence[int]`): Steps of the training. The untrained checkpoint and the first trained one are
@@ -138,7 +146,7 @@ class CheckpointProber:
                 others wait.
 
         Raises:
-            [`PlasticityError`]: A checkpoint cannot be loaded, or not be probed as configured.
+            [`PlasticityError`]: A checkpoint cannot be loaded, or cannot be probed with this configuration.
             [`ProbeDivergedError`]: A loss is not finite.
         """
         if self.diagnostics_blocks is not None and 0 in steps:
@@ -149,10 +157,13 @@ class CheckpointProber:
         for batch in _batches(missing, 1 if self.together else self.world_size):
             paths = from_main_process(partial(self._fetch, batch))
             tasks = [Task(step, path, step in to_probe, step in to_diagnose) for step, path in zip(batch, paths)]
-            results = [self._measure(task) for task in tasks] if self.together else self._measure_in_parallel(tasks)
+            results = self._measure_together(tasks) if self.together else self._measure_in_parallel(tasks)
             errors = []
             for step, measured in zip(batch, results):
-                # After a failed checkpoint, write only what has a reference: ΔAUC refers to the first trained one.
+                if self.skip_damaged and isinstance(measured.error, DamagedCheckpointError):
+                    self.skipped[step] = str(measured.error)
+                    continue
+                # After a failed checkpoint, write only records with a reference: the first trained checkpoint.
                 if measured.error is not None:
                     errors.append(measured.error)
                 elif not errors or self.recorder.has_reference(self.folder):
@@ -164,6 +175,14 @@ class CheckpointProber:
 
     def _fetch(self, steps: Sequence[int]) -> list[str]:
         return [self.fetch(step) for step in steps]
+
+    def _measure_together(self, tasks: list[Task]) -> list[Measured]:
+        """All processes measure one checkpoint."""
+        [task] = tasks
+        try:
+            return [self._measure(task)]
+        except DamagedCheckpointError as error:
+            return [Measured(error=error)]
 
     def _measure_in_parallel(self, tasks: list[Task]) -> list[Measured]:
         """Each process measures one of the checkpoints; all receive all results."""
@@ -190,19 +209,20 @@ class CheckpointProber:
             measured.probe = self.recorder.measure(
                 model, task.step, self.micro_batch_size, show_progress=self.show_progress
             )
-        # The prepared model refers to itself, and `free_memory` collects garbage before it releases the model (seen in
-        # accelerate 1.15.0); the memory is needed for the next one.
+        # The prepared model has a reference to itself, and `free_memory` collects garbage before it drops its own
+        # (seen in accelerate 1.15.0). The next model needs the memory.
         del model
         self.accelerator.free_memory()
         clear_device_cache(garbage_collection=True)
         return measured
 
     def _prepare(self, model: PreTrainedModel) -> nn.Module:
-        # The default of Transformers for a causal model, which GPT-2 gets with a warning.
+        # The default of Transformers, which GPT-2 gets only with a warning (seen in transformers 5.23.0).
         model.loss_type = "ForCausalLM"
         use_head_loss(model, self.head_loss, self.accelerator.device)
         if self.accelerator.is_fsdp2:
-            # Accelerate shards a model only together with an optimizer; the probe has its own.
+            # Accelerate shards a model only together with an optimizer (seen in accelerate 1.15.0). The probe has its
+            # own.
             return self.accelerator.prepare(model, torch.optim.SGD(model.parameters(), lr=0.0))[0]
         # For evaluation: with precision, device and compiler, but without DDP, which the probe does not need.
         return self.accelerator.prepare_model(model, evaluation_mode=True)
@@ -221,7 +241,11 @@ class CheckpointProber:
     def _keep_initial_weights(self) -> None:
         def keep() -> None:
             if self._reference() is None:
-                save_weights(self.load(self.fetch(0)), self.folder / INITIAL_WEIGHTS_FILE)
+                try:
+                    save_weights(self.load(self.fetch(0)), self.folder / INITIAL_WEIGHTS_FILE)
+                except DamagedCheckpointError:
+                    if not self.skip_damaged:
+                        raise
 
         from_main_process(keep)
 

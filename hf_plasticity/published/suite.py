@@ -1,4 +1,4 @@
-"""Probes the checkpoints of a published suite, on the Hub or in a folder."""
+"""Probe the checkpoints of a published suite, on the Hub or in a folder."""
 
 import contextlib
 import dataclasses
@@ -28,16 +28,19 @@ from .config import BATCH, CHECKPOINTS, SuiteConfig
 from .prober import CheckpointProber, make_accelerator
 
 
+logger = logging.get_logger(__name__)
+
+
 def probe_suite(suite: SuiteConfig, data: DataConfig) -> None:
     """
     Probe every checkpoint that is not recorded yet, and write the report. The same command resumes; with more
     revisions, it adds them.
 
     Raises:
-        [`PlasticityError`]: It cannot be done as configured.
+        [`PlasticityError`]: The configuration is not possible.
         [`ProbeDivergedError`]: The loss of a probe is not finite.
     """
-    # Transformers shows a bar for every model that it loads.
+    # Transformers shows a progress bar for every model that it loads.
     logging.disable_progress_bar()
     use_cpu = start_processes(suite.use_cpu)
     accelerator = make_accelerator(suite.bf16, use_cpu)
@@ -88,15 +91,21 @@ def probe_suite(suite: SuiteConfig, data: DataConfig) -> None:
             else None,
             micro_batch_size=suite.per_device_train_batch_size,
             show_progress=not suite.disable_tqdm,
+            skip_damaged=suite.skip_damaged,
         )
         prober.probe(list(found))
         if is_main_process():
             recorder.refer_to_first(suite.output_dir)
+            for step, reason in prober.skipped.items():
+                logger.warning(f"'{found[step]}' was left out: {reason}")
+        if len(prober.skipped) == len(found):
+            raise PlasticityError(f"model: none of the {len(found)} checkpoints of '{suite.model}' can be loaded")
+        if is_main_process():
             show_results(suite.output_dir)
 
 
 def _begin(suite: SuiteConfig, data: DataConfig, stack: contextlib.ExitStack) -> dict[int, str]:
-    """The checkpoints of the suite, with the run folder held for it until `stack` is closed."""
+    """The checkpoints of the suite. The run folder is locked until `stack` is closed."""
     stack.enter_context(run_lock(suite.output_dir))
     _check_folder(suite, data)
     found = find_checkpoints(suite)
@@ -132,9 +141,7 @@ def _check_folder(suite: SuiteConfig, data: DataConfig) -> None:
     if recorded is None:
         return
     if "schedule" in recorded:
-        raise PlasticityError(
-            f"output_dir: '{suite.output_dir}' holds a training run, not the probes of a suite; choose another folder"
-        )
+        raise PlasticityError(f"output_dir: '{suite.output_dir}' belongs to a training run; choose another folder")
     different = differences(recorded, _numerics(suite, data))
     if different:
         raise PlasticityError(
@@ -146,8 +153,8 @@ def _check_text(suite: SuiteConfig, data: DataConfig, text: dict[str, str]) -> N
     there = (read_config(suite.output_dir) or {}).get(PROVENANCE, {}).get("data", {}).get(data.probe_language, text)
     if there != text:
         raise PlasticityError(
-            f"output_dir: '{suite.output_dir}' was started with other text: that of '{data.probe_language}', or the "
-            "tokenizer, has changed since; choose another folder"
+            f"output_dir: '{suite.output_dir}' was started with other text; that of '{data.probe_language}', or the "
+            "tokenizer, has changed; choose another folder"
         )
 
 

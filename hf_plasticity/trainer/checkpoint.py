@@ -1,4 +1,10 @@
-"""The checkpoints that a run resumes from: marked when they are complete, verified before they are used."""
+"""
+The checkpoints that a run resumes from: marked when they are complete, verified before they are used.
+
+The Trainer takes the checkpoint with the highest number. If that one is incomplete, it fails, or silently resumes
+without the optimizer state (seen in transformers 5.23.0; reported in
+https://github.com/huggingface/transformers/issues/35782).
+"""
 
 import errno
 import hashlib
@@ -13,7 +19,7 @@ from ..records import COMPLETE_FILE, checkpoints, is_complete, write_atomically
 
 logger = logging.get_logger(__name__)
 
-# Less than this is left after a write that did not fit.
+# A disk with less free space than this is full.
 FULL_DISK_BYTES = 2**20
 READ_BYTES = 2**22
 
@@ -30,21 +36,22 @@ def mark_complete(checkpoint: str | Path) -> None:
 
 
 def find_damage(checkpoint: str | Path) -> str | None:
-    """What is damaged in a checkpoint, by the sizes and checksums in its marker; `None` if nothing is."""
+    """Describe the damage of a checkpoint, by the sizes and checksums in its marker; `None` if there is none."""
     checkpoint = Path(checkpoint)
     if not is_complete(checkpoint):
         return "incomplete"
     try:
         files = json.loads((checkpoint / COMPLETE_FILE).read_text(encoding="utf-8"))["files"]
-    except (ValueError, KeyError):
+        expected = {name: (file["bytes"], file["blake2b"]) for name, file in files.items()}
+    except (ValueError, KeyError, TypeError, AttributeError):
         return f"{COMPLETE_FILE} is damaged"
-    for name, expected in files.items():
+    for name, (size, checksum) in expected.items():
         path = checkpoint / name
         if not path.exists():
             return f"{name} is missing"
-        if path.stat().st_size != expected["bytes"]:
-            return f"{name} has {path.stat().st_size} bytes instead of {expected['bytes']}"
-        if _checksum(path) != expected["blake2b"]:
+        if path.stat().st_size != size:
+            return f"{name} has {path.stat().st_size} bytes instead of {size}"
+        if _checksum(path) != checksum:
             return f"{name} has another checksum"
     return None
 
@@ -68,7 +75,8 @@ def last_complete_checkpoint(output_dir: str | Path) -> str | None:
 
 def rotate(saved: str | Path, limit: int | None) -> None:
     """
-    Delete incomplete checkpoints, and all but the newest `limit` complete ones (`None` keeps all complete ones).
+    Delete incomplete checkpoints, and all but the newest `limit` complete ones. `None`, and in accordance with the
+    Trainer a number that is not positive, keeps all complete ones.
 
     Args:
         saved (`str` or `Path`): The checkpoint that was just saved. Complete ones of later steps are left there and do
@@ -79,12 +87,27 @@ def rotate(saved: str | Path, limit: int | None) -> None:
     found = checkpoints(saved.parent)
     complete = [checkpoint for checkpoint in found if is_complete(checkpoint)]
     later = complete[: complete.index(saved)]
-    kept = complete[: len(later) + limit] if limit else complete
+    kept = complete[: len(later) + limit] if limit is not None and limit > 0 else complete
     for checkpoint in found:
         if checkpoint not in kept:
-            # First the marker, so that what a kill leaves of it does not count as complete.
-            (checkpoint / COMPLETE_FILE).unlink(missing_ok=True)
-            shutil.rmtree(checkpoint)
+            delete_checkpoint(checkpoint)
+
+
+def remove_incomplete(folder: str | Path) -> None:
+    """Delete the incomplete checkpoints of a run folder: no run resumes from them. The caller holds its lock."""
+    for checkpoint in checkpoints(folder):
+        if not is_complete(checkpoint):
+            delete_checkpoint(checkpoint)
+
+
+def delete_checkpoint(checkpoint: Path) -> None:
+    """Delete a checkpoint, its marker first, so that a partly deleted checkpoint does not count as complete."""
+    (checkpoint / COMPLETE_FILE).unlink(missing_ok=True)
+    _delete_files(checkpoint)
+
+
+def _delete_files(checkpoint: Path) -> None:
+    shutil.rmtree(checkpoint)
 
 
 def is_full_disk(error: BaseException, folder: str | Path) -> bool:

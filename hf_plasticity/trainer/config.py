@@ -1,6 +1,7 @@
-"""The settings of a continual run: `TrainingArguments`, and what the study adds to them."""
+"""The settings of a continual run: `TrainingArguments` and those of the study."""
 
 import json
+import math
 import sys
 from dataclasses import dataclass
 
@@ -12,7 +13,7 @@ from ..learning_rate import learning_rate_shape
 from ..mitigations import make_mitigations
 from ..probing.config import ProbeConfig, probe_settings
 from ..settings import DERIVED, LENGTH, MACHINE, OUTPUT, setting
-from .training_arguments import check_accelerator_config, check_training_arguments
+from .training_arguments import check_installed, check_parsed_arguments, check_training_arguments
 
 
 INLINE, DEFERRED = "inline", "deferred"
@@ -27,7 +28,7 @@ ProbeSettings = probe_settings(
 @dataclass
 class ContinualConfig(ProbeSettings, TrainingArguments):  # type: ignore[misc, valid-type]
     r"""
-    Configuration of [`ContinualTrainer`]: `TrainingArguments` and what the study adds to them.
+    Configuration of [`ContinualTrainer`]: `TrainingArguments` and the settings of the study.
 
     > Parameters that control the run
 
@@ -204,24 +205,47 @@ class ContinualConfig(ProbeSettings, TrainingArguments):  # type: ignore[misc, v
         self.probe_eval_every = self.probe_eval_every or max(1, self.probe_steps // 100)
         if self.probe_warmup_steps is None:
             self.probe_warmup_steps = min(self.warmup_steps, self.probe_steps)
-        # TrainingArguments computes with it; `set_batch` sets the final number once the context length is known.
+        # TrainingArguments needs a number; `set_batch` sets the final one when the context length is known.
         self.micro_batch_size = self.per_device_train_batch_size
         self.per_device_train_batch_size = self.per_device_train_batch_size or 1
         self._resolve_mitigations()
         if isinstance(self.lr_scheduler_kwargs, str):
-            self.lr_scheduler_kwargs = json.loads(self.lr_scheduler_kwargs)
+            try:
+                self.lr_scheduler_kwargs = json.loads(self.lr_scheduler_kwargs)
+            except ValueError:
+                raise PlasticityError(
+                    f"lr_scheduler_kwargs: '{self.lr_scheduler_kwargs}' is not a JSON object, such as "
+                    '{"num_decay_steps": 100}'
+                ) from None
         learning_rate_shape(self.lr_scheduler_type, self.task_steps, self.warmup_steps, self.lr_scheduler_kwargs)
-        # Without this, several CPU processes of one launch do not join a group (seen in accelerate 1.15.0).
+        # Without this, several CPU processes of one launch do not join a group (seen in accelerate 1.15.0; reported in
+        # https://github.com/huggingface/accelerate/issues/2741).
         self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
         self.requested_accumulation_steps = self.gradient_accumulation_steps
         if self.disable_tqdm is None:
             self.disable_tqdm = not sys.stderr.isatty()
-        super().__post_init__()
-        check_accelerator_config(self)
+        self._fork_workers()
+        try:
+            super().__post_init__()
+        except (TypeError, FileNotFoundError) as error:
+            if isinstance(self.accelerator_config, str | dict):
+                raise PlasticityError(f"accelerator_config: {' '.join(str(error).split())}") from None
+            raise
+        check_parsed_arguments(self)
+        check_installed(self)
         # `accelerate launch` may set the precision too; the configuration records the one that is used.
         if self.mixed_precision not in ("no", "bf16"):
             raise PlasticityError(f"mixed_precision: '{self.mixed_precision}' is not supported; use bf16 or no")
         self.bf16 = self.mixed_precision == "bf16"
+
+    def _fork_workers(self) -> None:
+        """Let the workers of the DataLoader inherit the training stream, which is not pickled."""
+        if self.dataloader_multiprocessing_context not in (None, "fork"):
+            raise PlasticityError(
+                f"dataloader_multiprocessing_context: '{self.dataloader_multiprocessing_context}' is not supported; "
+                "use fork"
+            )
+        self.dataloader_multiprocessing_context = "fork" if self.dataloader_num_workers > 0 else None
 
     def _check_values(self) -> None:
         counts = ("cycles", "task_steps", "global_batch_tokens", "probe_eval_sequences", "diagnostics_sequences")
@@ -235,7 +259,7 @@ class ContinualConfig(ProbeSettings, TrainingArguments):  # type: ignore[misc, v
                 raise PlasticityError(f"{name}: {value} is not a positive number")
         for name in ("learning_rate", "probe_learning_rate"):
             value = getattr(self, name)
-            if value is not None and not value > 0:
+            if value is not None and not 0 < value < math.inf:
                 raise PlasticityError(f"{name}: {value} is not a positive number")
         if self.probe_every_cycles is not None and self.probe_every_tasks is not None:
             raise PlasticityError(
@@ -248,7 +272,8 @@ class ContinualConfig(ProbeSettings, TrainingArguments):  # type: ignore[misc, v
             for name, required in (("no_probe", False), ("save_probe_checkpoints", True)):
                 if getattr(self, name) != required:
                     raise PlasticityError(
-                        f"{name}: {getattr(self, name)} leaves no checkpoints to probe, and probe is {DEFERRED}"
+                        f"{name}: {getattr(self, name)} is not possible with --probe {DEFERRED}, which requires saved "
+                        "checkpoints"
                     )
         if not self.restart_warmup and self.lr_scheduler_type not in CONSTANT:
             raise PlasticityError(
@@ -327,7 +352,7 @@ class ContinualConfig(ProbeSettings, TrainingArguments):  # type: ignore[misc, v
 
     def probe_config(self, batch_size: int) -> ProbeConfig:
         """
-        The probe of this configuration: as training in every setting that has no `probe_…` value of its own.
+        The probe of this configuration. Settings without a `probe_…` value are those of training.
 
         Args:
             batch_size (`int`): Sequences in a global batch of training.

@@ -1,10 +1,11 @@
 """The continual run: one `train()` call through every task instance, with probes in between."""
 
+import dataclasses
 import functools
 import json
 import math
 import os
-import shutil
+import pickle
 import signal
 import time
 from collections.abc import Iterator
@@ -39,8 +40,8 @@ from ..network.head_loss import use_head_loss
 from ..periodic import PeriodicCallback, Timeline
 from ..probing import PlasticityProbeCallback
 from ..probing.callback import ProbeCheckpointCallback
-from ..records import COMPLETE_FILE, TRAINER_STATE_FILE
-from .checkpoint import is_full_disk, last_complete_checkpoint, mark_complete, rotate
+from ..records import TRAINER_STATE_FILE, write_atomically
+from .checkpoint import delete_checkpoint, is_full_disk, last_complete_checkpoint, mark_complete, rotate
 from .config import DEFERRED, ContinualConfig
 from .forgetting import ForgettingCallback
 from .progress import LogLinesCallback, TaskProgressCallback
@@ -56,7 +57,8 @@ DDP = (DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
 UNSHARDED = (DistributedType.NO, *DDP)
 
 # Every step of the optimizer asks twice whether the package lomo_optim is installed, and searches the import path on
-# disk each time (accelerate 1.15.0): a tenth of a millisecond of the eight that a step of the smallest model takes.
+# disk each time (seen in accelerate 1.15.0, since https://github.com/huggingface/accelerate/pull/2695): a tenth of a
+# millisecond of the eight that a step of the smallest model takes.
 accelerate.optimizer.is_lomo_available = functools.cache(accelerate.optimizer.is_lomo_available)
 
 
@@ -97,7 +99,9 @@ class ContinualTrainer(Trainer):
         callbacks: list[TrainerCallback] | None = None,
     ):
         if args.learning_rate is None:
-            raise PlasticityError("learning_rate: none given; peak_learning_rate(size) has that of the study's models")
+            raise PlasticityError(
+                "learning_rate: missing; set it (peak_learning_rate(size) has those of the models of the study)"
+            )
         self.schedule: Schedule = train_dataset.schedule
         self.batch_size = args.set_batch(train_dataset.context_length)
         args.max_steps = args.cycles * self.schedule.tasks_per_cycle * args.task_steps
@@ -107,7 +111,9 @@ class ContinualTrainer(Trainer):
                 f"{args.max_steps:,} steps of {self.batch_size}"
             )
         # Otherwise the Trainer counts the T labels of a GPT-2 sequence instead of its T - 1 predictions, and scales
-        # loss and gradients by (T - 1) / T (seen in transformers 5.23.0).
+        # loss and gradients by (T - 1) / T (seen in transformers 5.23.0). The fix in
+        # https://github.com/huggingface/transformers/pull/46204 applies to models whose loss_type is ForCausalLM, and
+        # GPT2LMHeadModel has none.
         model.loss_type = "ForCausalLM"
         self.head_loss = use_head_loss(model, args.head_loss, args.device)
         self.timeline = Timeline(args.task_steps, self.schedule.tasks_per_cycle, args.global_batch_tokens)
@@ -157,7 +163,7 @@ class ContinualTrainer(Trainer):
         probe_blocks: "tuple[Blocks, Blocks] | None",
         eval_blocks: "dict[str, Blocks] | None",
     ) -> list[PeriodicCallback]:
-        """The callbacks that measure the model, in the order in which they do."""
+        """The callbacks that measure the model, in the order in which they run."""
         args, timeline = self.args, self.timeline
         every, unit = args.probe_period
         callbacks: list[PeriodicCallback] = []
@@ -198,6 +204,22 @@ class ContinualTrainer(Trainer):
             "language": self.schedule.task_language(task),
         }
 
+    def create_optimizer(self, *arguments: Any, **kwargs: Any) -> torch.optim.Optimizer:
+        """
+        As in the Trainer.
+
+        Raises:
+            [`PlasticityError`]: The optimizer does not take the values in `optim_args`.
+        """
+        try:
+            return super().create_optimizer(*arguments, **kwargs)
+        except (TypeError, ValueError) as error:
+            if self.args.optim_args is None:
+                raise
+            raise PlasticityError(
+                f"optim_args: '{self.args.optim_args}' is not possible for {self.args.optim.value}: {error}"
+            ) from None
+
     def create_scheduler(
         self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
     ) -> torch.optim.lr_scheduler.LRScheduler:
@@ -223,7 +245,7 @@ class ContinualTrainer(Trainer):
     def get_batch_samples(
         self, epoch_iterator: Iterator, num_batches: int, device: torch.device
     ) -> tuple[list, int | None]:
-        """As in the Trainer. The first step checks that it has the global batch that the records state."""
+        """As in the Trainer. The first step checks that its batch is the global batch of the configuration."""
         batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
         if not self._batch_checked:
             self._batch_checked = True
@@ -251,7 +273,7 @@ class ContinualTrainer(Trainer):
         return self._flops_per_sequence * len(inputs["input_ids"])
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Adds to a training loss the task, cycle and language that it belongs to, tokens, and tokens a second."""
+        """As in the Trainer; entries with a training loss get task, cycle, language, tokens and tokens per second."""
         if "loss" in logs:
             step = self.state.global_step
             self._check_finite(logs["loss"])
@@ -265,7 +287,7 @@ class ContinualTrainer(Trainer):
                 logs["tokens_per_second"] = round(steps * self.args.global_batch_tokens / seconds, 1)
             self._logged_at = (now, step)
         else:
-            self.restart_clock()
+            self.reset_throughput()
         super().log(logs, start_time)
 
     def _where(self) -> str:
@@ -291,11 +313,13 @@ class ContinualTrainer(Trainer):
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
         """As in the Trainer, except that a tied output head is not missing: a checkpoint has it as the embedding."""
+        # The warning is wrong for tied weights (seen in transformers 5.23.0; reported in
+        # https://github.com/huggingface/transformers/issues/27972).
         tied = set(self.model.all_tied_weights_keys)
         load_result.missing_keys[:] = [key for key in load_result.missing_keys if key not in tied]
         super()._issue_warnings_after_load(load_result)
 
-    def settle_buckets(self) -> None:
+    def build_ddp_buckets(self) -> None:
         """
         Make DDP build its gradient buckets before the first step. It builds them after the first backward pass, and on
         three processes or more they decide the order in which gradients are summed.
@@ -307,8 +331,8 @@ class ContinualTrainer(Trainer):
         with preserve_model(self.model, parameters=False):
             super().training_step(self.model_wrapped, batch, self._get_num_items_in_batch([], self.args.device))
 
-    def restart_clock(self) -> None:
-        """Leave the time since the last log out of the tokens per second: it was not training."""
+    def reset_throughput(self) -> None:
+        """Exclude the time since the last log, which was not training, from the tokens per second."""
         self._logged_at = (time.perf_counter(), self.state.global_step)
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> TrainOutput:
@@ -320,9 +344,10 @@ class ContinualTrainer(Trainer):
                 the run folder, or the beginning if there is none.
 
         Raises:
-            [`TrainingInterrupted`]: By Ctrl-C or SIGTERM, after a checkpoint is saved.
+            [`TrainingInterrupted`]: Ctrl-C or SIGTERM stopped the run, after a checkpoint was saved.
             [`TrainingDivergedError`]: The loss or a weight is NaN or infinite.
-            [`PlasticityError`]: The disk is full, or the run folder has records of another training.
+            [`PlasticityError`]: The disk is full, the run folder has records of another training, or the checkpoint
+                has pickled objects that are not executed.
         """
         for callback in self.callback_handler.callbacks:
             if isinstance(callback, PeriodicCallback | MitigationCallback):
@@ -336,6 +361,11 @@ class ContinualTrainer(Trainer):
                 output = super().train(resume_from_checkpoint=self._resumed_from, **kwargs)
             except TrainingInterrupted as interrupted:
                 raise self._interrupted(interrupted.signum) from None
+            except pickle.UnpicklingError:
+                raise PlasticityError(
+                    f"output_dir: '{self._resumed_from}' cannot be loaded: a file in it has pickled objects other "
+                    "than tensors and numbers, which are not executed; delete it to resume from the one before"
+                ) from None
             except Exception as error:
                 if not is_full_disk(error, self.args.output_dir):
                     raise
@@ -354,22 +384,26 @@ class ContinualTrainer(Trainer):
         return TrainingInterrupted(f"stopped by {name} after {steps}; the same command resumes from {start}", signum)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any = None) -> None:
-        """As in the Trainer, with the loss summed since the last log, and a marker when the checkpoint is complete."""
+        """As in the Trainer, with the sums of the loss, and a marker when the checkpoint is complete."""
         self._check_finite(self._tr_loss.item())
         self._check_weights()
         checkpoint = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
         if self.args.should_save and checkpoint.exists():
-            # Left by a start that was killed while it saved, perhaps on another number of processes.
-            (checkpoint / COMPLETE_FILE).unlink(missing_ok=True)
-            shutil.rmtree(checkpoint)
+            # An incomplete checkpoint of a killed start, possibly from another number of processes.
+            delete_checkpoint(checkpoint)
         self.accelerator.wait_for_everyone()
-        # The Trainer would delete the last complete checkpoint before this one is complete.
+        # The Trainer deletes the last complete checkpoint before this one is marked complete (seen in transformers
+        # 5.23.0), so old checkpoints are deleted below.
         limit, self.args.save_total_limit = self.args.save_total_limit, None
         try:
             super()._save_checkpoint(model, trial)
         finally:
             self.args.save_total_limit = limit
-        state = {"loss": self._tr_loss.item(), "since_step": self._globalstep_last_logged}
+        state = {
+            "loss": self._tr_loss.item(),
+            "since_step": self._globalstep_last_logged,
+            "total": self._total_loss_scalar,
+        }
         path = checkpoint / LOSS_STATE_FILE.format(rank=self.args.process_index)
         path.write_text(json.dumps(state), encoding="utf-8")
         if self.mitigations is not None:
@@ -380,7 +414,7 @@ class ContinualTrainer(Trainer):
             rotate(checkpoint, limit)
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        """As in the Trainer, which pickles its arguments, but without the token among them."""
+        """As in the Trainer, which pickles its arguments (seen in transformers 5.23.0), but without the token."""
         token, self.args.hub_token = self.args.hub_token, None
         try:
             super()._save(output_dir, state_dict)
@@ -388,15 +422,16 @@ class ContinualTrainer(Trainer):
             self.args.hub_token = token
 
     def save_state(self) -> None:
-        """As in the Trainer, but atomically: the file marks a run as complete."""
+        """As in the Trainer, but atomically, because the file marks a run as complete."""
         if self.is_world_process_zero():
-            path = Path(self.args.output_dir) / TRAINER_STATE_FILE
-            unfinished = path.with_name(f".{path.name}")
-            self.state.save_to_json(str(unfinished))
-            unfinished.rename(path)
+            state = json.dumps(dataclasses.asdict(self.state), indent=2, sort_keys=True) + "\n"
+            write_atomically(Path(self.args.output_dir) / TRAINER_STATE_FILE, state.encode())
 
     def restore_loss(self) -> None:
-        """Restore the loss summed since the last log; on another number of processes, the mean of theirs."""
+        """
+        Restore the loss summed since the last log, on another number of processes the mean of theirs, and the sum of
+        all logged ones: the Trainer's `train_loss` is the mean since the resume (transformers 5.23.0).
+        """
         if self._resumed_from is None:
             return
         files = sorted(Path(self._resumed_from).glob(LOSS_STATE_FILE.format(rank="*")))
@@ -405,10 +440,12 @@ class ContinualTrainer(Trainer):
         states = [json.loads(path.read_text(encoding="utf-8")) for path in files]
         self._tr_loss.fill_(sum(state["loss"] for state in states) / len(states))
         self._globalstep_last_logged = states[0]["since_step"]
+        if "total" in states[0]:  # a checkpoint of an earlier version has none
+            self._total_loss_scalar, self._initial_global_step = states[0]["total"], 0
 
 
 class _TaskCallback(TrainerCallback):
-    """Acts at the boundaries of task instances."""
+    """Resets the optimizer, logs and saves at the boundaries of task instances."""
 
     def __init__(self, trainer: ContinualTrainer):
         self.trainer = trainer
@@ -416,24 +453,26 @@ class _TaskCallback(TrainerCallback):
     def on_train_begin(
         self, args: ContinualConfig, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        self.trainer.settle_buckets()
+        self.trainer.build_ddp_buckets()
         self.trainer.restore_loss()
         if state.global_step > 0:
-            # The checkpoint has the logging and saving intervals of the command that wrote it.
+            # The checkpoint has the logging and saving intervals of the command that wrote it, and they override those
+            # of this one (seen in transformers 5.23.0, https://github.com/huggingface/transformers/issues/28867).
             state.compute_steps(args, state.max_steps)
-        self.trainer.restart_clock()
+        self.trainer.reset_throughput()
 
     def on_step_begin(
         self, args: ContinualConfig, state: TrainerState, control: TrainerControl, optimizer: Any, **kwargs: Any
     ) -> None:
-        # Not in on_step_end: the checkpoint of that step is written after it, and FSDP2 fills an empty optimizer
-        # state in order to save it.
+        # Not in on_step_end: the checkpoint of that step is written after it, and to save an empty optimizer state
+        # FSDP2 first fills it with a step of the optimizer (seen in torch 2.13.0).
         if args.reset_optimizer and state.global_step % args.task_steps == 0:
             optimizer.state.clear()
 
     def on_step_end(self, args: ContinualConfig, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if state.global_step % args.task_steps == 0:
-            # A logged loss is that of one task instance, and a probe starts from a checkpoint.
+            # Log here, so that a logged loss is that of one task instance, and save, so that a probe starts from a
+            # checkpoint.
             control.should_log = True
             ends_cycle = state.global_step % (args.task_steps * self.trainer.schedule.tasks_per_cycle) == 0
             control.should_save |= ends_cycle and args.save_strategy != SaveStrategy.NO

@@ -179,5 +179,5 @@ def test_streaming_gives_the_same_sequences_and_leaves_little_on_disk(tmp_path, 
 
 def test_streaming_ends_with_an_error_where_the_text_does(tmp_path):
     stream = make_stream(tmp_path, tasks=30, documents=50, streaming=True)
-    with pytest.raises(PlasticityError, match="'a' ran out of fresh train text after"):
+    with pytest.raises(PlasticityError, match="'a' has no fresh train text after"):
         digest(stream, batch_size=4)

@@ -170,12 +170,12 @@ class TestLoadTokenizer:
         (tmp_path / "custom.py").write_text(code + "from transformers import PreTrainedTokenizer as Custom\n")
         config = {"auto_map": {"AutoTokenizer": ["custom.Custom", None]}, "tokenizer_class": "Custom"}
         (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
-        with pytest.raises(PlasticityError, match=r"^tokenizer: '.*' needs code of its own, which is never executed"):
+        with pytest.raises(PlasticityError, match=r"^tokenizer: '.*' requires custom code, which is never executed"):
             load_tokenizer(str(tmp_path))
         assert not (tmp_path / "ran").exists()
 
     def test_a_folder_without_tokenizer(self, tmp_path):
-        with pytest.raises(PlasticityError, match=r"^tokenizer: '.*' holds no tokenizer that can be loaded") as caught:
+        with pytest.raises(PlasticityError, match=r"^tokenizer: '.*' has no tokenizer that can be loaded") as caught:
             load_tokenizer(str(tmp_path))
         assert "\n" not in str(caught.value)
 

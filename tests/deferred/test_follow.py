@@ -85,8 +85,8 @@ def test_a_run_that_is_killed_and_gets_more_cycles_is_followed_to_its_end(inline
     assert [record["cycle"] for record in load_run(folder).probes] == [0, 1, 2, 3]
 
 
-def test_a_run_does_not_go_on_inline_over_checkpoints_that_were_never_probed(deferred):
-    with pytest.raises(PlasticityError, match=r"^probe: cycle-000, cycle-001, cycle-002 of .* were left for later"):
+def test_a_run_does_not_resume_inline_with_checkpoints_that_are_not_probed(deferred):
+    with pytest.raises(PlasticityError, match=r"^probe: cycle-000, cycle-001, cycle-002 of .* are not probed yet"):
         train(deferred, "--cycles=3")
     follow(deferred)
     train(deferred, "--cycles=3")
@@ -95,16 +95,18 @@ def test_a_run_does_not_go_on_inline_over_checkpoints_that_were_never_probed(def
     assert run.probes[1]["delta_auc"] == 0
 
 
-def test_what_cannot_be_followed_is_said_in_a_line(deferred, finished_deferred, inline, tmp_path, monkeypatch):
+def test_runs_that_cannot_be_followed_are_errors_on_one_line(
+    deferred, finished_deferred, inline, tmp_path, monkeypatch
+):
     (tmp_path / "empty").mkdir()
     shutil.copytree(deferred, tmp_path / "other-text")
     config = yaml.safe_load((deferred / "config.yaml").read_text())
     config["provenance"]["data"]["syn9"]["train"] = "0" * 12
     (tmp_path / "other-text" / "config.yaml").write_text(yaml.safe_dump(config))
     for run, flags, message in (
-        (inline, [], "follow: '.*' probes its cycles itself"),
+        (inline, [], "follow: '.*' probes its checkpoints inline"),
         (tmp_path / "none", [], "model: there is no run folder '.*none'"),
-        (deferred / "cycle-001", [], r"model: '.*' holds other files \(config.json\) and no run"),
+        (deferred / "cycle-001", [], r"model: '.*' has other files \(config.json\) and no run"),
         (tmp_path / "other-text", [], "data_dir: the text of 'syn9' on this machine is not that of '.*'"),
         (deferred, ["--probe_steps=7"], "probe_steps: the configuration of the run decides it; leave it out"),
         (deferred, ["--context_length=64"], "context_length: the configuration of the run decides it"),
@@ -132,10 +134,10 @@ def test_what_cannot_be_followed_is_said_in_a_line(deferred, finished_deferred, 
     monkeypatch.delenv("ACCELERATE_MIXED_PRECISION")
     for flags, message in (
         (["--probe=later"], "probe: 'later' is unknown; choose inline or deferred"),
-        (["--probe=deferred", "--no_probe"], "no_probe: True leaves no checkpoints to probe"),
+        (["--probe=deferred", "--no_probe"], "no_probe: True is not possible with --probe deferred"),
         (
             ["--probe=deferred", "--save_probe_checkpoints=false"],
-            "save_probe_checkpoints: False leaves no checkpoints",
+            "save_probe_checkpoints: False is not possible with --probe deferred",
         ),
     ):
         with pytest.raises(PlasticityError, match=message):

@@ -62,7 +62,7 @@ def assert_all_there_once(hub, repo_id, inline):
         assert len(lines) == len((inline / name).read_text().splitlines()), name
     assert files["revisions.txt"].decode().split() == BRANCHES
     assert {"delta_auc.png", "records/probes.parquet", "records/diagnostics.parquet"} <= set(files)
-    assert "The run goes on" not in files["README.md"].decode()
+    assert "The run is in progress" not in files["README.md"].decode()
 
 
 @pytest.mark.parametrize("order", ["after", "beside"])
@@ -147,14 +147,14 @@ def test_records_stay_here_where_they_may_not_be_sent_or_should_not(
     before = {branch: hub.titles(repo_id, branch) for branch in ("main", *BRANCHES)}
     monkeypatch.setenv("HF_TOKEN", READER_TOKEN)
     with pytest.raises(
-        PlasticityError, match=r"may not write to .* or keep the records here with --push_to_hub false"
+        PlasticityError, match=r"has no write access to .* or keep the records here with --push_to_hub false"
     ):
         follow(repo_id, f"--output_dir={tmp_path / 'mirror'}")
     assert not (tmp_path / "mirror" / "probes.jsonl").exists()
     follow(repo_id, f"--output_dir={tmp_path / 'mirror'}", "--push_to_hub=false")
     assert recorded(tmp_path / "mirror")[:2] == recorded(inline)[:2]
     assert {branch: hub.titles(repo_id, branch) for branch in ("main", *BRANCHES)} == before
-    with pytest.raises(PlasticityError, match=r"output_dir: '.*' holds a run of its own; choose another folder, or"):
+    with pytest.raises(PlasticityError, match=r"output_dir: '.*' belongs to another run; choose another folder, or"):
         follow(repo_id, f"--output_dir={deferred}")
     with pytest.raises(PlasticityError, match="model: there is no folder of that name here, and there is no 'org/"):
         follow("org/none-such", f"--output_dir={tmp_path / 'none'}")
@@ -173,7 +173,7 @@ def test_two_runs_of_one_configuration_do_not_get_into_one_folder(hub, repo_id, 
 
 def test_what_is_not_a_run_is_not_waited_for(hub, repo_id, tmp_path):
     hub.create(repo_id, {"config.json": b"{}", "model.safetensors": b""})
-    with pytest.raises(PlasticityError, match=r"model: '.*' holds other files \(config.json\) and no run"):
+    with pytest.raises(PlasticityError, match=r"model: '.*' has other files \(config.json\) and no run"):
         follow(repo_id, f"--output_dir={tmp_path / 'mirror'}")
     with pytest.raises(PlasticityError, match="there is no folder of that name here, and there is no 'runs/none'"):
         follow("runs/none", f"--output_dir={tmp_path / 'none'}")

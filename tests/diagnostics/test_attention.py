@@ -191,7 +191,7 @@ def test_half_precision_models_are_measured_in_float32(gpt2):
 
 
 def test_min_context_beyond_the_sequence_is_an_error(gpt2):
-    with pytest.raises(PlasticityError, match="min_context: 30 keys; the longest sequence has 20"):
+    with pytest.raises(PlasticityError, match="min_context: 30 keys are more than the longest sequence has, 20"):
         diagnose(gpt2, torch.randint(64, (2, 20)), DiagnosticsConfig(min_context=30))
 
 

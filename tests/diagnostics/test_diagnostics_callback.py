@@ -4,8 +4,11 @@ import subprocess
 import sys
 from unittest import mock
 
+import numpy as np
 import pytest
 import torch
+from datasets import Dataset
+from peft import LoraConfig, PromptTuningConfig, get_peft_model
 from transformers import TrainerCallback
 
 from hf_plasticity import PlasticityError
@@ -13,6 +16,9 @@ from hf_plasticity.diagnostics import MEASURES, DiagnosticsCallback, Diagnostics
 from hf_plasticity.records import read_records
 from support.diagnosed_training import BLOCKS, outcome, same, train
 from support.launch import ROOT, SUPPORT
+from support.own_script import EVALUATION, own_training
+from support.tiny import tiny_model
+from support.trainers import assert_same, final_state
 
 
 UNITS = DiagnosticsConfig(measures=["dormant_units", "distance_from_initialization"])
@@ -55,16 +61,23 @@ def test_scalars_are_logged_and_details_recorded(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("every_steps", "expected"),
-    [(4, [0, 4, 6]), (6, [0, 6]), (100, [0, 6]), (lambda step: step in (1, 5), [0, 1, 5, 6])],
+    ("settings", "expected"),
+    [
+        ({"every": 4}, [0, 4, 6]),
+        ({"every": 6}, [0, 6]),
+        ({"every": 100}, [0, 6]),
+        ({"every": 4, "diagnose_at_end": False}, [0, 4]),
+        ({"every": 0.5}, [0, 3, 6]),
+        ({"every": 1, "unit": "tasks", "task_steps": 5}, [0, 5, 6]),
+    ],
 )
-def test_it_runs_at_step_zero_when_due_and_at_the_end(tmp_path, every_steps, expected):
-    train(tmp_path, diagnosed=True, config=UNITS, callback={"every_steps": every_steps})
+def test_it_runs_at_step_zero_when_due_and_at_the_end(tmp_path, settings, expected):
+    train(tmp_path, diagnosed=True, config=UNITS, callback=settings)
     assert [record["step"] for record in records(tmp_path)] == expected
 
 
 def test_position_counts_what_is_completed(tmp_path):
-    position = {"task_steps": 2, "tasks_per_cycle": 2, "tokens_per_step": 64, "every_steps": 2}
+    position = {"task_steps": 2, "tasks_per_cycle": 2, "tokens_per_step": 64, "every": 2}
     train(tmp_path, diagnosed=True, config=UNITS, callback=position)
     assert [(r["cycle"], r["task"], r["step"], r["tokens"]) for r in records(tmp_path)] == [
         (0, 0, 0, 0),
@@ -74,17 +87,19 @@ def test_position_counts_what_is_completed(tmp_path):
     ]
 
 
-def test_without_a_trainer_or_positions_records_are_written_and_nothing_logged(tmp_path):
-    class Callback(DiagnosticsCallback):
-        def __init__(self, *args, **kwargs):
-            super().__init__(*args, **kwargs)
-            self.trainer = None
-
-    with mock.patch("support.diagnosed_training.DiagnosticsCallback", Callback):
-        trainer = train(tmp_path, diagnosed=True, config=UNITS)
-    assert not any(key.startswith("diagnostics/") for entry in trainer.state.log_history for key in entry)
+def test_without_positions_records_have_none_and_values_are_logged(tmp_path):
+    trainer = train(tmp_path, diagnosed=True, config=UNITS)
+    logged = [entry for entry in trainer.state.log_history if "diagnostics/dormant_units" in entry]
     assert {(r["cycle"], r["task"], r["tokens"]) for r in records(tmp_path)} == {(None, None, None)}
-    assert len(records(tmp_path)) == 4
+    assert len(records(tmp_path)) == len(logged) == 4
+
+
+def test_a_new_training_in_a_used_folder_is_refused(tmp_path):
+    train(tmp_path, diagnosed=True, config=UNITS)
+    before = records(tmp_path)
+    with pytest.raises(PlasticityError, match=r"^output_dir: '.*' has diagnostics.jsonl of another training; resume"):
+        train(tmp_path, diagnosed=True, config=UNITS)
+    assert records(tmp_path) == before
 
 
 def test_a_resumed_run_ends_with_the_same_records_and_doubles_none(tmp_path):
@@ -114,7 +129,7 @@ def test_a_resumed_run_ends_with_the_same_records_and_doubles_none(tmp_path):
 
 
 def test_initial_weights_are_kept_only_when_asked_for(tmp_path):
-    train(tmp_path, diagnosed=True, config=None, callback={"every_steps": 6, "track_initialization": False})
+    train(tmp_path, diagnosed=True, config=None, callback={"every": 6, "track_initialization": False})
     assert not (tmp_path / "initial_weights.safetensors").exists()
     assert "distance_from_initialization" not in records(tmp_path)[-1]["measures"]
 
@@ -122,7 +137,7 @@ def test_initial_weights_are_kept_only_when_asked_for(tmp_path):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"every_steps": 0}, "every_steps: 0 is not a positive number"),
+        ({"every": 0}, "every: 0 is not a whole number of steps"),
         ({"task_steps": -1}, "task_steps: -1 is not a positive number"),
         ({"tasks_per_cycle": 8}, "tasks_per_cycle: 8 without task_steps"),
     ],
@@ -130,6 +145,39 @@ def test_initial_weights_are_kept_only_when_asked_for(tmp_path):
 def test_mistakes_are_named(settings, message):
     with pytest.raises(PlasticityError, match=message):
         DiagnosticsCallback(BLOCKS, **settings)
+
+
+def test_adapters_of_peft_are_part_of_the_model_and_training_goes_on_as_without(tmp_path):
+    def trained(folder, *callbacks):
+        model = get_peft_model(
+            tiny_model("llama"), LoraConfig(task_type="CAUSAL_LM", r=2, target_modules="all-linear")
+        )
+        return own_training(tmp_path / folder, *callbacks, model=model)
+
+    diagnosed = trained("with", DiagnosticsCallback(EVALUATION, every=9))
+    assert_same(final_state(diagnosed), final_state(trained("without")))
+    first, last = records(tmp_path / "with")
+    moved = [record["measures"]["distance_from_initialization"]["overall"] for record in (first, last)]
+    assert moved[0] == 0 and moved[1] > 0
+    assert "adapter" in last["not_measured"]["dormant_units"] and "attention_entropy" in last["measures"]
+
+
+def test_virtual_tokens_of_peft_are_refused_before_training(tmp_path):
+    model = get_peft_model(tiny_model("llama"), PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2))
+    with pytest.raises(PlasticityError, match="its PROMPT_TUNING adapter adds virtual tokens"):
+        own_training(tmp_path, DiagnosticsCallback(EVALUATION), model=model)
+    assert not (tmp_path / "diagnostics.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    "convert", [np.ndarray.tolist, lambda blocks: Dataset.from_dict({"input_ids": blocks.tolist()})]
+)
+def test_lists_and_datasets_are_the_same_text(tmp_path, convert):
+    for folder, blocks in (("array", EVALUATION), ("other", convert(EVALUATION))):
+        own_training(tmp_path / folder, DiagnosticsCallback(blocks, UNITS, every=9))
+    assert records(tmp_path / "array") == records(tmp_path / "other")
+    with pytest.raises(PlasticityError, match="blocks: 'list' does not hold token sequences of one length"):
+        DiagnosticsCallback([[1, 2], [1]])
 
 
 @pytest.mark.slow
@@ -153,5 +201,5 @@ def test_two_processes(script, tmp_path):
         timeout=400,
     )
     assert done.returncode == 0, done.stderr[-4000:]
-    if name == "support.diagnosed_training.py":
+    if name == "diagnosed_training.py":
         assert [record["step"] for record in records(tmp_path / "diagnosed")] == [0, 2, 4, 6]

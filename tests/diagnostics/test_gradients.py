@@ -133,7 +133,9 @@ def test_frozen_parameters_are_left_out_and_all_frozen_is_an_error(gpt2):
         parameter.requires_grad_("ln_f" in name)
     config = DiagnosticsConfig(measures=["gradient_norm"])
     assert diagnose(gpt2, torch.randint(64, (2, 8)), config)["gradient_norm"].per_layer == [0.0, 0.0]
-    with pytest.raises(PlasticityError, match="'gradient_activity' cannot be taken of this model: layers 0, 1: no gr"):
+    with pytest.raises(
+        PlasticityError, match="'gradient_activity' is not supported for this model: layers 0, 1: no gr"
+    ):
         diagnose(gpt2, torch.randint(64, (2, 8)), CONFIG)
     gpt2.requires_grad_(False)
     with pytest.raises(PlasticityError, match="all are frozen"):

@@ -146,10 +146,14 @@ def test_a_model_with_nan_weights_has_gaps_and_no_nan(gpt2):
 @pytest.mark.parametrize(
     ("blocks", "settings", "message"),
     [
-        (torch.zeros(4, dtype=torch.long), {}, "blocks: shape"),
+        (torch.zeros(4, dtype=torch.long), {}, "blocks: an array of shape"),
         (torch.zeros(2, 1, dtype=torch.long), {}, "blocks: shape"),
-        (torch.zeros(2, 65, dtype=torch.long), {}, "sequences of 65 tokens; the model's context is 64"),
-        (torch.full((2, 4), 64), {}, "token ids from 64 to 64; the model knows 0 to 63"),
+        (
+            torch.zeros(2, 65, dtype=torch.long),
+            {},
+            "sequences of 65 tokens are longer than the context of the model, 64",
+        ),
+        (torch.full((2, 4), 64), {}, "token ids from 64 to 64; the vocabulary of the model is 0 to 63"),
         (torch.zeros(2, 4, dtype=torch.long), {"measures": ["dormant"]}, "'dormant' is not a measure; choose from"),
         (torch.zeros(2, 4, dtype=torch.long), {"measures": "dormant_units"}, "is a string"),
         (torch.zeros(2, 4, dtype=torch.long), {"batch_size": 0}, "batch_size: 0"),

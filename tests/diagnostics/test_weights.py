@@ -83,7 +83,7 @@ def test_drift_without_a_reference_is_left_out_by_default_and_an_error_by_name(t
     diagnosis = diagnose(model, BLOCKS)
     assert "distance_from_initialization" not in diagnosis.measures
     config = DiagnosticsConfig(measures=["distance_from_initialization"])
-    with pytest.raises(PlasticityError, match="'distance_from_initialization' needs a reference"):
+    with pytest.raises(PlasticityError, match="'distance_from_initialization' requires a reference"):
         diagnose(model, BLOCKS, config)
     with pytest.raises(PlasticityError, match="does not exist"):
         diagnose(model, BLOCKS, config, reference=tmp_path / "nowhere.safetensors")

@@ -62,12 +62,12 @@ def checked(monkeypatch):
     monkeypatch.setattr(cli, "_ladder", ladder)
     for name in ("_plan", "_prepare"):
         monkeypatch.setattr(cli, name, lambda options: parse_planned_study(options.settings) and None)
-    for name in ("_report", "_push"):
+    for name in ("_report", "_push", "_compare"):
         monkeypatch.setattr(cli, name, lambda options: None)
     return cli.main
 
 
-@pytest.mark.parametrize("command", commands())
+@pytest.mark.parametrize("command", list(commands()))
 def test_a_command_of_the_documentation_is_one_that_exists(command, checked, monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
     words = shlex.split(command, comments=True)
@@ -86,10 +86,13 @@ def test_a_command_of_the_documentation_is_one_that_exists(command, checked, mon
             known = (ROOT / "hf_plasticity" / "benchmark" / "command.py").read_text(encoding="utf-8")
             flags = [argument.split("=")[0] for argument in arguments if argument.startswith("--")]
             assert flags and all(f'"{flag}"' in known for flag in flags)
+    elif words[0] == "python" and words[1].startswith("tests/"):
+        assert (ROOT / words[1]).is_file()
     else:
         # Setting up: `.ci/run` does it with the same words.
         setup = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
-        assert words[0] in ("ruff", "mypy", "pytest") or set(words) <= {*shlex.split(setup, comments=True), "."}
+        tools = ("ruff", "mypy", "pytest", "git")
+        assert words[0] in tools or set(words) <= {*shlex.split(setup, comments=True), "."}
 
 
 def test_the_script_of_the_readme_runs_as_printed_and_its_run_loads(tmp_path, monkeypatch):

@@ -23,14 +23,17 @@ FLAGS = [*TINY, "--disable_tqdm=true", "--use_cpu"]
         ("--task_steps -5", "task_steps: -5 is not a positive number"),
         ("--schedule rotate", "schedule: 'rotate' is neither one of rotation, stationary, gradual nor a list"),
         ("--schedule syn1,xx", "schedule: 'syn1,xx' is neither"),
-        ("--languages syn1 syn9", "probe_language: 'syn9' is among the training languages; it has to be held out"),
+        (
+            "--languages syn1 syn9",
+            "probe_language: 'syn9' is a training language too; the probe language must be held out",
+        ),
         ("--languages syn1 syn1", "languages: 'syn1 syn1' names a language twice"),
         ("--lr_scheduler_type waves", "lr_scheduler_type: 'waves' is unknown; choose one of linear"),
         ("--warmup_steps 99", "warmup_steps: 99 is not between 0 and the 80 steps"),
         ("--learning_rate -1", "learning_rate: -1.0 is not a positive number"),
         (
             "--config missing.yaml",
-            "config: 'missing.yaml' is neither a file nor an installed configuration (micro, paper, scaled)",
+            "config: 'missing.yaml' is neither a file nor an installed configuration (micro, paper, permuted, scaled)",
         ),
     ],
 )

@@ -53,7 +53,7 @@ def test_the_same_command_on_a_complete_run_reports_it_and_writes_nothing(finish
     folder, _ = finished
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
     process = launch(*TINY, f"--output_dir={folder}")
-    assert process.returncode == 0 and "is complete. To extend it, give it more cycles." in process.stdout
+    assert process.returncode == 0 and "is complete. To extend the run, increase --cycles." in process.stdout
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()} == before
 
 

@@ -4,38 +4,38 @@ import random
 import re
 import signal
 import subprocess
-import time
 from pathlib import Path
 
 import pytest
 
 from hf_plasticity.records import PROBES_FILE, checkpoints, is_complete, read_records
 from hf_plasticity.trainer import last_complete_checkpoint
-from support.launch import CONTINUAL, KILLED, TINY, error_line, launch, launch_killed, start
-from support.runs import assert_same_run
+from support.launch import CONTINUAL, KILLED, TINY, error_line, launch, launch_killed, start, wait_until_stopped
+from support.runs import assert_same_run, recorded
 
 
 # What a run of TINY still has ahead of it at its start: how often each event comes.
 EVENTS = {
-    "task": 16, "probe": 12, "checkpoint": 4, "marker": 4, "cycle": 3, "record": 3, "recorded": 3, "final": 1,
+    "task": 16, "probe": 12, "checkpoint": 4, "marker": 4, "cycle": 3, "record": 3, "recorded": 3, "rotate": 2,
+    "final": 1, "report": 1,
 }  # fmt: skip
 
 
-def finish(folder, **how):
-    process = launch(*TINY, f"--output_dir={folder}", **how)
+def finish(folder, flags=(), **how):
+    process = launch(*TINY, *flags, f"--output_dir={folder}", **how)
     assert process.returncode == 0, process.stderr[-3000:]
 
 
-def kill_again_and_again(folder, events, **how):
+def kill_again_and_again(folder, events, flags=(), **how):
     """Start the same command until it is finished; each start dies at its event, if it still comes to it."""
     deaths = 0
     for event in events:
-        process = launch(event, CONTINUAL, *TINY, f"--output_dir={folder}", script=KILLED, **how)
+        process = launch(event, CONTINUAL, *TINY, *flags, f"--output_dir={folder}", script=KILLED, **how)
         if "was not killed" in process.stderr:
             return deaths
         assert process.returncode == -signal.SIGKILL, process.stderr[-3000:]
         deaths += 1
-    finish(folder, **how)
+    finish(folder, flags, **how)
     return deaths
 
 
@@ -64,6 +64,25 @@ def test_a_run_killed_at_random_points_ends_the_same(finished, tmp_path):
         if deaths >= 20:
             break
     assert deaths >= 20
+
+
+MITIGATED = {
+    "redo": '{"threshold": 0.6, "every": 3, "window": 2}',
+    "cbp": '{"replacement_rate": 0.5, "maturity": 2}',
+    "l2_init": "{}",
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MITIGATED)
+def test_a_mitigated_run_killed_again_and_again_ends_the_same(tmp_path, name):
+    flags = [f"--mitigation={name}", f"--mitigation_args={MITIGATED[name]}", "--diagnose=true"]
+    flags.append("--diagnostics_sequences=4")
+    finish(tmp_path / "whole", flags, direct=True)
+    assert recorded(tmp_path / "whole")[4], "it acts"
+    events = ["mitigation:2", "marker:1", "task:6", "rotate:1", "probe:3", "report:1"]
+    assert kill_again_and_again(tmp_path / "cut", events, flags, direct=True) == len(events)
+    assert_same_run(tmp_path / "whole", tmp_path / "cut")
 
 
 def test_signals_end_a_run_with_a_checkpoint_and_the_same_command_goes_on(finished, tmp_path):
@@ -96,10 +115,7 @@ def test_a_second_process_in_the_same_folder_is_refused(finished, tmp_path):
     command = [*TINY, f"--output_dir={tmp_path}"]
     first = start("task:3", CONTINUAL, *command, script=KILLED, direct=True, SIGNALS="SIGSTOP")
     try:
-        stat = Path(f"/proc/{first.pid}/stat")
-        while stat.read_text().rsplit(")", 1)[1].split()[0] != "T":
-            assert first.poll() is None
-            time.sleep(0.1)
+        wait_until_stopped(first)
         second = launch(*command, direct=True)
         assert second.returncode == 2
         assert error_line(second) == (

@@ -6,6 +6,7 @@ sharding, precision's companions, adaptation of the probe, interruption. Rows of
 run; what is computed on one process in the same micro-batches is compared to the bit, everything else within rounding.
 """
 
+import json
 import signal
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +15,7 @@ import pytest
 import torch
 
 from hf_plasticity.records import read_run
-from support.launch import ACCELERATE, CONTINUAL, FSDP2_ON_CPU, KILLED, TINY, launch, start
+from support.launch import ACCELERATE, CONTINUAL, FSDP2_ON_CPU, KILLED, SUPPORT, TINY, launch, start
 from support.runs import recorded, weights
 
 
@@ -29,7 +30,7 @@ class Row:
     flags: list[str] = field(default_factory=list)
     processes: int = 1
     precision: str = "fp32"
-    # Events at which it dies, and the number of processes that it goes on with after each.
+    # Events at which it is killed, and the number of processes that it resumes with after each.
     killed: list[tuple[str, int]] = field(default_factory=list)
     sharded: bool = False
     nodes: int = 1
@@ -56,8 +57,8 @@ ROWS = [
     Row("FSDP2, two micro-batches", ["--per_device_train_batch_size=1"], processes=2, sharded=True),
     Row("killed in a task", killed=[("task:7", 1)], exact=True),
     Row("killed in a probe, then in a checkpoint", killed=[("probe:6", 1), ("checkpoint:1", 1)], exact=True),
-    Row("killed, goes on on two processes", killed=[("task:7", 2)]),
-    Row("two processes, killed, goes on on one", processes=2, killed=[("task:7", 1)]),
+    Row("killed, resumed on two processes", killed=[("task:7", 2)]),
+    Row("two processes, killed, resumed on one", processes=2, killed=[("task:7", 1)]),
     Row("FSDP2, killed in a task", processes=2, sharded=True, killed=[("task:7", 2)]),
     Row("loaded by workers", ["--dataloader_num_workers=2"], exact=True),
     Row("saved at every third step", ["--save_steps=3"], killed=[("task:11", 1)], exact=True),
@@ -124,8 +125,8 @@ def test_one_trajectory(canonical, tmp_path, row):
     run(row, folder)
     assert len(losses(folder)) == 16
     if row.exact:
-        probes, forgetting, log = recorded(folder)
-        expected_probes, expected_forgetting, expected_log = recorded(reference)
+        probes, forgetting, log, *_ = recorded(folder)
+        expected_probes, expected_forgetting, expected_log, *_ = recorded(reference)
         training = [entry for entry in log if "probe/auc" not in entry]
         assert training == [entry for entry in expected_log if "probe/auc" not in entry]
         assert forgetting == expected_forgetting
@@ -153,3 +154,21 @@ def test_the_table_can_tell_runs_apart(canonical, tmp_path):
     """Another seed is another trajectory."""
     run(Row("another seed", ["--seed=7"]), tmp_path / "run")
     assert losses(tmp_path / "run") != pytest.approx(losses(canonical("fp32")), rel=1e-2)
+
+
+def test_the_trajectory_is_the_recorded_one(canonical):
+    """
+    A change that moves the numbers, of this package or of a library, shows here. If it is meant to, write the new
+    numbers to `reference_trajectory.json` and say why in the commit message.
+    """
+    folder = canonical("fp32")
+    probes = read_run(folder).probes
+    trajectory = {
+        "losses": losses(folder),
+        "aucs": [probe["auc"] for probe in probes],
+        "final_probe_losses": [probe["final_loss"] for probe in probes],
+    }
+    recorded = json.loads((SUPPORT / "reference_trajectory.json").read_text(encoding="utf-8"))
+    assert trajectory.keys() == recorded.keys()
+    for name, numbers in trajectory.items():
+        assert numbers == pytest.approx(recorded[name], rel=1e-5), f"new trajectory: {json.dumps(trajectory)}"

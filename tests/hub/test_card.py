@@ -1,4 +1,4 @@
-"""The model card of a run: all of it, word by word, and what the Hub reads of it."""
+"""The model card of a run: its complete text, and the metadata that the Hub reads."""
 
 from pathlib import Path
 
@@ -75,16 +75,16 @@ model-index:
 
 # plasticity-5m
 
-5M model with 4,932,480 non-embedding parameters, trained for 3 cycles (30B tokens) on 2 languages in rotation. Probed 4 times on Vietnamese. No onset of plasticity loss can be stated: the noise is not known from fewer than five probes of the trained model. AUC was lowest after cycle 2 (34,300). After cycle 3, the last probe, it was 35,875: 4.6% above the lowest and 2.5% above cycle 1.
+5M model with 4,932,480 non-embedding parameters, trained for 3 cycles (30B tokens) on 2 languages in rotation. Probed 4 times on Vietnamese. No onset of plasticity loss can be stated: 3 probes of 1 seed cannot tell a rise from noise, which requires 8 probes of one seed, or 3 of each of several. AUC was lowest after cycle 2 (34,300). After cycle 3, the last probe, it was 35,875: 4.6% above the lowest and 2.5% above cycle 1.
 
-This repository holds one run of a study of **loss of plasticity**: whether a language model that is trained for long
-learns a new language more slowly than it once did. The model starts from random weights.
-At fixed points a copy of it is trained on a language that it never otherwise sees: how fast the copy's loss falls is
-the measurement. The copy is then thrown away.
+This repository has one run of a study of **loss of plasticity**: does a language model that has been trained for a long
+time learn a new language more slowly than it once did? The model was trained from random weights.
+At fixed points, a copy of the model is trained on a held-out language. How fast its validation loss falls is the
+measurement. The copy is then discarded.
 
 ## How to load it
 
-The model at the end of the run is on `main`:
+The final model is on `main`:
 
 ```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -93,7 +93,7 @@ model = AutoModelForCausalLM.from_pretrained("org/plasticity-5m")
 tokenizer = AutoTokenizer.from_pretrained("org/plasticity-5m")
 ```
 
-The model as it was at each probe is on a branch of its own, `cycle-000` being the untrained one:
+Each probed model has a branch of its own (`cycle-000` is the untrained model):
 
 ```python
 model = AutoModelForCausalLM.from_pretrained("org/plasticity-5m", revision="cycle-003")
@@ -101,7 +101,7 @@ model = AutoModelForCausalLM.from_pretrained("org/plasticity-5m", revision="cycl
 
 Revisions (also in `revisions.txt`): `cycle-000`, `cycle-001`, `cycle-002`, `cycle-003`.
 
-All records of the run, with `hf-plasticity` or without:
+The records of the run load with `hf-plasticity` or with `datasets`:
 
 ```python
 from hf_plasticity import load_run
@@ -119,8 +119,8 @@ load_dataset("parquet", data_files="hf://org/plasticity-5m/records/probes.parque
 ## Results
 
 Probes on Vietnamese (full adaptation). AUC is the area under the probe's validation-loss
-curve over its steps, in nats · steps per token: lower is faster learning. ΔAUC is its change against the reference;
-where it rises, plasticity is being lost.
+curve over its steps, in nats · steps per token. Lower is faster learning. ΔAUC is the change against the first probe of a
+trained model. It rises when plasticity is lost.
 
 | Cycle | Tokens | Start loss | Final loss | AUC | ΔAUC | Bits per byte |
 |---|---|---|---|---|---|---|
@@ -145,22 +145,22 @@ where it rises, plasticity is being lost.
 | Optimizer | AdamW, peak learning rate 0.003, β = (0.9, 0.95), weight decay 0.1 |
 | Learning rate | `cosine` with 100 warmup steps, in every task instance |
 | Probe | 9,537 steps, peak learning rate 0.003, loss on 1,280 validation sequences every 95 steps |
-| Repeated text | none: every task instance sees fresh text |
+| Repeated text | none: every task instance has fresh text |
 | Seed | 1 |
 | Hardware | 8 x NVIDIA H100 80GB HBM3, bf16 |
 | Software | hf-plasticity 0.1.0, torch 2.13.0 |
 
-`config.yaml` has every setting; passed as `--config` to `recipes/continual.py`, it gives the run again.
+`config.yaml` has every setting. `hf-plasticity train --config config.yaml` repeats the run.
 
 ## Limitations
 
-These are research checkpoints for the study of how networks learn, not models for use: they are small, and neither
-instructed nor made safe. What they write can be wrong, biased or offensive. A learning curve depends on the probe's
-settings, so AUCs are to be compared only where those are equal.
+These checkpoints are for research on how networks learn. They are not models for use: they are small, not instruction
+tuned and not aligned, and their output can be wrong, biased or offensive. Learning curves depend on the settings of the
+probe, so compare AUCs only between probes with equal settings.
 
 ## Citation
 
-The study that this run follows:
+This run follows this study:
 
 ```bibtex
 @article{hernandezgarcia2026plasticity,
@@ -172,7 +172,7 @@ The study that this run follows:
 }
 ```
 
-## Licence
+## License
 
 Apache 2.0.
 """  # noqa: E501
@@ -197,9 +197,9 @@ def test_the_hub_reads_the_results_off_the_card():
     assert data.model_name == "plasticity-5m"
 
 
-def test_a_run_that_has_only_begun_has_a_card_that_says_so():
+def test_the_card_of_an_unfinished_run_says_so():
     card = render_card(make_run([]), "org/name", [], finished=False, figure=False)
-    assert "The run goes on; `main` will hold its final model." in card
+    assert "The run is in progress. `main` will have its final model." in card
     assert "No probe has been recorded yet." in card
     for absent in ("None", "model-index", "revision=", "delta_auc.png", "NaN"):
         assert absent not in card
@@ -207,11 +207,11 @@ def test_a_run_that_has_only_begun_has_a_card_that_says_so():
 
 def test_a_run_without_probes_does_not_speak_of_a_copy():
     card = render_card(make_run([], no_probe=True), "org/name", [], finished=True, figure=False)
-    assert "It was not probed along the way." in card and "No probe has been recorded." in card
+    assert "The run has no probes." in card and "No probe has been recorded." in card
     assert "| Probe |" not in card and "copy" not in card
 
 
-def test_synthetic_languages_are_never_given_out_for_natural_ones():
+def test_synthetic_languages_are_never_called_natural():
     run = make_run([probe(1, 1.0, language="vi")], source="synthetic", languages=["en"], tokenizer="byte")
     card = render_card(run, "org/name", [], finished=True, figure=False)
     assert ModelCard(card).data.language is None and ModelCard(card).data.datasets is None
@@ -228,6 +228,6 @@ def test_the_datasets_of_a_run_are_named(dataset, datasets):
     assert ModelCard(card).data.datasets == datasets
 
 
-def test_the_folder_of_cards_holds_the_template_that_is_used():
+def test_the_folder_of_cards_links_to_the_one_template():
     template = Path(hf_plasticity.hub.__file__).with_name("card.md.jinja")
-    assert (ROOT / "model_cards" / "run.md.jinja").read_text() == template.read_text()
+    assert (ROOT / "model_cards" / "run.md.jinja").resolve() == template.resolve()

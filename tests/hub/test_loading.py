@@ -85,11 +85,11 @@ def test_a_probed_checkpoint_is_the_model_of_its_cycle(run_folder, on_the_hub, c
         assert tokenizer("chào")["input_ids"] == list("chào".encode())
 
 
-def test_what_is_not_there_is_said_in_a_line(hub, run_folder, on_the_hub, tmp_path):
+def test_what_does_not_exist_is_an_error_on_one_line(hub, run_folder, on_the_hub, tmp_path):
     hub.create(f"{on_the_hub}-empty")
     for mistake, message in {
         lambda: load_run("org/no-such-run"): r"^run: there is no folder .*, and there is no 'org/no-such-run'",
-        lambda: load_run(f"{on_the_hub}-empty"): "holds neither a configuration nor a probe",
+        lambda: load_run(f"{on_the_hub}-empty"): "has neither a configuration nor a probe",
         lambda: load_run(on_the_hub, revision="v2"): "has no such revision",
         lambda: load_run(run_folder, revision="v2"): "revision: 'v2' cannot be chosen in the folder",
         lambda: load_run(tmp_path / "nowhere"): "does not exist",
@@ -101,7 +101,7 @@ def test_what_is_not_there_is_said_in_a_line(hub, run_folder, on_the_hub, tmp_pa
         assert "\n" not in str(caught.value)
 
 
-def test_a_hub_that_is_gone_is_said_in_a_line(hub, repo_id):
+def test_an_unreachable_hub_is_an_error_on_one_line(hub, repo_id):
     hub.stop()
     try:
         with pytest.raises(PlasticityError, match=f"the Hub cannot be reached for '{repo_id}'"):
@@ -114,7 +114,7 @@ def test_a_report_is_made_of_a_run_on_the_hub(on_the_hub, tmp_path, capsys):
     assert main(["report", on_the_hub, "-o", str(tmp_path / "report.html")]) == 0
     assert on_the_hub in (tmp_path / "report.html").read_text()
     assert main(["report", on_the_hub]) == 2
-    assert f"output: '{on_the_hub}' is on the Hub; say where its report goes with -o FILE" in capsys.readouterr().err
+    assert f"output: missing; '{on_the_hub}' is on the Hub, name the page with -o FILE" in capsys.readouterr().err
 
 
 def test_the_records_of_a_pushed_run_load_as_a_dataset(hub, repo_id, run_folder):

@@ -98,7 +98,7 @@ def test_a_run_is_on_the_hub_cycle_by_cycle_and_pushing_again_changes_nothing(hu
     assert_all_there_once(hub, repo_id, run_folder)
 
 
-def test_what_vanished_from_the_hub_is_sent_again(hub, repo_id, run_folder):
+def test_what_was_deleted_on_the_hub_is_uploaded_again(hub, repo_id, run_folder):
     repository = open_repository(run_folder, repo_id)
     push_run(run_folder, repository)
     del hub.repositories[repo_id].branches["cycle-001"]
@@ -117,8 +117,8 @@ def test_a_cycle_is_pushed_only_once_its_probe_is_recorded(hub, repo_id, run_fol
     push_run(run_folder, repository)
     assert set(hub.repositories[repo_id].branches) == {"main", "cycle-000", "cycle-001"}
     files = hub.files(repo_id)
-    assert not set(files) & MODEL, "the run goes on"
-    assert "The run goes on; `main` will hold its final model." in files["README.md"].decode()
+    assert not set(files) & MODEL, "the run is not finished"
+    assert "The run is in progress. `main` will have its final model." in files["README.md"].decode()
 
 
 def test_main_does_not_call_a_run_finished_that_was_not_when_its_cycles_were_sent(
@@ -128,7 +128,7 @@ def test_main_does_not_call_a_run_finished_that_was_not_when_its_cycles_were_sen
     late = [(run_folder / name, run_folder.parent / name) for name in ("cycle-002", "trainer_state.json")]
     for there, aside in late:
         there.rename(aside)
-    look = push.saved_cycles
+    look = push.saved_checkpoints
 
     def and_then_the_run_is_finished(folder):
         seen = look(folder)
@@ -136,19 +136,19 @@ def test_main_does_not_call_a_run_finished_that_was_not_when_its_cycles_were_sen
             aside.rename(there)
         return seen
 
-    monkeypatch.setattr(push, "saved_cycles", and_then_the_run_is_finished)
+    monkeypatch.setattr(push, "saved_checkpoints", and_then_the_run_is_finished)
     repository = open_repository(run_folder, repo_id)
     push_run(run_folder, repository)
     assert "cycle-002" not in hub.repositories[repo_id].branches
     files = hub.files(repo_id)
     assert "model.safetensors" not in files and "global_step" not in json.loads(files["trainer_state.json"])
-    monkeypatch.setattr(push, "saved_cycles", look)
+    monkeypatch.setattr(push, "saved_checkpoints", look)
     push_run(run_folder, repository)
     assert_all_there_once(hub, repo_id, run_folder)
 
 
 @pytest.mark.parametrize("fault", [{"status": 503}, {"reset": "before"}, {"reset": "after"}, {"truncate": True}])
-def test_every_request_may_fail_or_lose_its_answer_and_all_is_there_once(hub, repo_id, run_folder, fault):
+def test_every_request_may_fail_and_everything_is_uploaded_once(hub, repo_id, run_folder, fault):
     for request in (
         "GET /api/whoami", "POST /api/repos/create", "GET .*/auth-check", "GET .*/refs", "GET .*/commits/",
         "POST .*/branch/cycle-001", "GET .*/tree/", "POST .*/preupload/", "POST .*lfs/objects/batch", "PUT /lfs/",
@@ -180,21 +180,21 @@ def test_nothing_pushed_names_a_folder_of_this_machine_or_holds_a_token(hub, rep
 
 
 REFUSALS = {
-    "no token": (None, {}, r"pushing to '{}' takes a token: log in with `hf auth login`, or set HF_TOKEN"),
-    "unknown token": ("hf_unknown", {}, r"the Hub does not know the token \(status 401\): log in with"),
-    "no right": (READER_TOKEN, {}, r"the token may not write to '{}' \(status 403\): use another"),
-    "other things": (OWNER_TOKEN, {"model.bin": b"x"}, r"'{}' holds other things \(model.bin\) and no run; choose"),
-    "a config.yaml of something else": (OWNER_TOKEN, {"config.yaml": b"- seed"}, r"'{}' holds other things \(config"),
+    "no token": (None, {}, r"uploading to '{}' requires a token: log in with `hf auth login`, or set HF_TOKEN"),
+    "unknown token": ("hf_unknown", {}, r"the token is not valid \(status 401\): log in with"),
+    "no right": (READER_TOKEN, {}, r"the token has no write access to '{}' \(status 403\): use another"),
+    "other things": (OWNER_TOKEN, {"model.bin": b"x"}, r"'{}' has other files \(model.bin\) and no run; choose"),
+    "a config.yaml of something else": (OWNER_TOKEN, {"config.yaml": b"- seed"}, r"'{}' has other files \(config"),
     "another run": (
         OWNER_TOKEN,
         {"config.yaml": b"schedule: rotation\nseed: 5\n"},
-        r"'{}' holds another run \(.*seed is 5 there and 42 here.*\); choose another name",
+        r"'{}' belongs to another run \(.*seed is 5 there and 42 here.*\); choose another name",
     ),
 }
 
 
 @pytest.mark.parametrize("case", REFUSALS)
-def test_what_the_hub_will_not_have_is_said_before_anything_is_trained(hub, repo_id, tmp_path, monkeypatch, case):
+def test_a_rejection_by_the_hub_is_an_error_before_training(hub, repo_id, tmp_path, monkeypatch, case):
     token, files, message = REFUSALS[case]
     monkeypatch.delenv("HF_TOKEN")
     if token is not None:
@@ -213,11 +213,14 @@ def test_another_run_of_the_same_configuration_is_refused_too(hub, repo_id, fini
         shutil.copytree(finished, tmp_path / name)
     assert main(["push", str(tmp_path / "one"), "--hub_model_id", repo_id]) == 0
     assert main(["push", str(tmp_path / "two"), "--hub_model_id", repo_id]) == 2
-    assert f"'{repo_id}' holds another run (of the same configuration); choose another name" in capsys.readouterr().err
+    assert (
+        f"'{repo_id}' belongs to another run (of the same configuration); choose another name"
+        in capsys.readouterr().err
+    )
     assert_all_there_once(hub, repo_id, tmp_path / "one")
 
 
-def test_a_damaged_account_is_said_with_what_mends_it(hub, repo_id, run_folder, capsys):
+def test_a_damaged_upload_state_is_an_error_that_names_its_repair(hub, repo_id, run_folder, capsys):
     command = ["push", str(run_folder), "--hub_model_id", repo_id]
     assert main(command) == 0
     (run_folder / "hub.json").write_text('{"run_id": "01')
@@ -229,15 +232,15 @@ def test_a_damaged_account_is_said_with_what_mends_it(hub, repo_id, run_folder, 
     assert_all_there_once(hub, repo_id, run_folder)
 
 
-def test_a_name_that_cannot_be_and_a_folder_that_is_no_run_are_said_in_a_line(run_folder, tmp_path, capsys):
+def test_invalid_names_and_folders_are_errors_on_one_line(run_folder, tmp_path, capsys):
     assert main(["push", str(run_folder), "--hub_model_id", "a b/c"]) == 2
     assert main(["push", str(tmp_path)]) == 2
-    first, second = capsys.readouterr().err.splitlines()
+    first, second = filter(None, capsys.readouterr().err.splitlines())
     assert "'a b/c' is neither a folder nor the name of a repository" in first
-    assert "has no config.yaml: it is not a run that can be pushed" in second
+    assert "has no config.yaml: it is not the folder of a run" in second
 
 
-def test_training_with_a_hub_that_answers_pushes_as_it_goes(hub, repo_id, finished, tmp_path, monkeypatch):
+def test_a_run_is_uploaded_while_it_trains(hub, repo_id, finished, tmp_path, monkeypatch):
     steps, original = itertools.count(1), torch.optim.AdamW.step
 
     def step(self, *arguments, **options):
@@ -264,7 +267,7 @@ def assert_same_weights(one, other):
 
 
 @pytest.mark.parametrize("how", ["gone", "hanging", "failing", "slow"])
-def test_a_hub_in_trouble_costs_no_step_and_gets_the_rest_later(
+def test_a_failing_hub_delays_no_step_and_gets_the_rest_later(
     hub, repo_id, finished, tmp_path, monkeypatch, caplog, how
 ):
     folder = tmp_path / "run"
@@ -298,7 +301,7 @@ def wait_for_pushers():
             thread.join()
 
 
-def test_a_request_without_an_answer_ends(hub, repo_id, run_folder, monkeypatch):
+def test_a_request_without_a_response_times_out(hub, repo_id, run_folder, monkeypatch):
     monkeypatch.setattr(repository, "TIMEOUT", 0.3)
     hub.fail("GET .*/refs", hang=True)
     hub.fail("POST .*/commit/cycle-001", hang=True)
@@ -311,13 +314,13 @@ def test_a_request_without_an_answer_ends(hub, repo_id, run_folder, monkeypatch)
     assert_all_there_once(hub, repo_id, run_folder)
 
 
-def test_what_could_not_be_sent_is_named_with_the_command_that_sends_it(hub, repo_id, run_folder, capsys):
+def test_a_failed_upload_is_reported_with_the_command_that_completes_it(hub, repo_id, run_folder, capsys):
     hub.fail("POST .*/commit/cycle-001", status=507, times=10**6)
     assert main(["push", str(run_folder), "--hub_model_id", repo_id]) == 2
     error = capsys.readouterr().err.splitlines()[-1]
     assert error == (
-        f"hf-plasticity: error: '{run_folder}' could not be pushed to '{repo_id}': the Hub answers with status 507: "
-        "made to fail; what is missing there is sent when this is run again"
+        f"hf-plasticity: error: '{run_folder}' could not be uploaded to '{repo_id}': the Hub returned status 507: "
+        "made to fail; the same command uploads the rest"
     )
     assert set(hub.repositories[repo_id].branches) == {"main", "cycle-000", "cycle-001"}
 
@@ -376,11 +379,11 @@ def test_a_run_killed_while_pushing_ends_with_every_branch_once(hub, repo_id, tm
     assert OWNER_TOKEN not in killed.stdout + killed.stderr + process.stdout + process.stderr
 
 
-def test_the_command_says_in_a_line_that_the_hub_will_not_have_it(hub, repo_id, tmp_path):
+def test_the_command_reports_a_rejection_by_the_hub_on_one_line(hub, repo_id, tmp_path):
     hub.create(repo_id, {"model.bin": b"x"})
     process = launch(*TINY, "--push_to_hub", f"--hub_model_id={repo_id}", f"--output_dir={tmp_path}", options=["-q"])
     assert process.returncode != 0 and "Traceback" not in process.stderr
-    assert error_line(process).startswith(f"hub_model_id: '{repo_id}' holds other things (model.bin) and no run")
+    assert error_line(process).startswith(f"hub_model_id: '{repo_id}' has other files (model.bin) and no run")
 
 
 def test_a_model_loads_from_the_hub_with_no_package_of_ours(hub, repo_id, run_folder, tmp_path):

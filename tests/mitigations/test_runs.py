@@ -11,7 +11,7 @@ from hf_plasticity.mitigations import MITIGATIONS
 from hf_plasticity.mitigations.callback import STATE_FILE
 from hf_plasticity.records import MITIGATIONS_FILE, PROBES_FILE, read_records
 from hf_plasticity.trainer import ContinualConfig
-from support.mitigations import CASES, settings_of
+from support.mitigations import CASES, assert_close_events, settings_of
 from support.trainers import StopAt, assert_same, final_state, make_trainer, stop_at
 
 
@@ -49,7 +49,13 @@ def test_a_run_with_a_mitigation_is_exact(tmp_path, cache, plain, name):
     # It acts, and says so.
     assert not all(torch.equal(one, plain["weights"][key]) for key, one in expected["weights"].items())
     events = read_records(tmp_path / "whole" / MITIGATIONS_FILE)
-    assert events and all(event["mitigation"] == name and event["touched"] for event in events)
+    *acts, end = events
+    assert acts and all(event["mitigation"] == name and event["touched"] for event in acts)
+    assert (end["event"], end["step"]) == ("end", 24) and end["total"] > 0 and end["state_bytes"] >= 0
+    # What happens once in a while has the loss on the batch of its step, before and after.
+    measured = [event for event in acts if event["event"] != "summary"]
+    assert all(event["loss_before"] != event["loss_after"] for event in measured)
+    assert all("loss_before" not in event for event in acts if event["event"] == "summary")
     assert all(event["task"] == event["step"] // 4 and event["cycle"] == event["step"] // 12 for event in events)
 
     # Probes are invisible to it.
@@ -73,13 +79,15 @@ def test_several_mitigations_act_in_their_order(tmp_path, cache):
     assert [one.name for one in trainer.mitigations.mitigations] == list(both)
     events = read_records(tmp_path / MITIGATIONS_FILE)
     assert [event["mitigation"] for event in events[:2]] == list(both)
-    assert len(events) == 12 and {event["step"] for event in events} == {4, 8, 12, 16, 20, 24}
+    assert [event["event"] for event in events[12:]] == ["end", "end"]
+    assert {event["step"] for event in events[:12]} == {4, 8, 12, 16, 20, 24}
 
 
 def test_a_summary_counts_one_task_instance(tmp_path, cache):
     trainer = run(tmp_path, cache, no_probe=True, **settings_of("l2_init"))
     number = sum(parameter.numel() for parameter in trainer.model.parameters())
-    events = read_records(tmp_path / MITIGATIONS_FILE)
+    *events, end = read_records(tmp_path / MITIGATIONS_FILE)
+    assert end["total"] == 24 * number
     assert [event["touched"] for event in events] == [{"parameters": 4 * number}] * 6
     assert [event["since_step"] for event in events] == [0, 4, 8, 12, 16, 20]
 
@@ -90,8 +98,12 @@ def test_a_mitigation_that_does_nothing_says_so(tmp_path, cache, plain, caplog):
         trainer = run(tmp_path, cache, no_probe=True, **settings)
     assert_same(final_state(trainer), dict(plain))
     assert read_records(tmp_path / MITIGATIONS_FILE) == [
-        {"cycle": 2, "task": 6, "step": 24, "tokens": 2304, "mitigation": "redo", "event": "nothing", "touched": {}}
-    ]
+        {
+            "cycle": 2, "task": 6, "step": 24, "tokens": 2304, "mitigation": "redo", "event": "nothing", "touched": {},
+            "total": 0, "state_bytes": trainer.mitigations.mitigations[0].state_bytes(),
+        }
+    ]  # fmt: skip
+    assert "changed nothing in 24 steps" in caplog.text
 
 
 @pytest.mark.parametrize("name", ["redo", "cbp", "grama", "head_reset", "swr"])
@@ -101,8 +113,7 @@ def test_accumulation_and_gradient_checkpointing_change_only_the_rounding(tmp_pa
     cut = run(tmp_path / "cut", cache, per_device_train_batch_size=2, gradient_checkpointing=True, **settings)
     for one, other in zip(final_state(whole)["log"], final_state(cut)["log"]):
         assert one["loss"] == pytest.approx(other["loss"], rel=1e-5)
-    events = [read_records(tmp_path / folder / MITIGATIONS_FILE) for folder in ("whole", "cut")]
-    assert events[0] == events[1]
+    assert_close_events(*(read_records(tmp_path / folder / MITIGATIONS_FILE) for folder in ("whole", "cut")))
 
 
 @pytest.mark.parametrize("name", ["redo", "cbp", "grama", "l2_init", "head_reset"])

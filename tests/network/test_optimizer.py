@@ -1,4 +1,4 @@
-"""What an optimizer keeps for a parameter."""
+"""The state of an optimizer for a parameter."""
 
 import pytest
 import torch

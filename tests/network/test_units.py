@@ -126,5 +126,5 @@ def test_quantized_weights_are_refused():
     up = model.model.layers[0].mlp.up_proj
     up.weight = torch.nn.Parameter(torch.zeros(240, 1, dtype=torch.uint8), requires_grad=False)
     first, second = find_structure(model).layers
-    assert "'model.layers.0.mlp.up_proj' holds no plain matrix of 20 by 32" in first.units_gap
+    assert "'model.layers.0.mlp.up_proj' has no plain 20 by 32 matrix" in first.units_gap
     assert second.units is not None

@@ -57,7 +57,8 @@ def test_a_run_finds_all_of_its_text_prepared(tmp_path, corpus, capsys):
         assert tokens == 16 * blocks
         [shard] = [path for path in (tmp_path / "blocks").glob("*/shard-00000.bin") if str(path.parent) == folder]
         assert shard.stat().st_size == 2 * tokens  # bytes: two of them hold a token
-    assert "occur verbatim in" in shown.out and not (tmp_path / "run").exists()
+    assert "no prepared validation document of 'pp' has 50 characters" in shown.out
+    assert not (tmp_path / "run").exists()
 
     before = written(tmp_path / "blocks")
     run_experiment(parse_experiment([*arguments, "--disable_tqdm=true"]))
@@ -111,7 +112,7 @@ def test_a_tokenizer_that_is_to_be_trained_is_the_one_of_the_run(tmp_path, corpu
         ("--evaluate_forgetting --probe_eval_sequences=60 --no_probe", "probe_eval_sequences: 60 are requested"),
     ],
 )
-def test_it_says_what_the_run_would_say(tmp_path, corpus, wrong, begins):
+def test_it_reports_the_errors_of_the_run(tmp_path, corpus, wrong, begins):
     if "forgetting" in wrong:
         (corpus / "bb.txt").write_text((corpus / "bb.txt").read_text()[:4300])
         wrong += " --cycles=1"
@@ -128,5 +129,5 @@ def test_blocks_that_are_streamed_cannot_be_prepared(tmp_path, corpus, capsys):
     assert (
         capsys.readouterr()
         .err.strip()
-        .startswith("hf-plasticity: error: streaming: blocks are prepared as the run needs")
+        .startswith("hf-plasticity: error: streaming: blocks are prepared during the run")
     )

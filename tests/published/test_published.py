@@ -68,7 +68,10 @@ def test_what_is_recorded_is_not_probed_again_and_more_revisions_are_added(
     assert probe(repo_id, tmp_path / "run", "--revisions", "step*").probes == after.probes
     assert loaded == ["step0", "step4", "step16"]
     assert main(["push", str(tmp_path / "run")]) == 2
-    assert "holds probes of published checkpoints; only a run of one's own is pushed" in capsys.readouterr().err
+    assert (
+        "has probes of published checkpoints; only runs of `hf-plasticity train` can be uploaded"
+        in capsys.readouterr().err
+    )
     with pytest.raises(PlasticityError, match=r"belongs to other probes \(probe_steps is 4 there and 5 here\)"):
         probe(repo_id, tmp_path / "run", "--probe_steps=5")
 
@@ -99,7 +102,7 @@ PLACES = {
 
 
 @pytest.mark.parametrize(("name", "step"), PLACES.items())
-def test_a_checkpoint_is_placed_by_its_name(name, step):
+def test_the_training_step_is_read_from_the_name(name, step):
     assert training_step(name) == step
 
 
@@ -110,7 +113,7 @@ def test_versions_and_main_are_no_checkpoints_by_default(hub, repo_id, tmp_path)
     assert list(find_checkpoints(parse_suite(["--model", repo_id])[0])) == [0, 4, 16]
 
 
-def test_mistakes_are_said_in_a_line(hub, repo_id, tmp_path):
+def test_mistakes_are_errors_on_one_line(hub, repo_id, tmp_path):
     folder = save_suite(tmp_path / "suite", "gpt2", steps=(1,))
     publish(hub, repo_id, folder)
     shutil.copytree(folder / "step1", folder / "again-1")
@@ -118,14 +121,14 @@ def test_mistakes_are_said_in_a_line(hub, repo_id, tmp_path):
     (folder / "bin-2" / "model.safetensors").unlink()
     torch.save({}, folder / "bin-2" / "pytorch_model.bin")
     for model, flags, message in (
-        (repo_id, ["--revisions", "step7"], "has nothing by the name of 'step7'; it has main, step1"),
-        (repo_id, ["--revisions", "main"], "'main' has no number in its name to place it by"),
+        (repo_id, ["--revisions", "step7"], "has no 'step7'; it has main, step1"),
+        (repo_id, ["--revisions", "main"], "'main' has no number in its name; give its training step with --step"),
         ("org/none-such", [], "there is no 'org/none-such' on the Hub"),
         (folder, ["--revisions", "*1"], "'again-1' and 'step1' are both of step 1; name one of them"),
         (
             folder,
             ["--revisions", "bin-2"],
-            "'bin-2' of '.*' has no safetensors, only pytorch_model.bin, which may hold code",
+            "'bin-2' of '.*' has no safetensors, only pytorch_model.bin, which may contain code",
         ),
         (folder, ["--revisions", "step1", "--every=0"], "every: 0 is not a positive number"),
     ):
@@ -137,12 +140,12 @@ def test_mistakes_are_said_in_a_line(hub, repo_id, tmp_path):
         parse_suite([])
 
 
-def test_what_a_checkpoint_lacks_is_not_made_up(tmp_path):
+def test_missing_weights_are_an_error(tmp_path):
     folder = save_suite(tmp_path / "suite", "llama", steps=(1, 2))
     path = folder / "step2" / "model.safetensors"
     weights = load_file(path)
     save_file({name: value for name, value in weights.items() if "lm_head" not in name}, path, {"format": "pt"})
-    with pytest.raises(PlasticityError, match=r"step2' lacks weights that its config.* asks for \(lm_head"):
+    with pytest.raises(PlasticityError, match=r"step2' lacks weights that its config.* requires \(lm_head"):
         probe(folder, tmp_path / "run")
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(PlasticityError, match=r"step2' cannot be loaded: "):
@@ -154,18 +157,18 @@ def test_checkpoints_without_a_tokenizer_or_with_different_ones_are_refused(tmp_
     folder = save_suite(tmp_path / "suite", "gpt2", steps=(1, 2))
     other = train_tokenizer(["another one " * 50], 260)
     other.save_pretrained(folder / "step2")
-    with pytest.raises(PlasticityError, match=r"have different ones \(step1, step2\); name the one to"):
+    with pytest.raises(PlasticityError, match=r"have different tokenizers \(step1, step2\); choose one with"):
         probe(folder, tmp_path / "run")
     for path in folder.glob("*/tokenizer*"):
         path.unlink()
-    with pytest.raises(PlasticityError, match=r"^tokenizer: '.*step2' holds no tokenizer"):
+    with pytest.raises(PlasticityError, match=r"^tokenizer: '.*step2' has no tokenizer"):
         probe(folder, tmp_path / "run")
     assert len(probe(folder, tmp_path / "run", "--tokenizer=byte").probes) == 2
     with pytest.raises(PlasticityError, match=r"output_dir: '.*' is the suite itself; choose another folder"):
         probe(folder, folder, "--tokenizer=byte")
     (tmp_path / "training").mkdir()
     (tmp_path / "training" / "config.yaml").write_text("schedule: rotation\n")
-    with pytest.raises(PlasticityError, match=r"output_dir: '.*' holds a training run, not the probes of a suite"):
+    with pytest.raises(PlasticityError, match=r"output_dir: '.*' belongs to a training run"):
         probe(folder, tmp_path / "training", "--tokenizer=byte")
 
 
@@ -180,15 +183,20 @@ def test_a_context_that_a_model_does_not_have_and_text_that_has_changed_are_refu
     probe(folder, tmp_path / "run", *flags)
     with (text / "vi.txt").open("a") as file:
         file.write("thêm\n")
-    with pytest.raises(PlasticityError, match="was begun on other text: that of 'vi', or the tokenizer, has changed"):
+    with pytest.raises(
+        PlasticityError, match="was started with other text; that of 'vi', or the tokenizer, has changed"
+    ):
         probe(folder, tmp_path / "run", *flags)
 
 
 @pytest.mark.parametrize(
     ("launched", "message"),
     [
-        ({"ACCELERATE_MIXED_PRECISION": "bf16"}, "mixed_precision: bf16 is what it was launched with, and 'no' what"),
-        ({"ACCELERATE_USE_FSDP": "true"}, "fsdp: a single process has nobody to shard a model with"),
+        (
+            {"ACCELERATE_MIXED_PRECISION": "bf16"},
+            "mixed_precision: Accelerate was launched with bf16, and the probes are in 'no'",
+        ),
+        ({"ACCELERATE_USE_FSDP": "true"}, "fsdp: it requires more than one process"),
     ],
 )
 def test_a_launch_that_the_probes_cannot_be_computed_with_is_refused(tmp_path, monkeypatch, launched, message):
@@ -227,7 +235,7 @@ def test_no_model_is_kept_while_the_next_is_loaded(tmp_path, monkeypatch):
     assert len(alive) == 3 and len(set(alive)) == 1
 
 
-def test_an_earlier_revision_that_is_added_becomes_what_all_changes_refer_to(tmp_path):
+def test_an_earlier_revision_that_is_added_becomes_the_reference(tmp_path):
     suite = save_suite(tmp_path / "suite", "gpt2")
     late = probe(suite, tmp_path / "run", "--revisions", "step0", "step16")
     assert [record["delta_auc"] for record in late.probes] == [None, 0.0]
@@ -243,7 +251,7 @@ def test_an_earlier_revision_that_is_added_becomes_what_all_changes_refer_to(tmp
     ] == [b'{"step": 7']
 
 
-def test_checkpoints_are_diagnosed_too_where_it_is_asked_for(tmp_path):
+def test_checkpoints_are_diagnosed_if_requested(tmp_path):
     suite = save_suite(tmp_path / "suite", "neox")
     flags = ["--diagnose", "--diagnostics_sequences=4"]
     before = probe(suite, tmp_path / "run", "--revisions", "step0", "step4")
@@ -268,7 +276,7 @@ def test_checkpoints_with_each_others_weights_are_refused_before_anything_is_pro
     publish(hub, repo_id, suite)
     hub.requests.clear()
     for model in (suite, repo_id):
-        with pytest.raises(PlasticityError, match=r"2 checkpoints of .* hold the same weights \(step0, step16\)"):
+        with pytest.raises(PlasticityError, match=r"2 checkpoints of .* have the same weights \(step0, step16\)"):
             probe(model, tmp_path / "run")
     assert not any("/resolve/" in request for request in hub.requests), "nothing is downloaded for it"
     run = probe(repo_id, tmp_path / "run", "--allow_duplicates")
@@ -308,7 +316,7 @@ def test_processes_that_share_the_checkpoints_find_what_one_finds(tmp_path):
 
 
 @pytest.mark.distributed
-def test_what_one_of_them_cannot_do_ends_them_all_with_one_line(tmp_path):
+def test_an_error_of_one_process_ends_all_with_one_line(tmp_path):
     suite = save_suite(tmp_path / "suite", "llama")
     (suite / "step4" / "config.json").write_text('{"model_type": "none-such"}')
     process = launch_probe(suite, tmp_path / "two", processes=2)
@@ -338,4 +346,4 @@ def test_processes_that_probe_one_checkpoint_together_find_nearly_the_same(tmp_p
             assert mine["measures"][name]["overall"] == pytest.approx(measure["overall"], rel=1e-4, abs=1e-6), name
     if how == "shard the model":
         refused = launch_probe(suite, tmp_path / "three", "--share=checkpoints", processes=2, **wrapper)
-        assert "share: 'checkpoints' leaves no process to shard a model with; choose 'batch'" in refused.stderr
+        assert "share: 'checkpoints' is not supported with FSDP; choose 'batch'" in refused.stderr

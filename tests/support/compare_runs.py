@@ -2,8 +2,8 @@
 Compare two folders of run folders, number by number: `compare_runs.py BEFORE AFTER`.
 
 Every record, every entry of the training logs, every tensor of weights, optimizers, schedulers and random states, the
-blocks and the settings have to be equal to the bit. What is read off a clock and hashes are left out. Differences are
-printed and give the exit status 1; fields, settings and files that only AFTER has are printed as notes.
+blocks and the settings must be bit-identical. Times and hashes are left out. Differences are printed and give the exit
+status 1. Fields, settings and files that only AFTER has are printed as notes.
 """
 
 import argparse
@@ -21,18 +21,18 @@ import yaml
 from safetensors.torch import load_file
 
 
-CLOCK = {"seconds", "tokens_per_second", "train_runtime", "train_samples_per_second", "train_steps_per_second"}
-# What says where and with what a run was made, and the fingerprints that follow from formats.
+TIMES = {"seconds", "tokens_per_second", "train_runtime", "train_samples_per_second", "train_steps_per_second"}
+# Where and with which versions a run was made, and fingerprints that depend on formats.
 MADE_WITH = {"versions", "git_commit", "hardware", "data"}
 BLOCKS = re.compile(r"(.+-(?:train|validation))-[0-9a-f]+$")
 
 
 def is_ignored(name: str) -> bool:
-    return name in CLOCK or name.rsplit("/", 1)[-1] in CLOCK or name.endswith("_hash")
+    return name in TIMES or name.rsplit("/", 1)[-1] in TIMES or name.endswith("_hash")
 
 
 def flat(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
-    """Every number, text and tensor in a nested value, with the path that leads to it."""
+    """Every number, text and tensor in a nested value, with its path."""
     if isinstance(value, dict):
         for key in value:
             if not is_ignored(str(key)):
@@ -47,7 +47,7 @@ def flat(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def label(item: Any, number: int) -> str:
-    """How an item of a list is found in the other list: a record by its step, so that one more shifts no others."""
+    """The label of a list item in both lists: a record has its step, so that an additional record shifts no others."""
     if not isinstance(item, dict) or "step" not in item:
         return str(number)
     prefixes = sorted(key.split("/")[0] for key in item if "/" in key)
@@ -55,7 +55,7 @@ def label(item: Any, number: int) -> str:
 
 
 def is_same(one: Any, other: Any) -> bool:
-    """Equal to the bit; a NaN equals itself."""
+    """Whether two values are bit-identical; NaN equals NaN."""
     if isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor):
         return one.dtype == other.dtype and one.shape == other.shape and bits(one) == bits(other)
     if isinstance(one, np.ndarray) and isinstance(other, np.ndarray):
@@ -68,7 +68,7 @@ def bits(tensor: torch.Tensor) -> bytes:
 
 
 class Comparison:
-    """Counts what was compared, and prints what differs."""
+    """Counts the compared values, and prints the differences."""
 
     def __init__(self):
         self.values, self.differences, self.notes = 0, 0, []
@@ -78,7 +78,7 @@ class Comparison:
         print(f"DIFFERENT  {where}: {what}")
 
     def compare(self, where: str, before: Any, after: Any, may_lose: bool = False) -> None:
-        """Compare two nested values. With `may_lose`, what only `before` has is a note too."""
+        """Compare two nested values. With `may_lose`, values that only `before` has are notes too."""
         ones, others = dict(flat(before)), dict(flat(after))
         for name in ones.keys() & others.keys():
             self.values += 1
@@ -104,7 +104,7 @@ def short(value: Any) -> str:
 
 
 def read(path: Path) -> Any:
-    """What a file of a run holds, as far as it is numbers; None for the rest."""
+    """The content of a file of a run if it can be compared, otherwise `None`."""
     if path.suffix == ".jsonl":
         return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     if path.suffix == ".safetensors":
@@ -125,13 +125,13 @@ def read(path: Path) -> Any:
 
 
 def files(folder: Path) -> dict[str, Path]:
-    """The files below a folder, the hashes taken out of the names of block folders."""
+    """The files below a folder, without the hashes in the names of block folders."""
     found: dict[str, list[Path]] = {}
     for path in sorted(folder.rglob("*")):
         if path.is_file() and not path.name.startswith("."):
             parts = [BLOCKS.sub(r"\1", part) for part in path.relative_to(folder).parts]
             found.setdefault("/".join(parts), []).append(path)
-    # Blocks of one language and split, made from several tokenizers, are told apart by what they hold.
+    # Blocks of one language and split from several tokenizers are distinguished by their content.
     named = {}
     for name, paths in found.items():
         if len(paths) > 1:
@@ -141,7 +141,7 @@ def files(folder: Path) -> dict[str, Path]:
 
 
 def compare(before: Path, after: Path) -> Comparison:
-    """Compare all that two folders hold."""
+    """Compare all files of two folders."""
     comparison = Comparison()
     ones, others = files(before), files(after)
     for name in sorted(ones.keys() | others.keys()):

@@ -33,7 +33,7 @@ class Rows(torch.utils.data.Dataset):
 
 def train(folder, diagnosed: bool, config=EVERYTHING, max_steps=6, resume=None, **settings) -> Trainer:
     """Six steps with dropout. `settings` go to `TrainingArguments`, but for `callback`, which goes to the callback."""
-    callback = settings.pop("callback", {"every_steps": 2})
+    callback = settings.pop("callback", {"every": 2})
     args = TrainingArguments(
         output_dir=str(folder),
         max_steps=max_steps,
@@ -54,7 +54,7 @@ def train(folder, diagnosed: bool, config=EVERYTHING, max_steps=6, resume=None, 
     )
     trainer = Trainer(model=model, args=args, train_dataset=Rows())
     if diagnosed:
-        trainer.add_callback(DiagnosticsCallback(BLOCKS, trainer, config, **callback))
+        trainer.add_callback(DiagnosticsCallback(BLOCKS, config, **callback))
     trainer.add_callback(Randomness())
     trainer.train(resume_from_checkpoint=resume)
     return trainer

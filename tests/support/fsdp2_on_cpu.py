@@ -1,5 +1,6 @@
 """
-FSDP2 on CPU processes, for tests alone: Accelerate offers it for GPUs only (accelerate 1.15.0), torch has it for both.
+FSDP2 on CPU processes, for tests alone: Accelerate offers it for GPUs only (seen in accelerate 1.15.0); torch has it
+for both.
 
 As a script, `fsdp2_on_cpu.py recipe.py arguments…` runs a recipe under it.
 """

@@ -10,7 +10,10 @@ Run a recipe and kill it with SIGKILL: `killed.py EVENT:COUNT recipe.py argument
 - `recorded`: it has just been,
 - `push`: a branch on the Hub is made, and its files are about to be sent,
 - `pushed`: they have just been,
-- `final`: the state of the finished run is about to be written.
+- `mitigation`: a line is about to be added to mitigations.jsonl,
+- `rotate`: an old checkpoint has lost its marker, and its files are about to be deleted,
+- `final`: the state of the finished run is about to be written,
+- `report`: the report of the finished run is about to be written.
 
 In place of SIGKILL, SIGNALS may name others to send in turn, such as `SIGINT,SIGINT`, and KILLED_RANK the process.
 """
@@ -23,7 +26,10 @@ import sys
 import transformers
 from huggingface_hub import HfApi
 
+from hf_plasticity.analysis import report
+from hf_plasticity.mitigations import callback
 from hf_plasticity.probing import checkpoint, probe, recorder
+from hf_plasticity.trainer import checkpoint as trainer_checkpoint
 from hf_plasticity.trainer import trainer
 
 
@@ -37,7 +43,10 @@ EVENTS = {
     "recorded": (recorder, "append_record", "after"),
     "push": (HfApi, "create_commit", "before"),
     "pushed": (HfApi, "create_commit", "after"),
+    "mitigation": (callback, "append_record", "before"),
+    "rotate": (trainer_checkpoint, "_delete_files", "before"),
     "final": (trainer.ContinualTrainer, "save_state", "before"),
+    "report": (report, "write_page", "before"),
 }
 
 

@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 
@@ -34,8 +35,11 @@ def launch(*arguments, timeout=300, **how):
     return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
 
 
-def start(*arguments, processes=1, script=CONTINUAL, options=(), direct=False, **environment):
-    """The same, as it begins to run; `direct` is `python recipe.py`, which is faster and gives its own exit status."""
+def start(*arguments, processes=1, script=CONTINUAL, options=(), direct=False, prefix=(), **environment):
+    """
+    The same, as it begins to run; `direct` is `python recipe.py`, which is faster and gives its own exit status, and
+    `prefix` are words before it.
+    """
     config = ACCELERATE / ("single.yaml" if processes == 1 else "ddp.yaml")
     command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config)]
     command += ["--num_processes", str(processes), *options]
@@ -43,12 +47,20 @@ def start(*arguments, processes=1, script=CONTINUAL, options=(), direct=False, *
         command = [sys.executable]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"} | environment
     return subprocess.Popen(
-        [*command, str(script), *map(str, arguments)],
+        [*prefix, *command, str(script), *map(str, arguments)],
         env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     )
+
+
+def wait_until_stopped(process):
+    """Wait until a process has stopped itself with SIGSTOP."""
+    stat = Path(f"/proc/{process.pid}/stat")
+    while stat.read_text().rsplit(")", 1)[1].split()[0] != "T":
+        assert process.poll() is None
+        time.sleep(0.1)
 
 
 def launch_killed(event, *arguments, **how):

@@ -1,9 +1,9 @@
 """
 Make a set of tiny runs with the package of a source tree: `reference_runs.py TREE FOLDER [--seed N] [--only NAME…]`.
 
-Made with two trees, compare_runs.py says which numbers differ. The set covers what a change can move without an error:
-inline and deferred probes, the schedules, LoRA, bf16, accumulation, published checkpoints, and an interrupted run. A
-run takes about half a minute; what FOLDER already holds of a run is deleted first.
+compare_runs.py compares the runs of two trees. The set covers results that a change can move without an error: inline
+and deferred probes, the schedules, LoRA, bf16, accumulation, published checkpoints, and an interrupted run. A run
+takes about half a minute. A run that is in FOLDER already is deleted first.
 """
 
 import argparse

@@ -12,9 +12,9 @@ UNREPEATABLE = ("seconds", "tokens_per_second", "train_runtime", "train_samples_
 
 
 def recorded(folder):
-    """Every record of a run but for what is read off a clock."""
+    """Every record of a run without times."""
     run = read_run(folder)
-    kinds = (run.probes, run.forgetting, [entry for entry in run.training_log if "train_loss" not in entry])
+    kinds = (run.probes, run.forgetting, run.training_log, run.diagnostics, run.mitigations)
     return [
         [{name: value for name, value in record.items() if name not in UNREPEATABLE} for record in records]
         for records in kinds

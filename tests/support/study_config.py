@@ -31,6 +31,7 @@ CONFIG = {
     "provenance": {
         "num_non_embedding_parameters": 4932480,
         "tasks_per_cycle": 2,
+        "numerics": ["learning_rate", "schedule", "seed", "size"],
         "versions": {"hf-plasticity": "0.1.0", "torch": "2.13.0"},
         "hardware": "8 x NVIDIA H100 80GB HBM3",
     },

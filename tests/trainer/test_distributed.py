@@ -153,7 +153,7 @@ def test_a_run_on_several_processes_resumes_to_the_bit(request, setup, name):
     assert_same_ends(ends(folder, name), ends(folder, "continual-2-fp32-full"))
 
 
-def test_a_run_goes_on_on_another_number_of_processes(ddp, alone):
+def test_a_run_resumes_on_another_number_of_processes(ddp, alone):
     folder = ddp / "continued-elsewhere"
     assert Path(last_complete_checkpoint(folder / "run")).name == "checkpoint-6"
     trainer = continual(folder, 3, **COMPARABLE)

@@ -44,7 +44,7 @@ def test_probes_are_invisible_to_a_run_in_bfloat16(tmp_path, cache):
     assert_same(final_state(runs[0]), final_state(runs[1]))
 
 
-def test_the_precision_that_accelerate_sets_stands_in_the_configuration(tmp_path, monkeypatch):
+def test_the_precision_that_accelerate_sets_is_recorded_in_the_configuration(tmp_path, monkeypatch):
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
     assert ContinualConfig(output_dir=str(tmp_path), use_cpu=True).bf16
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp8")
@@ -94,7 +94,7 @@ def test_every_schedule_is_probed_after_its_cycles(tmp_path, cache, schedule, lo
     assert list(dict.fromkeys(entry["language"] for entry in log)) == logged
 
 
-def test_without_reset_the_optimizer_goes_on(tmp_path, cache, probed):
+def test_without_reset_the_optimizer_state_is_kept(tmp_path, cache, probed):
     trainer = run(tmp_path, cache, reset_optimizer=False, no_probe=True)
     steps = {float(state["step"]) for state in trainer.optimizer.state.values()}
     assert steps == {24.0}
@@ -150,7 +150,7 @@ def test_every_probed_model_is_kept_loadable_with_its_record(probed):
     assert record == read_records(folder / PROBES_FILE)[1]
 
 
-def test_the_network_is_looked_into_wherever_it_is_probed(probed):
+def test_the_model_is_diagnosed_at_every_probe(probed):
     records = read_records(Path(probed.args.output_dir) / DIAGNOSTICS_FILE)
     assert [(r["cycle"], r["task"], r["step"], r["tokens"]) for r in records] == [
         (0, 0, 0, 0), (1, 3, 12, 1152), (2, 6, 24, 2304),
@@ -190,6 +190,7 @@ def test_a_resumed_run_is_the_run(tmp_path, cache, step, settings):
     resumed.train(resume_from_checkpoint=True)
     assert resumed._resumed_from is not None
     assert_same(final_state(resumed), final_state(whole))
+    assert resumed.state.log_history[-1]["train_loss"] == whole.state.log_history[-1]["train_loss"]
     one, other = (read_run_probes(tmp_path / name) for name in ("whole", "cut"))
     assert one == other
 
@@ -198,7 +199,7 @@ def read_run_probes(folder):
     return [{k: v for k, v in record.items() if k != "seconds"} for record in read_records(folder / PROBES_FILE)]
 
 
-def test_a_finished_run_goes_on_when_it_is_given_more_cycles(tmp_path, cache, probed):
+def test_a_finished_run_is_extended_by_more_cycles(tmp_path, cache, probed):
     short = run(tmp_path, cache, cycles=1)
     assert short.state.global_step == 12
     longer = make_trainer(tmp_path, cache)
@@ -210,7 +211,7 @@ def test_a_finished_run_goes_on_when_it_is_given_more_cycles(tmp_path, cache, pr
     assert_same(one, other)
 
 
-def test_a_checkpoint_that_is_not_whole_is_passed_over(tmp_path, cache, caplog):
+def test_an_incomplete_checkpoint_is_skipped(tmp_path, cache, caplog):
     trainer = run(tmp_path, cache, no_probe=True, save_total_limit=3)
     last, before = tmp_path / "checkpoint-24", tmp_path / "checkpoint-20"
     (last / "optimizer.pt").write_bytes((last / "optimizer.pt").read_bytes()[:-1])
@@ -250,7 +251,7 @@ def test_weights_that_are_not_finite_are_not_saved(tmp_path, cache):
     assert read_run_state(tmp_path) == 16
 
 
-def test_a_damaged_checkpoint_does_not_take_the_place_of_a_whole_one(tmp_path, cache):
+def test_a_damaged_checkpoint_does_not_replace_a_complete_one(tmp_path, cache):
     """Resumed before a newer checkpoint that is damaged, a run that keeps one keeps the one it has just written."""
     run(tmp_path, cache, no_probe=True, save_total_limit=None)
     for step in (20, 24):
@@ -276,7 +277,7 @@ def read_run_state(folder):
         ({"cycles": 0}, "cycles: 0 is not a positive number"),
         ({"probe_eval_sequences": -1}, "probe_eval_sequences: -1 is not a positive number"),
         ({"warmup_steps": 5}, "warmup_steps: 5 is not between 0 and the 4 steps"),
-        ({"learning_rate": None}, "learning_rate: none given"),
+        ({"learning_rate": None}, "learning_rate: missing"),
         ({"learning_rate": 0.0}, "learning_rate: 0.0 is not a positive number"),
         ({"max_steps": 9}, "max_steps: 9 is not supported, leave it out; cycles and task_steps decide the length"),
         ({"resume_from_checkpoint": "x"}, "resume_from_checkpoint: x is not supported, leave it out"),
@@ -285,7 +286,7 @@ def read_run_state(folder):
         ({"train_sampling_strategy": "random"}, "train_sampling_strategy: random is not supported"),
     ],
 )
-def test_a_run_that_cannot_be_is_refused(tmp_path, cache, settings, message):
+def test_an_impossible_configuration_is_an_error(tmp_path, cache, settings, message):
     with pytest.raises(PlasticityError, match=message):
         make_trainer(tmp_path, cache, **settings)
 

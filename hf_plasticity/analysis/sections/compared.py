@@ -7,9 +7,9 @@ from typing import Any
 from ..bands import bands_caption, bands_figure
 from ..comparison import Comparison, auc_curve, delta_auc_curve, last_shared, mean_at
 from ..groups import Group
-from ..onset_view import is_detected, onset_cell
+from ..onset_view import detectable_cell, onset_cell
 from ..page import Drawing, Section, Table
-from ..series import ProbeSeries, auc
+from ..series import ProbeSeries, auc, onset_of_seeds
 from ..text import Estimate, auc_text, change_text, compact
 
 
@@ -37,11 +37,17 @@ def groups_table(groups: Sequence[Group[ProbeSeries]], reference: str) -> Table:
         last, cells = last_shared([group]), [None, None, None]
         if last is not None:
             cells = [last[1], *(mean_at(group, curve, last[0]) for curve in (auc_curve, delta_auc_curve))]
-        onsets = f"{sum(map(is_detected, group.members))} of {len(group.members)}"
-        rows.append([group.name, group.schedule, len(group.members), *cells, onsets])
+        onset = onset_of_seeds(group.members)[0]
+        rows.append(
+            [group.name, group.schedule, len(group.members), *cells, onset_cell(onset), detectable_cell(onset)]
+        )
     columns = {"Runs": str, "Schedule": str, "Seeds": str, "Last probe of all": str, "AUC": auc_text}
-    columns |= {f"ΔAUC against {reference}": change_text, "Onsets detected": str}
-    return Table(columns, rows, "Means over seeds. ±: one standard error over seeds, or over the repeats of one seed")
+    columns |= {f"ΔAUC against {reference}": change_text, "Onset": str, "Detectable rise": str}
+    return Table(
+        columns,
+        rows,
+        "Means over seeds. ±: one standard error over seeds, or over the repeats of one seed. Onset of the mean curve",
+    )
 
 
 def runs_section(comparisons: Sequence[Comparison]) -> Section:
@@ -74,4 +80,12 @@ def _names(series: ProbeSeries) -> list[Any]:
 def _run_row(series: ProbeSeries) -> list[Any]:
     best, last = series.best, series.trained[-1]
     change = Estimate(series.changes[-1], series.change_errors[-1])
-    return [*_names(series), auc(best), series.label(best), auc(last), series.label(last), change, onset_cell(series)]
+    return [
+        *_names(series),
+        auc(best),
+        series.label(best),
+        auc(last),
+        series.label(last),
+        change,
+        onset_cell(series.onset),
+    ]

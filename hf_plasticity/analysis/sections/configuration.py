@@ -1,8 +1,6 @@
 """The configuration of a run and of its probes."""
 
-import json
-
-from ...records import PROTOCOLS_FILE, PROVENANCE, RunRecord
+from ...records import PROTOCOLS_FILE, PROVENANCE, RunRecord, read_json
 from ..page import Section, Table
 from ..text import setting
 
@@ -18,7 +16,7 @@ def configuration_section(run: RunRecord) -> Section:
     settings = {name: value for name, value in run.config.items() if name not in (*SECRETS, PROVENANCE)}
     provenance = dict(run.config.get(PROVENANCE) or {})
     path = run.folder / PROTOCOLS_FILE
-    protocols = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    protocols = read_json(path) if path.exists() else {}
     tables = {"settings": settings, "versions": provenance.pop("versions", None), "provenance": provenance}
     tables |= {f"settings of probe {name}": protocol for name, protocol in protocols.items()}
     columns = {"Name": str, "Value": setting}

@@ -15,7 +15,7 @@ from ..law import PAPER_LAW, OnsetLaw, fit_onset_law
 from ..onset import Onset
 from ..onset_view import draw_onset_marks, is_detected
 from ..page import Drawing, Section, Table
-from ..series import ProbeSeries
+from ..series import ProbeSeries, onset_of_seeds
 from ..text import minus
 
 
@@ -36,22 +36,27 @@ def onset_sections(comparison: Comparison) -> list[Section]:
 def onset_section(groups: Sequence[Group[ProbeSeries]], name: str) -> Section:
     """Onset over size, and the law if one can be fitted."""
     section = Section(f"Onset and size: {name}", size="whole")
-    known = [group for group in groups if group.num_parameters and all(series.onset for series in group.members)]
-    series = [one for group in known for one in group.members]
-    sizes = [group.num_parameters for group in known for _ in group.members]
+    known = [
+        (group, onset) for group in groups if group.num_parameters and (onset := onset_of_seeds(group.members)[0])
+    ]
+    sizes, onsets = [group.num_parameters for group, _ in known], [onset for _, onset in known]
     if len(set(sizes)) < 2:
         return section
-    if not any(map(is_detected, series)):
+    if not any(map(is_detected, onsets)):
         section.notes.append(f"No onset was detected ({name}), so that there is none to compare with the size.")
         return section
-    law, caption = None, "Each mark is a run."
+    law, caption = None, "Each mark is a size, its seeds taken together."
+    detected = sum(map(is_detected, onsets))
     if len(known) > len(set(sizes)):
         section.text.append("No law was fitted: a size occurs with several configurations.")
-    elif len(known) < FEWEST_SIZES:
-        section.text.append(f"No law was fitted: it requires {FEWEST_SIZES} sizes.")
+    elif detected < FEWEST_SIZES:
+        section.text.append(
+            f"No law was fitted: it requires {FEWEST_SIZES} sizes with a detected onset, and there "
+            f"{'is' if detected == 1 else 'are'} {detected}."
+        )
     else:
         try:
-            law = fit_onset_law(sizes, [one.onset for one in series])
+            law = fit_onset_law(sizes, onsets)
             section.text.append(law_words(law))
         except PlasticityError as error:
             section.text.append(f"No law could be fitted: {error}.")
@@ -60,7 +65,8 @@ def onset_section(groups: Sequence[Group[ProbeSeries]], name: str) -> Section:
     if law is not None and law.loo_errors:
         columns = {"Model of the onset": str, "Leave-one-out error": "{:.1%}".format}
         section.tables = [Table(columns, [[model, error] for model, error in law.loo_errors.items()])]
-    draw = partial(onset_figure, sizes, [one.onset for one in series], law)
+    seeds = max(len(group.members) for group, _ in known)
+    draw = partial(onset_figure, sizes, onsets, law, seeds)
     section.drawings.append(Drawing(f"onset and size {name}", draw, caption))
     return section
 
@@ -78,11 +84,11 @@ def law_text(law: OnsetLaw) -> str:
     return minus(f"T = {law.coefficient:.2g}·P^{law.exponent:.3f}")
 
 
-def onset_figure(sizes: Sequence[int], onsets: Sequence[Onset], law: OnsetLaw | None) -> Figure:
+def onset_figure(sizes: Sequence[int], onsets: Sequence[Onset], law: OnsetLaw | None, seeds: int = 1) -> Figure:
     """Onset over non-embedding parameters on logarithmic axes."""
     figure, axes = panel("Onset (task instance)", WHOLE)
     axes.set(xscale="log", yscale="log", xlim=(0.7 * min(sizes), 1.5 * max(sizes)), xlabel="non-embedding parameters")
-    draw_onset_marks(axes, sizes, onsets)
+    draw_onset_marks(axes, sizes, onsets, seeds)
     grid = np.geomspace(*axes.get_xlim(), 40)
     if law is not None:
         predictions = [law.predict(size) for size in grid]

@@ -1,4 +1,4 @@
-"""Where documents come from: generated, from a folder, or streamed from the Hub."""
+"""Sources of documents: generated, from a folder, or streamed from the Hub."""
 
 from ...errors import PlasticityError
 from .base import Source, split_of

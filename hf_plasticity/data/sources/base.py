@@ -1,4 +1,4 @@
-"""What a source of documents provides, and what sources of files share."""
+"""The base class of sources, and helpers for sources of files."""
 
 import hashlib
 from abc import ABC, abstractmethod
@@ -32,11 +32,11 @@ class Source(ABC):
     Documents of several languages, in an order that never changes.
 
     A new source is one file with a subclass, and one line in [`~hf_plasticity.data.sources.SOURCES`]. The rest of the
-    package reads these attributes of the class and never asks which source it has.
+    package depends on these attributes only, not on the class.
 
     Attributes:
         natural (`bool`): Whether the documents are natural language. A generated language keeps its code in reports.
-        unlimited (`bool`): Whether every language has as many documents as anybody asks for.
+        unlimited (`bool`): Whether every language has an unlimited number of documents.
         remote (`bool`): Whether documents are downloaded, so that the source can be unreachable.
         fresh_languages (`bool`): Whether `"<language>.<n>"` is another new language for every n from 2 on.
         default_languages (`tuple[str, ...]`): The training languages of a run that names none.
@@ -64,12 +64,12 @@ class Source(ABC):
 
     @classmethod
     def describe(cls, settings: Mapping[str, Any]) -> str:
-        """Where the text of a run comes from, in words, by the run's recorded settings."""
+        """A description of the text of a run, from its recorded settings."""
         return f"the source '{settings['source']}'"
 
     @classmethod
     def hub_datasets(cls, settings: Mapping[str, Any]) -> list[str]:
-        """The datasets on the Hub that a run reads, by the run's recorded settings."""
+        """The datasets on the Hub that a run reads, from its recorded settings."""
         return []
 
     @abstractmethod

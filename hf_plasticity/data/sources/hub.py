@@ -204,7 +204,7 @@ class HubSource(Source):
 
     def _files(self, language: str) -> list[str]:
         """The data files of a language, as `datasets` lists them."""
-        import datasets  # takes a second, which other sources need not wait for
+        import datasets  # takes a second
 
         repository, config = self._repository(language)
         if language not in self._builders:
@@ -252,8 +252,8 @@ class HubSource(Source):
         except Exception as error:
             repository, config = self._repository(language)
             reason = explain_hub_error(repository, "dataset", error)
-            place = f"'{file}'" if file else f"'{repository}' (configuration '{config}')"
-            raise PlasticityError(f"dataset: {reason or f'{place} cannot be read: {one_line(error)}'}") from error
+            where = f"'{file}'" if file else f"'{repository}' (configuration '{config}')"
+            raise PlasticityError(f"dataset: {reason or f'{where} cannot be read: {one_line(error)}'}") from error
 
 
 def _some(names: list[str], most: int = 20) -> str:

@@ -200,26 +200,26 @@ class LocalSource(Source):
                     raise PlasticityError(f"data_dir: '{chunk.path}' row {row} is not UTF-8: {error.reason}") from None
             raise
 
-    def _field(self, line: str, place: str) -> str | None:
+    def _field(self, line: str, where: str) -> str | None:
         if not line or line.isspace():
             return None
         try:
             row = json.loads(line)
         except json.JSONDecodeError as error:
-            raise PlasticityError(f"data_dir: {place} is not valid JSON: {one_line(error)}") from None
+            raise PlasticityError(f"data_dir: {where} is not valid JSON: {one_line(error)}") from None
         if not isinstance(row, dict) or self.text_column not in row:
             found = f"its fields are {', '.join(row)}" if isinstance(row, dict) else "it is not an object"
-            raise PlasticityError(f"data_dir: {place} has no field '{self.text_column}'; {found}")
+            raise PlasticityError(f"data_dir: {where} has no field '{self.text_column}'; {found}")
         text = row[self.text_column]
         if not isinstance(text, str | None):
             raise PlasticityError(
-                f"data_dir: {place}: field '{self.text_column}' holds {type(text).__name__}, not a string"
+                f"data_dir: {where}: field '{self.text_column}' holds {type(text).__name__}, not a string"
             )
         if text is not None and "\\u" in line:
             try:
                 text.encode()
             except UnicodeEncodeError:
-                raise PlasticityError(f"data_dir: {place} escapes half a surrogate pair, not a character") from None
+                raise PlasticityError(f"data_dir: {where} escapes half a surrogate pair, not a character") from None
         return text
 
 

@@ -58,5 +58,5 @@ class BitsPerByte(evaluate.Metric):
         return {"bits_per_byte": super().compute(losses=[losses], **kwargs)["bits_per_byte"][0]}
 
     def _compute(self, losses, num_tokens, num_bytes, **other_inputs):
-        # evaluate.combine hands every module the inputs of all; those of others are passed over.
+        # evaluate.combine passes the inputs of all modules to each; those of other modules are ignored.
         return {"bits_per_byte": bits_per_byte(losses, num_tokens, num_bytes)}

@@ -1,4 +1,4 @@
-"""How far a probe's area has moved from the probe after cycle 1."""
+"""The change of the AUC of a probe against the probe after cycle 1."""
 
 from collections.abc import Sequence
 

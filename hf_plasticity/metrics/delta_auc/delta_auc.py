@@ -58,5 +58,5 @@ class DeltaAUC(evaluate.Metric):
         return {"delta_auc": super().compute(aucs=[aucs], **kwargs)["delta_auc"][0]}
 
     def _compute(self, aucs, reference, **other_inputs):
-        # evaluate.combine hands every module the inputs of all; those of others are passed over.
+        # evaluate.combine passes the inputs of all modules to each; those of other modules are ignored.
         return {"delta_auc": delta_auc(aucs, reference)}

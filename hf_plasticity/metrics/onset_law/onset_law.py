@@ -4,12 +4,14 @@ import datasets
 import evaluate
 
 from .definition import onset_law
+from .line import LEVEL
 
 
 _DESCRIPTION = """
 Fits the power law T = coefficient · P^exponent between a model's non-embedding parameters P and the task instance T
 at which it begins to lose plasticity, with confidence intervals, a test of sublinearity, and the leave-one-out errors
-of a power, a linear, a log-linear and an exponential law. Onsets that were not reached are used as lower bounds.
+of a power, a linear, a log-linear and an exponential law. Onsets enter as what is known of them: between two
+probes, or above a bound. Seeds of a size count as one point.
 """
 
 _KWARGS_DESCRIPTION = """
@@ -17,13 +19,14 @@ Args:
     sizes (`list` of `float`): Non-embedding parameters of each model.
     onsets (`list` of `float`): The onset of each model in task instances.
     censored (`list` of `bool`): Which onsets are lower bounds. None of them by default.
+    between (`list` of pairs of `float`): The probes before and after each onset. Exact onsets by default.
     level (`float`): Coverage of the intervals. Defaults to 0.95.
 Returns:
     coefficient (`float`), exponent (`float`): The law.
-    coefficient_interval, exponent_interval (pair of `float`): None with only two measured onsets.
+    coefficient_interval, exponent_interval (pair of `float`): None with only two sizes.
     sublinear_p_value (`float`): Of the one-sided test against an exponent of 1 or more; None like the intervals.
     loo_errors (`dict` of `float`): Mean relative leave-one-out error of "power", "linear", "log-linear" and
-        "exponential"; None where a fit without one of the points is not possible.
+        "exponential"; None where a fit without one of the sizes is not possible.
 Examples:
     >>> import evaluate
     >>> onset_law = evaluate.load("onset_law")
@@ -58,5 +61,5 @@ class OnsetLaw(evaluate.Metric):
             reference_urls=["https://huggingface.co/papers/2606.24752"],
         )
 
-    def _compute(self, sizes, onsets, censored=None, level=0.95):
-        return onset_law(sizes, onsets, censored=censored, level=level)
+    def _compute(self, sizes, onsets, censored=None, between=None, level=LEVEL):
+        return onset_law(sizes, onsets, censored=censored, between=between, level=level)

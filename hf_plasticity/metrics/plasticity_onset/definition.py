@@ -1,44 +1,60 @@
 """The task instance from which a model learns the probe language more slowly than it did before."""
 
+import math
 from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
 
 import numpy as np
 
+from .rise import LEVEL, Rise, autocorrelated, rise_test
 
-RULES = ("turning_point", "zero_crossing", "statistical")
+
+RULES = ("rise", "turning_point", "zero_crossing", "statistical")
+FEWEST_TO_SMOOTH = 5
+INTERVAL, RESAMPLES = 0.95, 199
 
 
 def plasticity_onset(
     tasks: Sequence,
     aucs: Sequence,
-    rule: str = "turning_point",
+    rule: str = "rise",
+    together: bool = False,
+    level: float = LEVEL,
     reference: float | Sequence[float] | None = None,
     stderrs: Sequence | None = None,
     z: float = 3.0,
-) -> dict[str, float | bool | list[float] | list[bool]]:
+) -> dict[str, Any]:
     """
     The onset of plasticity loss on a curve of probe areas over task instances.
 
     The study (huggingface.co/papers/2606.24752) reads an onset off each curve and leaves open by which rule. These
-    three are ours:
+    rules are ours:
 
-    - `"turning_point"`: the task of the smallest AUC, where a later one is larger; of equal minima the last.
+    - `"rise"`: first a test whether the curve rises at its end by more than noise ([`rise_test`]); where it does, the
+      minimum of the curve smoothed over the logarithm of the task (a spline by generalized cross-validation). The
+      only rule that seldom finds an onset where there is none.
+    - `"turning_point"`: the task of the smallest AUC, where a later one is larger; of equal minima the last. Finds an
+      onset in nearly every noisy curve.
     - `"zero_crossing"`: where ΔAUC, negative since the dip, comes back to zero: the first crossing from below after
       the smallest AUC, on a straight line between the two probes around it.
     - `"statistical"`: the first task from which on every AUC lies above the smallest AUC before it by more than
       `z · sqrt(s_k² + s_min²)`, with s the standard errors of the two.
 
-    A curve on which the rule finds nothing has not turned while it was watched: it is censored, and its last task is
-    a lower bound of the onset, not a measurement. An onset at the first task is an upper bound: the curve rises from
-    its first probe on, and what came before was not seen.
+    A curve on which the rule finds nothing is censored: its last task is a lower bound of the onset, not a
+    measurement. An onset at the first task is an upper bound.
 
     Args:
         tasks (`Sequence[float]` or `Sequence[Sequence[float]]`): Task instances trained before each probe,
-            increasing; without the untrained model, whose AUC lies above all others. For a batch of curves, one list
-            for all of them or one for each.
+            increasing and positive: without the untrained model, whose AUC lies above all others. For a batch of
+            curves, one list for all of them or one for each.
         aucs (`Sequence[float]` or `Sequence[Sequence[float]]`): The area of each probe; a list of such lists is a
             batch of curves, which may differ in length.
-        rule (`str`, *optional*, defaults to `"turning_point"`): One of the three above.
+        rule (`str`, *optional*, defaults to `"rise"`): One of the four above.
+        together (`bool`, *optional*, defaults to `False`): Whether the curves of a batch are seeds of one
+            configuration, on the same tasks. One onset is returned: that of their mean curve, with the noise known
+            from how they differ.
+        level (`float`, *optional*, defaults to 0.05): For `"rise"`, the rate of false alarms.
         reference (`float` or `Sequence[float]`, *optional*): For `"zero_crossing"`, the AUC after cycle 1; for a
             batch, one for all or one for each. The first AUC of the curve where it is not given.
         stderrs (`Sequence[float]` or `Sequence[Sequence[float]]`, *optional*): For `"statistical"`, the standard
@@ -47,25 +63,45 @@ def plasticity_onset(
             count as more than noise.
 
     Returns:
-        `dict`: `plasticity_onset`, in task instances; `censored`, whether it is the last task seen and a lower bound;
-        `at_first_probe`, whether it is the first task seen and an upper bound. Lists for a batch.
+        `dict`: Lists for a batch.
+
+        - `plasticity_onset` (`float`): in task instances; the last task where censored.
+        - `censored` (`bool`): no onset was found: `plasticity_onset` is a lower bound.
+        - `at_first_probe` (`bool`): it is the first task seen: an upper bound.
+        - `between` (`tuple[float, float]`): the probes before and after it, between which a curve without noise has
+          its minimum: 0 below the first, infinity above the last.
+        - `interval` (`tuple[float, float]` or `None`): for `"rise"`, where found, the 95% interval of the minimum: the
+          location of it in the smoothed curve with resampled noise, `between` included.
+        - `p_value` (`float` or `None`): for `"rise"`, of the test.
+        - `detectable_rise` (`float` or `None`): for `"rise"`, the lasting rise from the middle of the curve on that
+          the test finds in 80% of the cases, in percent of the smallest AUC of the mean curve.
 
     Raises:
         `ValueError`: An unknown rule, fewer than two points, lengths that differ, a value that is not finite, tasks
-            that do not increase, a `z` that is not positive, or a statistical rule without standard errors.
+            that do not increase, a `z` or `level` that is not possible, a statistical rule without standard errors,
+            or too few probes to know the noise (see [`rise_test`]).
 
     Example:
 
     ```python
-    >>> plasticity_onset(tasks=[8, 16, 24, 32], aucs=[100.0, 90.0, 95.0, 105.0])
-    {'plasticity_onset': 16.0, 'censored': False, 'at_first_probe': False}
-    >>> plasticity_onset(tasks=[8, 16, 24, 32], aucs=[100.0, 90.0, 95.0, 105.0], rule="zero_crossing")
-    {'plasticity_onset': 28.0, 'censored': False, 'at_first_probe': False}
+    >>> onset = plasticity_onset(tasks=[8, 16, 24, 32], aucs=[100.0, 90.0, 95.0, 105.0], rule="turning_point")
+    >>> onset["plasticity_onset"], onset["between"]
+    (16.0, (8.0, 24.0))
+    >>> onset = plasticity_onset(tasks=[8, 16, 24], aucs=[[100.0, 90.0, 99.0], [101.0, 91.2, 99.8]], together=True)
+    >>> onset["plasticity_onset"], onset["censored"]
+    (16.0, False)
     ```
     """
+    options = {"rule": rule, "level": level, "z": z}
     if len(aucs) == 0 or np.ndim(aucs[0]) == 0:
-        return _one_curve(tasks, aucs, rule, reference, stderrs, z)
+        return _one_onset(tasks, [aucs], reference, [stderrs], **options)
     curves = len(aucs)
+    if together:
+        if len(tasks) > 0 and np.ndim(tasks[0]) > 0:
+            if any(list(one) != list(tasks[0]) for one in tasks):
+                raise ValueError("tasks: they differ between curves; seeds taken together have the same tasks")
+            tasks = tasks[0]
+        return _one_onset(tasks, aucs, reference, [None] * curves if stderrs is None else stderrs, **options)
     if len(tasks) == 0 or np.ndim(tasks[0]) == 0:
         tasks = [tasks] * curves
     references = [reference] * curves if np.ndim(reference) == 0 else reference
@@ -73,41 +109,109 @@ def plasticity_onset(
     for name, values in (("tasks", tasks), ("reference", references), ("stderrs", stderrs)):
         if len(values) != curves:
             raise ValueError(f"{name}: {len(values)} entries, but aucs has {curves} curves")
-    onsets = [_one_curve(*curve, z) for curve in zip(tasks, aucs, [rule] * curves, references, stderrs)]
+    onsets = [
+        _one_onset(one, [curve], base, [errors], **options)
+        for one, curve, base, errors in zip(tasks, aucs, references, stderrs)
+    ]
     return {name: [onset[name] for onset in onsets] for name in onsets[0]}
 
 
-def _one_curve(tasks, aucs, rule, reference, stderrs, z) -> dict[str, float | bool]:
+def _one_onset(tasks, curves, reference, stderrs, rule, level, z) -> dict[str, Any]:
+    """The onset of one curve, or of the mean of several seeds."""
     if rule not in RULES:
         raise ValueError(f"rule: '{rule}' is not a rule; choose one of {', '.join(RULES)}")
-    tasks, aucs = _checked("tasks", tasks), _checked("aucs", aucs)
-    if len(tasks) != len(aucs):
-        raise ValueError(f"aucs: {len(aucs)} values, but tasks has {len(tasks)}; give one area for each task")
+    if not 0 < level < 1:
+        raise ValueError(f"level: {level} is not between 0 and 1")
+    tasks, curves = _checked("tasks", tasks), [_checked("aucs", curve) for curve in curves]
+    for curve in curves:
+        if len(tasks) != len(curve):
+            raise ValueError(f"aucs: {len(curve)} values, but tasks has {len(tasks)}; give one area for each task")
     if len(tasks) < 2:
         raise ValueError(f"tasks: {tasks.tolist()} is too short; an onset needs at least two probes")
     if (np.diff(tasks) <= 0).any():
         position = np.flatnonzero(np.diff(tasks) <= 0)[0]
         raise ValueError(f"tasks: {tasks[position + 1]:g} comes after {tasks[position]:g}; tasks must increase")
-    if rule == "turning_point":
-        onset = _turning_point(tasks, aucs)
+    mean = np.mean(curves, axis=0)
+    rise, interval = None, None
+    if rule == "rise":
+        if tasks[0] <= 0:
+            raise ValueError(f"tasks: {tasks[0]:g} is not positive; leave out the untrained model")
+        rise = rise_test(np.array(curves), level)
+        place = smoothed_minimum(tasks, mean) if rise.detected else None
+        onset = None if place is None else tasks[place]
+    elif rule == "turning_point":
+        onset = _turning_point(tasks, mean)
     elif rule == "zero_crossing":
         if np.ndim(reference) > 0:
             raise ValueError(f"reference: {reference} is not one number, as the one curve of aucs takes")
-        onset = _zero_crossing(tasks, aucs - (aucs[0] if reference is None else _checked("reference", [reference])[0]))
+        base = mean[0] if reference is None else _checked("reference", [reference])[0]
+        onset = _zero_crossing(tasks, mean - base)
     else:
-        if stderrs is None:
-            raise ValueError("stderrs: missing; the statistical rule needs the standard error of each area")
-        if not z > 0:
-            raise ValueError(f"z: {z} is not a positive number of standard errors")
-        stderrs = _checked("stderrs", stderrs)
-        if len(stderrs) != len(aucs) or (stderrs < 0).any():
-            raise ValueError(f"stderrs: {stderrs.tolist()} is not one standard error, zero or more, for each area")
-        onset = _statistical(tasks, aucs, stderrs, z)
+        onset = _statistical(tasks, mean, _mean_errors(stderrs, len(mean)), z)
+    before, after = tasks[tasks < (tasks[-1] if onset is None else onset)], tasks[tasks > (onset or math.inf)]
+    between = (float(before[-1]) if len(before) else 0.0, float(after[0]) if len(after) else math.inf)
+    if onset is None:
+        between = (float(tasks[-1]), math.inf)
+    elif rise is not None:
+        interval = _interval(tasks, mean, rise, len(curves), between)
     return {
         "plasticity_onset": float(tasks[-1] if onset is None else onset),
         "censored": onset is None,
         "at_first_probe": bool(onset == tasks[0]),
+        "between": between,
+        "interval": interval,
+        "p_value": None if rise is None else rise.p_value,
+        "detectable_rise": None if rise is None else float(100 * rise.detectable / mean.min()),
     }
+
+
+def smoothed_minimum(tasks: np.ndarray, aucs: np.ndarray) -> np.ndarray:
+    """
+    The position of the minimum of curves `(..., probes)`, smoothed over log(task) if they have five probes. The last
+    probe is left out: a curve that rises has its minimum before it.
+    """
+    return np.argmin(smooth(tasks, aucs)[..., :-1], axis=-1)
+
+
+def smooth(tasks: np.ndarray, aucs: np.ndarray) -> np.ndarray:
+    """
+    Cubic smoothing splines over log(task) through curves `(..., probes)`, with the smoothness that minimizes
+    generalized cross-validation (Craven & Wahba 1978). Curves of fewer than five probes are returned as they are.
+    """
+    if len(tasks) < FEWEST_TO_SMOOTH:
+        return aucs
+    roughness, vectors = _roughness(tuple(tasks))
+    coordinates = aucs @ vectors
+    kept = 1 / (1 + np.geomspace(1e-8, 1e8, 129)[:, None] * roughness)  # (smoothness, probes)
+    squares = (((1 - kept) * coordinates[..., None, :]) ** 2).sum(-1)
+    chosen = np.argmin(squares / (1 - kept.mean(-1)).clip(1e-12) ** 2, axis=-1)
+    return (kept[chosen] * coordinates) @ vectors.T
+
+
+@lru_cache(maxsize=8)
+def _roughness(tasks: tuple[float, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """Eigenvalues and eigenvectors of the integrated squared second derivative of the interpolating natural spline."""
+    x = np.log(tasks)
+    h = np.diff(x / (x[-1] - x[0]))
+    n = len(x)
+    second, gram = np.zeros((n, n - 2)), np.zeros((n - 2, n - 2))
+    for k in range(n - 2):
+        second[k : k + 3, k] = 1 / h[k], -1 / h[k] - 1 / h[k + 1], 1 / h[k + 1]
+        gram[k, k] = (h[k] + h[k + 1]) / 3
+        if k:
+            gram[k, k - 1] = gram[k - 1, k] = h[k] / 6
+    roughness, vectors = np.linalg.eigh(second @ np.linalg.solve(gram, second.T))
+    return roughness.clip(0), vectors
+
+
+def _interval(
+    tasks: np.ndarray, mean: np.ndarray, rise: Rise, seeds: int, between: tuple[float, float]
+) -> tuple[float, float]:
+    trend, rng = smooth(tasks, mean), np.random.default_rng(len(tasks))
+    noise = autocorrelated(rise.correlation, (RESAMPLES, len(tasks)), rng) * rise.scatter / math.sqrt(seeds)
+    places = tasks[smoothed_minimum(tasks, trend + noise)]
+    low, high = np.quantile(places, [(1 - INTERVAL) / 2, (1 + INTERVAL) / 2], method="inverted_cdf")
+    return min(float(low), between[0]), max(float(high), between[1])
 
 
 def _turning_point(tasks: np.ndarray, aucs: np.ndarray) -> float | None:
@@ -127,11 +231,24 @@ def _zero_crossing(tasks: np.ndarray, excess: np.ndarray) -> float | None:
 
 
 def _statistical(tasks: np.ndarray, aucs: np.ndarray, stderrs: np.ndarray, z: float) -> float | None:
+    if not z > 0:
+        raise ValueError(f"z: {z} is not a positive number of standard errors")
     lowest = np.array([_last_minimum(aucs[: k + 1]) for k in range(len(aucs))])
     above = aucs - aucs[lowest] > z * np.hypot(stderrs, stderrs[lowest])
     # The onset follows the last probe that is not above the noise; the first probe never is, being its own minimum.
     start = np.flatnonzero(~above)[-1] + 1
     return None if start == len(aucs) else tasks[start]
+
+
+def _mean_errors(stderrs: Sequence, probes: int) -> np.ndarray:
+    """Standard errors of the mean of curves with these standard errors."""
+    if any(one is None for one in stderrs):
+        raise ValueError("stderrs: missing; the statistical rule needs the standard error of each area")
+    checked = [_checked("stderrs", one) for one in stderrs]
+    for one in checked:
+        if len(one) != probes or (one < 0).any():
+            raise ValueError(f"stderrs: {one.tolist()} is not one standard error, zero or more, for each area")
+    return np.sqrt(np.sum(np.square(checked), axis=0)) / len(checked)
 
 
 def _last_minimum(values: np.ndarray) -> int:

@@ -5,12 +5,13 @@ import evaluate
 import numpy as np
 
 from .definition import plasticity_onset
+from .rise import LEVEL
 
 
 _DESCRIPTION = """
 The task instance at which a continually trained model begins to learn a held-out language more slowly than it did
-before, read off the areas of its plasticity probes by a stated rule. A curve that has not turned is reported as
-censored, with its last task as a lower bound.
+before, determined from the areas of its plasticity probes by a stated rule. A curve without a detected rise is
+reported as censored, with its last task as a lower bound.
 """
 
 _KWARGS_DESCRIPTION = """
@@ -18,26 +19,33 @@ Args:
     tasks (`list` of `float`, or a list of such lists): Task instances trained before each probe, increasing, without
         the untrained model. For a batch of curves, one list for all of them or one for each.
     aucs (`list` of `float`, or a list of such lists): The area of each probe; a list of such lists is a batch.
-    rule (`str`): "turning_point" (default): the task of the smallest AUC, where a later one is larger.
+    rule (`str`): "rise" (default): a test whether the curve rises by more than noise, and where it does, the minimum
+        of the smoothed curve. "turning_point": the task of the smallest AUC, where a later one is larger.
         "zero_crossing": where the AUC comes back to the reference after the smallest AUC, linearly interpolated.
         "statistical": the first task from which on every AUC is above the smallest AUC before it by more than `z`
         standard errors of the difference.
+    together (`bool`): Whether the curves of a batch are seeds of one configuration, with one onset. Defaults to False.
+    level (`float`): For "rise": the rate of false alarms. Defaults to 0.05.
     reference (`float` or `list` of `float`): For "zero_crossing": the AUC after cycle 1; by default the curve's first.
     stderrs (`list` of `float`, or a list of such lists): For "statistical": the standard error of each AUC.
     z (`float`): For "statistical": how many standard errors count as more than noise. Defaults to 3.
 Returns:
     plasticity_onset (`float` or `list` of `float`): The onset, in task instances; the last task where censored.
-    censored (`bool` or `list` of `bool`): The curve has not turned: the onset is a lower bound.
+    censored (`bool` or `list` of `bool`): No onset was found: the onset is a lower bound.
     at_first_probe (`bool` or `list` of `bool`): The curve rises from its first probe: the onset is an upper bound.
+    between (pair of `float`, or a list): The probes before and after the onset.
+    interval (pair of `float`, or a list): For "rise": the 95% interval of the onset; None where there is none.
+    p_value (`float` or a list): For "rise": of the test.
+    detectable_rise (`float` or a list): For "rise": the lasting rise that is found in 80% of cases, in percent.
 Examples:
     >>> import evaluate
     >>> plasticity_onset = evaluate.load("plasticity_onset")
-    >>> plasticity_onset.compute(tasks=[8, 16, 24, 32], aucs=[100.0, 90.0, 95.0, 105.0])
-    {'plasticity_onset': 16.0, 'censored': False, 'at_first_probe': False}
-    >>> plasticity_onset.compute(tasks=[8, 16, 24, 32], aucs=[100.0, 90.0, 95.0, 105.0], rule="zero_crossing")
-    {'plasticity_onset': 28.0, 'censored': False, 'at_first_probe': False}
-    >>> plasticity_onset.compute(tasks=[8, 16, 24], aucs=[100.0, 90.0, 85.0])
-    {'plasticity_onset': 24.0, 'censored': True, 'at_first_probe': False}
+    >>> seeds = [[100.0, 90.0, 99.0], [101.0, 91.2, 99.8]]
+    >>> onset = plasticity_onset.compute(tasks=[8, 16, 24], aucs=seeds, together=True)
+    >>> onset["plasticity_onset"], onset["censored"], onset["between"]
+    (16.0, False, (8.0, 24.0))
+    >>> plasticity_onset.compute(tasks=[8, 16, 24], aucs=[100.0, 90.0, 85.0], rule="turning_point")["censored"]
+    True
 """
 
 _CITATION = """\
@@ -79,5 +87,5 @@ class PlasticityOnset(evaluate.Metric):
             raise ValueError(f"aucs: {len(aucs)} entries, but tasks has {len(tasks)}; give one for each")
         super().add_batch(tasks=tasks, aucs=aucs)
 
-    def _compute(self, tasks, aucs, rule="turning_point", reference=None, stderrs=None, z=3.0):
-        return plasticity_onset(tasks, aucs, rule=rule, reference=reference, stderrs=stderrs, z=z)
+    def _compute(self, tasks, aucs, rule="rise", together=False, level=LEVEL, reference=None, stderrs=None, z=3.0):
+        return plasticity_onset(tasks, aucs, rule, together, level, reference, stderrs, z)

@@ -47,7 +47,7 @@ _CITATION = """\
 @evaluate.utils.file_utils.add_start_docstrings(_DESCRIPTION, _KWARGS_DESCRIPTION)
 class ProbeAUC(evaluate.Metric):
     def _info(self) -> evaluate.MetricInfo:
-        # float64: evaluate's usual float32 keeps seven digits of a loss, and neighbouring areas differ in the sixth.
+        # float64: evaluate's usual float32 keeps seven digits of a loss, and neighboring areas differ in the sixth.
         number = datasets.Value("float64")
         return evaluate.MetricInfo(
             description=_DESCRIPTION,
@@ -73,5 +73,5 @@ class ProbeAUC(evaluate.Metric):
         super().add_batch(steps=steps, losses=losses)
 
     def _compute(self, steps, losses, **other_inputs):
-        # evaluate.combine hands every module the inputs of all; those of others are passed over.
+        # evaluate.combine passes the inputs of all modules to each; those of other modules are ignored.
         return probe_auc(steps, losses)

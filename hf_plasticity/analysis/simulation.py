@@ -1,0 +1,186 @@
+"""
+How often the onset rules and the law are right: simulated curves and ladders with known onsets.
+
+Every number that the documentation states about false alarms, power, bias and coverage is computed here.
+"""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from ..metrics.onset_law.definition import onset_law
+from ..metrics.plasticity_onset.definition import plasticity_onset
+from ..metrics.plasticity_onset.rise import autocorrelated
+
+
+TASKS_PER_PROBE = 8
+COEFFICIENT, EXPONENT = 1.3e-5, 0.8269
+# Non-embedding parameters of sizes, the smallest first: any of the paper's.
+SIZES = (5e6, 12e6, 27e6, 39e6, 53e6, 83e6, 106e6, 314e6)
+RULES = ("rise", "statistical", "turning_point")
+
+
+def level_curve(probes: int) -> np.ndarray:
+    """A curve that does not change: the worst case of a curve without an onset."""
+    return np.ones(probes)
+
+
+def falling_curve(probes: int) -> np.ndarray:
+    """A curve that falls by 15%, most of it in the first probes, and stays level."""
+    return 1 + 0.15 * np.exp(-np.arange(probes) / 2)
+
+
+def turning_curve(probes: int, rise: float, turn: float = 0.5) -> np.ndarray:
+    """
+    A curve that falls, first steeply and then by 4%, and from the share `turn` of its length on rises by `rise`, both
+    in straight lines.
+    """
+    share = np.arange(probes) / (probes - 1)
+    fall = 0.15 * np.exp(-np.arange(probes) / 2) + 0.04 * np.clip(1 - share / turn, 0, None)
+    return 1 + fall + rise * np.clip((share - turn) / (1 - turn), 0, None)
+
+
+def find(rule: str, curves: np.ndarray, noise: float) -> dict:
+    """The onset of seeds `(seeds, probes)`, probed once a cycle, by a rule."""
+    tasks = TASKS_PER_PROBE * np.arange(1, curves.shape[1] + 1)
+    errors = np.full(curves.shape, noise) if rule == "statistical" else None
+    return plasticity_onset(tasks, curves, rule=rule, together=True, stderrs=errors)
+
+
+def detection_rate(
+    curve: np.ndarray, seeds: int, noise: float, correlation: float, rule: str, replicates: int, seed: int = 0
+) -> float:
+    """The share of simulated runs in which a rule finds an onset."""
+    rng = np.random.default_rng([seed, seeds, len(curve)])
+    found = 0
+    for _ in range(replicates):
+        curves = curve + noise * autocorrelated(correlation, (seeds, len(curve)), rng)
+        found += not find(rule, curves, noise)["censored"]
+    return found / replicates
+
+
+def location_errors(
+    probes: int, turn: float, rise: float, seeds: int, noise: float, correlation: float, replicates: int, seed: int = 0
+) -> dict[str, float]:
+    """
+    Where the rule `"rise"` finds an onset that is there: the share found, and of these the mean error and the root
+    mean squared error in shares of the curve, and how often the interval holds the minimum of the curve.
+    """
+    curve, rng = turning_curve(probes, rise, turn), np.random.default_rng([seed, seeds, probes])
+    truth = TASKS_PER_PROBE * (1 + float(np.argmin(curve)))
+    errors, held = [], []
+    for _ in range(replicates):
+        onset = find("rise", curve + noise * autocorrelated(correlation, (seeds, probes), rng), noise)
+        if not onset["censored"]:
+            errors.append((onset["plasticity_onset"] - truth) / (TASKS_PER_PROBE * (probes - 1)))
+            held.append(onset["interval"][0] <= truth <= onset["interval"][1])
+    if not errors:
+        return {"found": 0.0, "bias": math.nan, "rmse": math.nan, "coverage": math.nan}
+    return {
+        "found": len(errors) / replicates,
+        "bias": float(np.mean(errors)),
+        "rmse": float(np.sqrt(np.mean(np.square(errors)))),
+        "coverage": float(np.mean(held)),
+    }
+
+
+def law_of_flat_ladders(sizes: int, seeds: int, probes: int, noise: float, replicates: int, seed: int = 0) -> float:
+    """The share of ladders without any onset in which three sizes have one, which a law requires."""
+    rng, laws = np.random.default_rng([seed, sizes]), 0
+    for _ in range(replicates):
+        ladders = level_curve(probes) + noise * rng.standard_normal((sizes, seeds, probes))
+        laws += sum(not find("rise", curves, noise)["censored"] for curves in ladders) >= 3
+    return laws / replicates
+
+
+def law_errors(
+    sizes: Sequence[float],
+    seeds: int,
+    scatter_of_sizes: float,
+    scatter_of_seeds: float,
+    probe_every: float,
+    length: float,
+    replicates: int,
+    seed: int = 0,
+) -> dict[str, float]:
+    """
+    The law fitted to the paper's, with onsets that scatter (standard deviations of log T) and are known between two
+    probes `probe_every` tasks apart, in runs of `length` tasks. The mean exponent fitted to bounds and to the probes
+    taken as points, and how often the 95% interval of the exponent holds the truth.
+    """
+    rng = np.random.default_rng([seed, len(sizes), seeds])
+    exponents, points, held = [], [], []
+    for _ in range(replicates):
+        deviations = scatter_of_sizes * np.repeat(rng.standard_normal(len(sizes)), seeds)
+        deviations += scatter_of_seeds * rng.standard_normal(len(sizes) * seeds)
+        parameters = np.repeat(sizes, seeds)
+        truth = COEFFICIENT * parameters**EXPONENT * np.exp(deviations)
+        nearest = np.maximum(probe_every, probe_every * np.round(truth / probe_every))
+        censored = nearest >= length
+        onsets = np.where(censored, length, nearest)
+        low = np.where(onsets <= probe_every, 0.0, onsets - probe_every)
+        between = np.stack([low, onsets + probe_every], axis=1)
+        if len(np.unique(parameters[~censored & (low > 0)])) < 3:
+            continue
+        law = onset_law(parameters, onsets, censored, between, compare=False)
+        exponents.append(law["exponent"])
+        held.append(law["exponent_interval"][0] <= EXPONENT <= law["exponent_interval"][1])
+        points.append(onset_law(parameters, onsets, censored, compare=False)["exponent"])
+    return {
+        "exponent": float(np.mean(exponents)),
+        "as_points": float(np.mean(points)),
+        "coverage": float(np.mean(held)),
+        "fitted": len(held) / replicates,
+    }
+
+
+def tables(replicates: int) -> str:
+    """All simulations as Markdown tables."""
+    lines = [
+        "| probes | seeds | noise | correlation | level: rise | falling: rise | level: statistical | turning_point |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for probes, seeds, correlation in (
+        (8, 1, 0), (24, 1, 0), (24, 1, 0.5), (48, 1, 0), (48, 1, 0.5),
+        (3, 3, 0), (4, 3, 0), (16, 5, 0), (24, 3, 0), (24, 3, 0.5), (24, 5, 0), (24, 5, 0.5),
+    ):  # fmt: skip
+        rates = [
+            detection_rate(level_curve(probes), seeds, 0.02, correlation, "rise", replicates),
+            detection_rate(falling_curve(probes), seeds, 0.02, correlation, "rise", replicates),
+            detection_rate(level_curve(probes), seeds, 0.02, correlation, "statistical", replicates),
+            detection_rate(level_curve(probes), seeds, 0.02, correlation, "turning_point", replicates),
+        ]
+        lines.append(f"| {probes} | {seeds} | 2% | {correlation} | {' | '.join(f'{rate:.0%}' for rate in rates)} |")
+    lines += [
+        "",
+        "| probes | seeds | noise | correlation | rise from | of | found | bias | RMSE | interval holds it |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for probes, seeds, noise, correlation, turn, rise in (
+        (24, 1, 0.01, 0, 0.5, 0.06), (24, 1, 0.02, 0, 0.5, 0.06), (24, 1, 0.02, 0.5, 0.5, 0.06),
+        (24, 1, 0.03, 0, 0.5, 0.06), (48, 1, 0.02, 0, 0.5, 0.06), (48, 1, 0.02, 0.5, 0.5, 0.06),
+        (24, 3, 0.02, 0, 0.3, 0.06), (24, 3, 0.02, 0, 0.5, 0.06), (24, 3, 0.02, 0, 0.7, 0.06),
+        (24, 5, 0.02, 0.5, 0.5, 0.06), (16, 5, 0.03, 0, 0.2, 0.12),
+    ):  # fmt: skip
+        found = location_errors(probes, turn, rise, seeds, noise, correlation, replicates)
+        cells = [f"{found['found']:.0%}", f"{found['bias']:+.0%}", f"{found['rmse']:.0%}", f"{found['coverage']:.0%}"]
+        lines.append(
+            f"| {probes} | {seeds} | {noise:.0%} | {correlation} | {turn:.0%} | {rise:.0%} | {' | '.join(cells)} |"
+        )
+    flat = law_of_flat_ladders(5, 3, 24, 0.02, replicates)
+    lines += ["", f"Ladders of five sizes and three seeds without an onset in which a law is fitted: {flat:.1%}", ""]
+    lines += [
+        "| sizes | seeds | scatter of sizes, seeds | probe every | exponent | as points | 95% interval holds .827 |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for count, seeds, of_sizes, of_seeds, every, length in (
+        (8, 1, 0.0, 0.05, 8, math.inf), (8, 1, 0.2, 0.1, 1, math.inf), (8, 1, 0.2, 0.1, 8, math.inf),
+        (8, 3, 0.2, 0.1, 4, 80.0), (5, 3, 0.2, 0.1, 1, math.inf), (4, 3, 0.1, 0.1, 1, math.inf),
+        (3, 3, 0.1, 0.1, 1, math.inf), (3, 3, 0.2, 0.1, 1, math.inf),
+    ):  # fmt: skip
+        sizes = SIZES[:: len(SIZES) // count][:count]
+        found = law_errors(sizes, seeds, of_sizes, of_seeds, every, length, max(50, replicates // 4))
+        cells = [f"{found['exponent']:.2f}", f"{found['as_points']:.2f}", f"{found['coverage']:.0%}"]
+        lines.append(f"| {count} | {seeds} | {of_sizes}, {of_seeds} | {every} tasks | {' | '.join(cells)} |")
+    return "\n".join(lines)

@@ -1,0 +1,1 @@
+"""Mitigations compared under equal conditions: the same trials, the same seeds, intervals and tests."""

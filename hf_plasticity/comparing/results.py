@@ -1,0 +1,92 @@
+"""What one run of a comparison gave, read from its folder."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean, median
+from typing import Any
+
+from ..errors import PlasticityError
+from ..ladder.jobs import LOG_FILE
+from ..records import PROVENANCE, RunRecord, read_run
+
+
+# As the errors of the trainer and of the probe say it.
+DIVERGENCE = re.compile(r"error: .*(loss is -?(nan|inf)|weights are not finite)")
+
+
+@dataclass(frozen=True)
+class Result:
+    """
+    The numbers of a run.
+
+    Args:
+        auc (`float`): Of the probe at the step of the comparison.
+        delta_auc (`float`): Of the same probe.
+        training_loss (`float`): The mean over the last cycle.
+        forgetting_loss (`float`, *optional*): The mean validation loss on the training languages at that step.
+        ms_per_step (`float`, *optional*): The median time of an optimizer step.
+        touched (`int`): Units or entries that the mitigation reset or changed.
+        state_bytes (`int`, *optional*): What the mitigation holds in memory.
+        probe_config_hash (`str`): Of the probe.
+    """
+
+    auc: float
+    delta_auc: float
+    training_loss: float
+    forgetting_loss: float | None
+    ms_per_step: float | None
+    touched: int
+    state_bytes: int | None
+    probe_config_hash: str
+
+
+def read_result(folder: Path, step: int) -> Result:
+    """
+    Read a complete run.
+
+    Args:
+        folder (`Path`): The run folder.
+        step (`int`): The optimizer step of the comparison.
+
+    Raises:
+        [`PlasticityError`]: It has no probe at that step, or several.
+    """
+    run = read_run(folder)
+    probes = [probe for probe in run.probes if probe["step"] == step]
+    if len(probes) != 1:
+        raise PlasticityError(f"'{folder}' has {len(probes)} probes after step {step} instead of one")
+    cycle_steps = run.config["task_steps"] * run.config[PROVENANCE]["tasks_per_cycle"]
+    entries = [entry for entry in run.training_log if "loss" in entry and step - cycle_steps < entry["step"] <= step]
+    speeds = [entry["tokens_per_second"] for entry in entries if entry.get("tokens_per_second")]
+    forgetting = [record for record in run.forgetting if record["step"] == step]
+    return Result(
+        auc=probes[0]["auc"],
+        delta_auc=probes[0]["delta_auc"],
+        training_loss=fmean(entry["loss"] for entry in entries),
+        forgetting_loss=fmean(forgetting[0]["losses"].values()) if forgetting else None,
+        ms_per_step=1000 * run.config["global_batch_tokens"] / median(speeds) if speeds else None,
+        touched=sum(amount_touched(event) for event in run.mitigations if event["step"] <= step),
+        state_bytes=_state_bytes(run),
+        probe_config_hash=probes[0]["probe_config_hash"],
+    )
+
+
+def amount_touched(event: dict[str, Any]) -> int:
+    """How many units, or entries of tensors, an event of `mitigations.jsonl` reset or changed."""
+    return sum(len(one) if isinstance(one, list) else one for one in event["touched"].values())
+
+
+def _state_bytes(run: RunRecord) -> int | None:
+    known = [event["state_bytes"] for event in run.mitigations if "state_bytes" in event]
+    return known[-1] if known else None
+
+
+def divergence(folder: Path) -> str | None:
+    """The last line of the log of a run that ended because a loss or weight was not finite, or `None`."""
+    path = folder / LOG_FILE
+    if not path.exists():
+        return None
+    lines = [line for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+    found = DIVERGENCE.search(lines[-1]) if lines else None
+    return found.group(0).removeprefix("error: ") if found else None

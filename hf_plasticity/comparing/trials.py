@@ -1,0 +1,93 @@
+"""What is tried for each method: learning rate, weight decay and the arguments of the mitigation."""
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from ..mitigations import MITIGATIONS
+from ..mitigations.search import LogUniform
+
+
+BASELINE = "none"
+# Searched for every method, the baseline included: the learning rate as a factor of that of the configuration.
+LEARNING_RATE_FACTOR, WEIGHT_DECAY = LogUniform(1 / 3, 3), LogUniform(0.01, 1)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """
+    One way to train with a method.
+
+    Args:
+        method (`str`): A key of `MITIGATIONS`, or `"none"`.
+        number (`int`): From 0. Trial 0 has the default arguments, and learning rate and weight decay as configured.
+        learning_rate (`float`): Of the training.
+        weight_decay (`float`): Of the training.
+        arguments (`dict`, *optional*): Of the mitigation, where they are not its defaults.
+    """
+
+    method: str
+    number: int
+    learning_rate: float
+    weight_decay: float
+    arguments: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """`redo-trial2`."""
+        return f"{self.method}-trial{self.number}"
+
+    def settings(self) -> list[str]:
+        """The settings of `hf-plasticity train`."""
+        words = [f"--learning_rate={self.learning_rate}", f"--weight_decay={self.weight_decay}"]
+        if self.method != BASELINE:
+            words.append(f"--mitigation={self.method}")
+        if self.arguments:
+            words.append(f"--mitigation_args={json.dumps({self.method: self.arguments})}")
+        return words
+
+
+def trials_of(method: str, count: int, learning_rate: float, weight_decay: float, task_steps: int) -> list[Trial]:
+    """
+    The trials of a method. Trial 0 is the configuration as it stands, with the default arguments. Every other one is a
+    random draw. It depends on the method and its number alone; learning rates and weight decays depend on the number
+    alone, so that every method tries the same ones.
+
+    Args:
+        method (`str`): A key of `MITIGATIONS`, or `"none"`.
+        count (`int`): The number of trials.
+        learning_rate (`float`): As configured.
+        weight_decay (`float`): As configured.
+        task_steps (`int`): Optimizer steps of a task instance.
+    """
+    trials = [Trial(method, 0, learning_rate, weight_decay)]
+    for number in range(1, count):
+        generator = _generator(BASELINE, number)
+        rate = float(f"{learning_rate * LEARNING_RATE_FACTOR.draw(generator, task_steps):.3g}")
+        decay = WEIGHT_DECAY.draw(generator, task_steps)
+        trials.append(Trial(method, number, rate, decay, _arguments(method, number, task_steps)))
+    return trials
+
+
+def with_choice_of(control: str, chosen: Trial) -> Trial:
+    """The trial of a control that goes with the chosen trial of its method: the same values of the same arguments."""
+    known = {one.name for one in dataclasses.fields(MITIGATIONS[control])}
+    arguments = {name: value for name, value in chosen.arguments.items() if name in known}
+    return dataclasses.replace(chosen, method=control, arguments=arguments)
+
+
+def _arguments(method: str, number: int, task_steps: int) -> dict[str, Any]:
+    if method == BASELINE:
+        return {}
+    generator = _generator(method, number)
+    searched = [one for one in dataclasses.fields(MITIGATIONS[method]) if one.metadata["search"] is not None]
+    return {one.name: one.metadata["search"].draw(generator, task_steps) for one in searched}
+
+
+def _generator(method: str, number: int) -> np.random.Generator:
+    digest = hashlib.blake2b(f"{method}/{number}".encode(), digest_size=8).digest()
+    return np.random.default_rng(int.from_bytes(digest, "big"))

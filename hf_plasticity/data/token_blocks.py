@@ -1,0 +1,54 @@
+"""Token blocks from what a script has in memory: arrays, tensors, lists, datasets."""
+
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+import torch
+
+from ..errors import PlasticityError
+
+
+if TYPE_CHECKING:
+    from .blocks import Blocks
+
+TokenBlocks: TypeAlias = "Blocks | np.ndarray | torch.Tensor"
+
+
+def as_blocks(blocks: Any) -> TokenBlocks:
+    """
+    Token blocks from what a user has: [`Blocks`], an array, a tensor, a list of lists, or a `datasets.Dataset` with
+    `input_ids` of one length.
+
+    Returns:
+        [`Blocks`], or `np.ndarray` or `torch.Tensor` of shape `(num_blocks, context_length)`.
+
+    Raises:
+        [`PlasticityError`]: Anything else, sequences of different lengths, or numbers that are not whole.
+    """
+    if hasattr(blocks, "prepare"):
+        return blocks
+    if isinstance(blocks, np.ndarray | torch.Tensor):
+        integers = (
+            np.issubdtype(blocks.dtype, np.integer)
+            if isinstance(blocks, np.ndarray)
+            else not (blocks.is_floating_point() or blocks.is_complex() or blocks.dtype == torch.bool)
+        )
+        if blocks.ndim == 2 and integers:
+            return blocks
+        raise PlasticityError(
+            f"blocks: an array of shape {tuple(blocks.shape)} and type {blocks.dtype}; pass whole numbers (token ids) "
+            "of shape (num_blocks, context_length)"
+        )
+    rows = blocks["input_ids"] if "input_ids" in (getattr(blocks, "column_names", None) or ()) else blocks
+    try:
+        rows = list(rows)
+        lengths = {len(row) for row in rows}
+        array = np.asarray([np.asarray(row) for row in rows])
+    except (TypeError, ValueError):
+        lengths, array = set(), np.empty(0)
+    if len(lengths) != 1 or array.ndim != 2 or not np.issubdtype(array.dtype, np.integer):
+        raise PlasticityError(
+            f"blocks: '{type(blocks).__name__}' does not hold token sequences of one length; make blocks with "
+            "`text_blocks`, or pass an array of token ids of shape (num_blocks, context_length)"
+        )
+    return array.astype(np.int64)

@@ -1,0 +1,276 @@
+"""What a run finds in its folder: litter and damage that killed starts left, and the files of others."""
+
+import os
+import shutil
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from hf_plasticity import PlasticityError
+from hf_plasticity.cli import main
+from hf_plasticity.experiment import parse_experiment, run_experiment
+from hf_plasticity.experiment.data import open_data
+from hf_plasticity.experiment.folder import run_folder
+from hf_plasticity.experiment.run import report_is_current
+from hf_plasticity.records import PROBES_FILE, append_record, checkpoints, is_complete, run_lock
+from hf_plasticity.threads import choose_threads
+from support.launch import CONTINUAL, KILLED, TINY, error_line, launch, launch_killed, start, wait_until_stopped
+from support.runs import assert_same_run, recorded
+
+
+FLAGS = [*TINY, "--use_cpu", "--disable_tqdm=true"]
+
+
+def configuration(folder, *flags):
+    return parse_experiment([*FLAGS, f"--output_dir={folder}", f"--data_cache_dir={folder.parent / 'blocks'}", *flags])
+
+
+def train(folder, *flags):
+    run_experiment(configuration(folder, *flags))
+
+
+def hidden(folder):
+    """The names of files and folders that no run leaves behind."""
+    found = [path.name for path in folder.rglob(".*") if path.name not in (".lock", ".follow.lock")]
+    return found + [path.name for path in checkpoints(folder) if not is_complete(path)]
+
+
+# What an earlier start left
+
+
+def test_a_tokenizer_of_a_start_with_other_settings_is_trained_again(tmp_path):
+    folder = tmp_path / "run"
+    assert len(open_data(configuration(folder, "--train_tokenizer=300")).tokenizer) == 300
+    assert len(open_data(configuration(folder, "--train_tokenizer=400")).tokenizer) == 400
+    assert len(open_data(configuration(folder, "--train_tokenizer=400")).tokenizer) == 400
+    path = folder / "tokenizer" / "tokenizer.json"
+    written = path.stat().st_mtime_ns
+    open_data(configuration(folder, "--train_tokenizer=400"))
+    assert path.stat().st_mtime_ns == written, "trained once"
+    (folder / "tokenizer" / "trained_from.json").write_text("{")
+    assert len(open_data(configuration(folder, "--train_tokenizer=400")).tokenizer) == 400
+    assert path.stat().st_mtime_ns > written, "of unknown origin"
+
+
+@pytest.fixture(scope="module")
+def one_cycle(tmp_path_factory):
+    """A run of one cycle, which the tests extend to two."""
+    folder = tmp_path_factory.mktemp("runs") / "one"
+    train(folder, "--cycles=1")
+    return folder
+
+
+@pytest.fixture
+def begun(one_cycle, tmp_path):
+    folder = tmp_path / "run"
+    subprocess.run(["cp", "-a", one_cycle, folder], check=True)
+    return folder
+
+
+DAMAGES = {
+    "torn": lambda lines: [lines[0], lines[1][:40]],
+    "zeroed": lambda lines: [lines[0], b"\0" * len(lines[1])],
+    "missing": lambda lines: [lines[0]],
+    "not a record": lambda lines: [lines[0], b"[1]"],
+    "all missing": lambda lines: [],
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_lost_probe_record_is_restored_from_its_checkpoint(begun, finished, damage):
+    path = begun / PROBES_FILE
+    path.write_bytes(b"\n".join(DAMAGES[damage](path.read_bytes().splitlines())))
+    train(begun)
+    probes, expected = recorded(begun)[0], recorded(finished[0])[0]
+    assert probes == expected and probes[2]["delta_auc"] != 0
+
+
+def test_a_damaged_probe_record_without_a_copy_stops_the_run(begun):
+    path = begun / PROBES_FILE
+    first, second = path.read_bytes().splitlines()
+    path.write_bytes(first + b"\n" + second[:40])
+    (begun / "cycle-001" / "probe.json").write_bytes(b"\0" * 100)
+    before = path.read_bytes()
+    with pytest.raises(PlasticityError) as caught:
+        train(begun)
+    assert f"'{path}': line 2 is damaged, and the probed checkpoints have no copy of it" in str(caught.value)
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("name", "content"), [("trainer_state.json", ""), ("probe_protocols.json", "{"), ("config.yaml", "a: [")]
+)
+def test_a_damaged_file_of_the_run_is_named_on_one_line(begun, capsys, name, content):
+    (begun / name).write_text(content)
+    assert main(["train", *FLAGS, f"--output_dir={begun}", f"--data_cache_dir={begun.parent / 'blocks'}"]) == 2
+    error = capsys.readouterr().err.strip()
+    assert f"'{begun / name}' is" in error and len(error.splitlines()) == 1
+    assert main(["report", str(begun), "-o", str(begun.parent / "report.html")]) == 2
+    error = capsys.readouterr().err.strip()
+    assert f"'{begun / name}' is" in error and len(error.splitlines()) == 1
+
+
+def test_litter_of_killed_starts_is_removed(begun, finished):
+    for name in (".config.yaml.0123456789ab", ".diagnostics.jsonl.0123456789ab", "cycle-001/.probe.json.0123456789ab"):
+        (begun / name).write_text("half")
+    (begun / "checkpoint-6").mkdir()
+    (begun / "checkpoint-6" / "optimizer.pt").write_text("half")
+    assert len(hidden(begun)) == 4
+    train(begun)
+    assert hidden(begun) == []
+    assert recorded(begun)[0] == recorded(finished[0])[0]
+
+
+def test_a_run_killed_in_its_last_rotation_leaves_no_litter(finished, tmp_path):
+    folder = tmp_path / "run"
+    launch_killed("rotate:2", *TINY, f"--output_dir={folder}", direct=True)
+    assert [path.name for path in checkpoints(folder) if not is_complete(path)] == ["checkpoint-8"]
+    train(folder)
+    assert hidden(folder) == []
+    assert_same_run(finished[0], folder)
+
+
+def test_a_report_that_was_never_written_is_written_by_the_next_start(tmp_path, finished, capsys):
+    folder = tmp_path / "run"
+    launch_killed("report:1", *TINY, f"--output_dir={folder}", direct=True)
+    assert not (folder / "report.html").exists()
+    train(folder)
+    assert "is complete" in capsys.readouterr().out
+    assert report_is_current(folder)
+    assert_same_run(finished[0], folder)
+
+
+@pytest.mark.parametrize("name", ["probes.jsonl", "diagnostics.jsonl", "forgetting.jsonl", "mitigations.jsonl"])
+def test_a_report_that_is_older_than_the_records_is_written_anew(begun, name):
+    report = begun / "report.html"
+    train(begun, "--cycles=1")
+    written = report.stat().st_mtime_ns
+    (begun / name).touch()
+    train(begun, "--cycles=1")
+    assert report.stat().st_mtime_ns > written
+
+
+def test_a_killed_run_with_workers_can_be_started_again_at_once(tmp_path, finished):
+    command = [*TINY, f"--output_dir={tmp_path}", "--dataloader_num_workers=2"]
+    process = start("task:7", CONTINUAL, *command, script=KILLED, direct=True)
+    try:
+        assert process.wait(300) == -signal.SIGKILL
+        with run_lock(tmp_path):
+            assert _processes_of(tmp_path), "its workers are still there"
+    finally:
+        process.kill()
+        process.communicate()
+    assert launch(*command, direct=True).returncode == 0
+    assert_same_run(finished[0], tmp_path)
+
+
+def _processes_of(folder):
+    """The processes with a folder in their command line."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            if str(folder).encode() in path.read_bytes():
+                found.append(path.parent.name)
+        except OSError:  # It has just ended.
+            continue
+    return found
+
+
+# Other trainings
+
+
+@pytest.mark.parametrize("name", ["checkpoint-500", "trainer_state.json", PROBES_FILE])
+def test_a_folder_of_another_training_is_refused_and_left_alone(tmp_path, name):
+    if name == PROBES_FILE:
+        append_record(tmp_path / name, {"step": 500, "task": None, "probe_config_hash": "a"}, ("step",))
+    elif name == "checkpoint-500":
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "model.safetensors").write_text("precious")
+    else:
+        (tmp_path / name).write_text('{"global_step": 500}')
+    with pytest.raises(PlasticityError) as caught:
+        train(tmp_path)
+    assert str(caught.value) == (
+        f"output_dir: '{tmp_path}' has checkpoints or records and no config.yaml, so that they may be those of "
+        "another training; choose another folder"
+    )
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([".lock", name])
+
+
+@pytest.mark.parametrize(
+    "flag", ["--neftune_noise_alpha=5", "--torch_compile", "--full_determinism=true", "--mitigation=weight_clip"]
+)
+def test_settings_that_decide_results_cannot_change_between_two_starts(begun, flag):
+    config = configuration(begun, flag)
+    name = flag.removeprefix("--").split("=")[0]
+    with pytest.raises(PlasticityError, match=f"belongs to another run .*{name} is "), run_folder(config):
+        pass
+
+
+def test_a_run_resumes_with_the_threads_that_it_was_started_with(begun, monkeypatch, caplog):
+    with caplog.at_level("WARNING"):
+        assert choose_threads(None, recorded=3) == 3 and choose_threads(1, recorded=3) == 1
+    assert "the run was started with 3 CPU threads; its last bits change with 1" in caplog.text
+    chosen = []
+    monkeypatch.setattr("hf_plasticity.experiment.run.set_threads", chosen.append)
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    config = configuration(begun)
+    config.training.cpu_threads = None
+    run_experiment(config)
+    assert chosen == [1]
+
+
+# Files that cannot be written
+
+
+@pytest.fixture
+def unwritable(tmp_path):
+    """A folder in which nobody can write, not even root: on a file system that is mounted read-only."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "ro", "tmpfs", folder], capture_output=True)
+    if mounted.returncode != 0:
+        pytest.skip(f"needs to mount a tmpfs: {mounted.stderr.decode().strip()}")
+    yield folder
+    subprocess.run(["umount", "-l", folder], check=True)
+
+
+def test_a_folder_that_cannot_be_written_to_is_one_line(unwritable, capsys):
+    for folder in (unwritable, unwritable / "run"):
+        assert main(["train", *FLAGS, f"--output_dir={folder}"]) == 2
+        assert capsys.readouterr().err.strip() == (
+            f"hf-plasticity: error: output_dir: '{folder}' cannot be used as a folder: Read-only file system"
+        )
+
+
+def test_a_file_in_place_of_the_folder_is_one_line(tmp_path, capsys):
+    (tmp_path / "run").write_text("")
+    assert main(["train", *FLAGS, f"--output_dir={tmp_path / 'run'}"]) == 2
+    error = capsys.readouterr().err.strip()
+    assert error == f"hf-plasticity: error: output_dir: '{tmp_path / 'run'}' cannot be used as a folder: File exists"
+
+
+@pytest.mark.parametrize("event", ["task:6", "record:2", "final:1", "report:1"])
+def test_a_folder_that_becomes_unwritable_ends_the_run_on_one_line(tmp_path, finished, event):
+    folder = tmp_path / "run"
+    command = [event, CONTINUAL, *TINY, f"--output_dir={folder}"]
+    # Root may write to any folder, unless it gives this right up.
+    prefix = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"] if os.geteuid() == 0 else []
+    if prefix and shutil.which("setpriv") is None:
+        pytest.skip("needs setpriv to run as root without the right to write everywhere")
+    process = start(*command, script=KILLED, direct=True, prefix=prefix, SIGNALS="SIGSTOP")
+    try:
+        wait_until_stopped(process)
+        folder.chmod(0o555)
+        process.send_signal(signal.SIGCONT)
+        stdout, stderr = process.communicate(timeout=300)
+    finally:
+        process.kill()
+        folder.chmod(0o755)
+    assert process.returncode == 2 and "Traceback" not in stderr, stderr[-3000:]
+    ended = subprocess.CompletedProcess(command, process.returncode, stdout, stderr)
+    assert "Permission denied" in error_line(ended) and str(folder) in error_line(ended)
+    train(folder)
+    assert_same_run(finished[0], folder)

@@ -1,0 +1,68 @@
+"""Every setting has one role, and what depends on settings is derived from it."""
+
+import dataclasses
+
+import pytest
+from transformers import TrainingArguments
+
+from hf_plasticity.experiment import parse_experiment
+from hf_plasticity.probing.config import NO_FLAG, ProbeConfig
+from hf_plasticity.published.config import SuiteConfig
+from hf_plasticity.settings import NUMERICS, PRIVATE, ROLES, roles_of
+from hf_plasticity.trainer import ContinualConfig
+from hf_plasticity.trainer import training_arguments as classified
+
+
+PROBE_SETTINGS = [one.name for one in dataclasses.fields(ProbeConfig) if one.name not in NO_FLAG]
+
+
+@pytest.fixture(scope="module")
+def experiment():
+    return parse_experiment(["--use_cpu", "--hub_token=hf_secret"])
+
+
+@pytest.mark.parametrize("kind", [ContinualConfig, SuiteConfig, ProbeConfig])
+def test_every_setting_of_this_package_states_its_role(kind):
+    inherited = TrainingArguments.__dataclass_fields__ if kind is ContinualConfig else {}
+    for one in dataclasses.fields(kind):
+        if one.name not in inherited:
+            assert one.metadata.get("role") in ROLES, one.name
+
+
+def test_fields_of_transformers_that_decide_the_results_are_numerics(experiment):
+    for name in ("neftune_noise_alpha", "tf32", "bf16", "label_smoothing_factor", "optim", "full_determinism"):
+        assert experiment.roles[name] == NUMERICS, name
+    assert set(classified.ROLES) <= set(TrainingArguments.__dataclass_fields__), (
+        "a field that Transformers does not have"
+    )
+
+
+def test_a_field_that_transformers_adds_counts_as_numerics():
+    @dataclasses.dataclass
+    class Later(ContinualConfig):
+        new_kernel: str = "fast"
+
+    assert roles_of(Later, classified.ROLES)["new_kernel"] == NUMERICS
+
+
+def test_precision_and_noise_tell_runs_apart(experiment):
+    numerics = experiment.numerics()
+    assert {"bf16", "seed", "learning_rate", "size", "languages", "probe_steps"} <= numerics.keys()
+    for flag in ("--bf16", "--neftune_noise_alpha=5", "--probe_seed=1", "--optim=sgd"):
+        assert parse_experiment(["--use_cpu", flag]).numerics() != numerics, flag
+    for flag in ("--output_dir=elsewhere", "--logging_steps=7", "--cycles=9", "--per_device_train_batch_size=2"):
+        assert parse_experiment(["--use_cpu", flag]).numerics() == numerics, flag
+
+
+def test_private_settings_are_in_no_file(experiment):
+    assert experiment.roles["hub_token"] == PRIVATE
+    assert "hf_secret" not in str(experiment.settings())
+
+
+@pytest.mark.parametrize("name", PROBE_SETTINGS)
+def test_a_setting_of_the_probe_is_a_flag_everywhere_and_part_of_the_hash(name):
+    """One edit in `ProbeConfig` is enough."""
+    for kind in (ContinualConfig, SuiteConfig):
+        assert f"probe_{name}" in {one.name for one in dataclasses.fields(kind)}
+    assert name in ProbeConfig(adaptation="lora").protocol()
+    assert roles_of(ContinualConfig)[f"probe_{name}"] == NUMERICS

@@ -1,0 +1,385 @@
+"""The probe in the training script of a user: what is recorded, logged, refused, and left alone."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset
+from peft import LoraConfig, PromptTuningConfig, get_peft_model
+from transformers import (
+    BertConfig,
+    BertForMaskedLM,
+    BertLMHeadModel,
+    EarlyStoppingCallback,
+    LlamaConfig,
+    LlamaForSequenceClassification,
+    LlamaModel,
+    T5Config,
+    T5ForConditionalGeneration,
+    TrainerCallback,
+)
+from transformers.modeling_outputs import CausalLMOutput
+
+from hf_plasticity import PlasticityError
+from hf_plasticity.probing import ProbeDivergedError, run_probe
+from hf_plasticity.records import read_records
+from support.own_script import EVALUATION, ROWS, TRAIN, KillAt, Killed, own_trainer, own_training, probes, short_probe
+from support.tiny import VOCABULARY, random_blocks, tiny_model
+from support.trainers import assert_same, final_state
+
+
+TINY = {"vocab_size": VOCABULARY, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1}
+TINY |= {"num_attention_heads": 2, "max_position_embeddings": 32, "pad_token_id": 0}
+
+
+def recorded(folder):
+    return read_records(folder / "probes.jsonl")
+
+
+def steps(folder):
+    return [record["step"] for record in recorded(folder)]
+
+
+def with_adapters(model=None, **settings):
+    return get_peft_model(
+        tiny_model("llama") if model is None else model,
+        LoraConfig(task_type="CAUSAL_LM", r=2, target_modules="all-linear", **settings),
+    )
+
+
+# A record belongs to one training.
+
+
+@pytest.mark.parametrize("changed", ["nothing", "learning rate", "architecture"])
+def test_a_new_training_in_a_used_folder_is_refused_and_the_records_stay(tmp_path, changed):
+    own_training(tmp_path, probes())
+    before = (tmp_path / "probes.jsonl").read_bytes()
+    settings = {"learning rate": {"learning_rate": 1e-2}, "architecture": {"model": tiny_model("gpt2")}}.get(changed)
+    with pytest.raises(PlasticityError, match=r"^output_dir: '.*' has probes.jsonl of another training; resume"):
+        own_training(tmp_path, probes(), **(settings or {}))
+    assert (tmp_path / "probes.jsonl").read_bytes() == before
+
+
+def test_a_killed_training_resumes_with_the_records_of_one_that_never_stopped(tmp_path):
+    saving = {"save_strategy": "steps", "save_steps": 2}
+    own_training(tmp_path / "whole", probes(), **saving)
+    with pytest.raises(Killed):
+        own_training(tmp_path / "killed", probes(), KillAt(7), **saving)
+    assert steps(tmp_path / "killed") == [0, 3, 6]
+    own_trainer(tmp_path / "killed", probes(), **saving).train(resume_from_checkpoint=True)
+    for record, other in zip(recorded(tmp_path / "whole"), recorded(tmp_path / "killed"), strict=True):
+        assert record | {"seconds": 0} == other | {"seconds": 0}
+
+
+def test_the_protocol_is_beside_the_records(tmp_path):
+    own_training(tmp_path, probes(config=short_probe(weight_decay=0.3), language="vi"))
+    protocols = json.loads((tmp_path / "probe_protocols.json").read_text())
+    [(name, protocol)] = protocols.items()
+    assert {record["probe_config_hash"] for record in recorded(tmp_path)} == {name}
+    assert (protocol["weight_decay"], protocol["steps"], protocol["language"]) == (0.3, 4, "vi")
+    assert (protocol["trained"], protocol["precision"]) == ("all", "float32")
+
+
+# What is trained is recorded.
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+def test_a_probe_of_adapters_trains_them_says_so_and_is_invisible(tmp_path, dropout):
+    def trained(folder, *callbacks):
+        return own_training(tmp_path / folder, *callbacks, model=with_adapters(lora_dropout=dropout))
+
+    assert_same(final_state(trained("with", probes())), final_state(trained("without")))
+    protocol = json.loads((tmp_path / "with" / "probe_protocols.json").read_text())
+    model = with_adapters()
+    adapters, total = model.get_nb_trainable_parameters()
+    assert [protocol["trained"] for protocol in protocol.values()] == [f"{adapters} of {total} parameters"]
+    assert {record["adaptation"] for record in recorded(tmp_path / "with")} == {"partial"}
+
+
+def test_full_partial_bf16_and_neftune_probes_are_never_compared(tmp_path):
+    frozen = tiny_model("llama")
+    frozen.get_input_embeddings().requires_grad_(False)
+    trainings = {
+        "full": {},
+        "frozen": {"model": frozen},
+        "adapters": {"model": with_adapters()},
+        "bf16": {"bf16": True},
+        "bf16 weights": {"model": tiny_model("llama").to(torch.bfloat16)},
+        "neftune": {"neftune_noise_alpha": 5},
+        "more neftune": {"neftune_noise_alpha": 15},
+    }
+    hashes = {}
+    for name, settings in trainings.items():
+        own_training(tmp_path / name, probes(every=9), **settings)
+        hashes[name] = {record["probe_config_hash"] for record in recorded(tmp_path / name)}
+    assert all(len(found) == 1 for found in hashes.values())
+    assert len(set.union(*hashes.values())) == len(trainings)
+
+
+# What cannot be probed is refused before the first step.
+
+
+class WithoutLoss(torch.nn.Module):
+    def __init__(self, loss=False):
+        super().__init__()
+        self.embedding, self.head = torch.nn.Embedding(VOCABULARY, 4), torch.nn.Linear(4, VOCABULARY)
+        self.loss = loss
+
+    def forward(self, input_ids, labels=None):
+        logits = self.head(self.embedding(input_ids))
+        loss = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
+        return CausalLMOutput(loss=loss, logits=logits) if self.loss else {"loss": loss, "logits": logits}
+
+
+def bert(**settings):
+    return BertConfig(**TINY, **settings)
+
+
+def t5():
+    return T5ForConditionalGeneration(
+        T5Config(vocab_size=VOCABULARY, d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2)
+    )
+
+
+def adapted_in_place():
+    model = tiny_model("llama")
+    model.add_adapter(LoraConfig(r=2, target_modules=["q_proj"]))
+    return model
+
+
+REFUSED = {
+    "masked": (lambda: BertForMaskedLM(bert()), {}, "model: 'BertForMaskedLM' is a masked language model"),
+    "encoder-decoder": (t5, {}, "model: 'T5ForConditionalGeneration' is an encoder-decoder model"),
+    "not causal": (
+        lambda: BertLMHeadModel(bert()),
+        {},
+        "model: 'BertLMHeadModel' predicts a token from the tokens aft",
+    ),
+    "classifier": (
+        lambda: LlamaForSequenceClassification(LlamaConfig(**TINY)),
+        {},
+        "model: 'LlamaForSequenceClassification' cannot be called with input_ids and labels alone",
+    ),
+    "without head": (lambda: LlamaModel(LlamaConfig(**TINY)), {}, "model: 'LlamaModel' does not return the mean loss"),
+    "without loss": (WithoutLoss, {}, "model: 'WithoutLoss' does not return the mean loss"),
+    "nothing trained": (
+        lambda: tiny_model("llama").requires_grad_(False),
+        {},
+        "model: no parameter of 'LlamaForCausalLM' is trained",
+    ),
+    "adapters twice": (
+        with_adapters,
+        {"config": short_probe(adaptation="lora")},
+        "probe_adaptation: 'lora' adds adapters, and the model has some already",
+    ),
+    "adapters in place twice": (
+        adapted_in_place,
+        {"config": short_probe(adaptation="lora")},
+        "probe_adaptation: 'lora' adds adapters, and the model has some already",
+    ),
+    "adapters for a module": (
+        lambda: WithoutLoss(loss=True),
+        {"config": short_probe(adaptation="lora")},
+        "probe_adaptation: 'lora' requires a model of Transformers, not 'WithoutLoss'",
+    ),
+    "too little text": (
+        None,
+        {"train": TRAIN[:5]},
+        "probe_steps: 4 steps require 32 training sequences and there are",
+    ),
+    "too little validation": (None, {"evaluation": EVALUATION[:5]}, "probe_eval_sequences: 6 are requested"),
+    "batch": (None, {"micro_batch_size": 3}, "micro_batch_size: 3 does not divide the 8 sequences"),
+    "no batch": (None, {"micro_batch_size": 0}, "micro_batch_size: 0 is not a positive number"),
+    "negative batch": (None, {"micro_batch_size": -2}, "micro_batch_size: -2 is not a positive number"),
+    "vocabulary": (None, {"train": TRAIN + VOCABULARY}, f"blocks: token ids from {VOCABULARY} to "),
+    "context": (
+        None,
+        {"evaluation": random_blocks(8, context=20)},
+        "blocks: sequences of 20 tokens; the context of 'LlamaForCausalLM' is 12",
+    ),
+    "one token": (
+        None,
+        {"train": TRAIN[:, :1], "evaluation": EVALUATION[:, :1]},
+        "blocks: sequences of 1 token leave",
+    ),
+}
+
+
+@pytest.mark.parametrize(("model", "settings", "message"), REFUSED.values(), ids=REFUSED)
+def test_what_cannot_be_probed_is_refused_before_the_first_step(tmp_path, model, settings, message):
+    class FirstStep(TrainerCallback):
+        def on_step_begin(self, args, state, control, **kwargs):
+            pytest.fail("the training began")
+
+    model = None if model is None else model()
+    with pytest.raises(PlasticityError) as caught:
+        own_training(tmp_path, probes(probe_untrained=False, **settings), FirstStep(), model=model)
+    assert str(caught.value).startswith(message) and "\n" not in str(caught.value)
+    assert not (tmp_path / "probes.jsonl").exists()
+
+
+@pytest.mark.parametrize("model", [lambda: BertLMHeadModel(bert()), t5], ids=["encoder", "encoder-decoder"])
+def test_a_single_probe_refuses_models_that_are_not_causal_too(model):
+    with pytest.raises(PlasticityError, match="the probe requires a causal language model"):
+        run_probe(model(), TRAIN, EVALUATION, short_probe(), show_progress=False)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "decoder", "module", "bf16", "prompt"])
+def test_causal_models_of_every_kind_are_probed(tmp_path, family):
+    model = {
+        "decoder": lambda: BertLMHeadModel(bert(is_decoder=True)),
+        "module": lambda: WithoutLoss(loss=True),
+        "bf16": lambda: tiny_model("llama").to(torch.bfloat16),
+        "prompt": lambda: get_peft_model(
+            tiny_model("llama"), PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2)
+        ),
+    }.get(family, lambda: tiny_model(family))()
+    own_training(tmp_path, probes(every=9), model=model)
+    assert steps(tmp_path) == [0, 9]
+
+
+WRONG_BLOCKS = {
+    "texts": ["some text", "more text!"],
+    "ragged": [[1, 2, 3], [1, 2]],
+    "nothing": None,
+    "a dataset of texts": Dataset.from_dict({"text": ["a"]}),
+    "a ragged dataset": Dataset.from_dict({"input_ids": [[1, 2], [1]]}),
+    "one row": np.arange(12),
+    "fractions": TRAIN / 2,
+    "a tensor of fractions": torch.rand(40, 12),
+}
+
+
+@pytest.mark.parametrize("blocks", WRONG_BLOCKS.values(), ids=WRONG_BLOCKS)
+def test_what_holds_no_token_blocks_is_refused(blocks):
+    with pytest.raises(PlasticityError, match=r"^blocks: ") as caught:
+        probes(train=blocks)
+    assert "\n" not in str(caught.value)
+
+
+def as_dataset(blocks, form=None):
+    return Dataset.from_dict({"input_ids": blocks.tolist(), "id": list(range(len(blocks)))}).with_format(form)
+
+
+@pytest.mark.parametrize(
+    "convert", [np.ndarray.tolist, list, torch.from_numpy, as_dataset, lambda blocks: as_dataset(blocks, "torch")]
+)
+def test_lists_tensors_and_datasets_are_the_same_text(tmp_path, convert):
+    own_training(tmp_path / "arrays", probes(every=9))
+    own_training(tmp_path / "others", probes(convert(TRAIN), convert(EVALUATION), every=9))
+    for one, other in zip(recorded(tmp_path / "arrays"), recorded(tmp_path / "others"), strict=True):
+        assert one | {"seconds": 0} == other | {"seconds": 0}
+
+
+# When it probes.
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"every": 4}, [0, 4, 8, 9]),
+        ({"every": 4, "probe_at_end": False}, [0, 4, 8]),
+        ({"every": 4, "probe_untrained": False}, [4, 8, 9]),
+        ({"every": 0.5}, [0, 4, 8, 9]),
+        ({}, list(range(10))),
+        ({"every": 1, "unit": "tasks", "task_steps": 5}, [0, 5, 9]),
+        ({"every": 1, "unit": "cycles", "task_steps": 2, "tasks_per_cycle": 3}, [0, 6, 9]),
+    ],
+)
+def test_points_of_the_training(tmp_path, settings, expected):
+    own_training(tmp_path, probes(config=short_probe(steps=1), **({"every": 0.1} | settings)))
+    assert steps(tmp_path) == expected
+
+
+def test_epochs_are_points_too(tmp_path):
+    own_training(tmp_path, probes(every=1, unit="epochs"), max_steps=-1, num_train_epochs=3, rows=ROWS[:8])
+    assert steps(tmp_path) == [0, 2, 4, 6]
+
+
+def test_a_training_that_stops_early_has_its_last_probe(tmp_path):
+    own_training(
+        tmp_path, EarlyStoppingCallback(1, 10.0), probes(every=5), eval_strategy="steps", eval_steps=1,
+        save_strategy="steps", save_steps=1, load_best_model_at_end=True,
+    )  # fmt: skip
+    assert steps(tmp_path) == [0, 2]
+
+
+@pytest.mark.parametrize(
+    ("every", "unit"),
+    [(2.5, "steps"), (0, "steps"), (-1, "steps"), ("5", "steps"), (None, "steps"), (True, "steps"),
+     (float("nan"), "steps"), (float("inf"), "steps"), (1.5, "epochs"), (0.5, "cycles"), (1, "years")],
+)  # fmt: skip
+def test_what_is_no_number_of_steps_is_refused_and_not_rounded(every, unit):
+    with pytest.raises(PlasticityError, match=r"^every: .* is not a whole number of|^unit: 'years' is unknown"):
+        probes(every=every, unit=unit, task_steps=2, tasks_per_cycle=2)
+
+
+# Where the scores go.
+
+
+class Tracker(TrainerCallback):
+    """Sees what every tracker sees."""
+
+    def __init__(self):
+        self.logs = []
+
+    def on_log(self, args, state, control, logs, **kwargs):
+        self.logs.append(dict(logs))
+
+
+@pytest.mark.parametrize("how", ["in the constructor", "added"])
+def test_scores_their_errors_and_curves_reach_trackers_without_naming_the_trainer(tmp_path, how):
+    tracker, callback = Tracker(), probes(config=short_probe(repeats=2))
+    trainer = own_trainer(tmp_path, *([callback] if how != "added" else []), tracker)
+    if how == "added":
+        trainer.add_callback(callback)
+    trainer.train()
+    entries = [entry for entry in tracker.logs if "probe/auc" in entry]
+    assert [entry["probe/auc"] for entry in entries] == [record["auc"] for record in recorded(tmp_path)]
+    for entry, record in zip(entries, recorded(tmp_path)):
+        assert entry["probe/auc_stderr"] == record["auc_stderr"] > 0
+        curve = [entry[f"probe/loss_at_{step}"] for step in (0, 2, 4)]
+        assert curve == record["losses"]
+    assert len([entry for entry in tracker.logs if "loss" in entry]) == 9, "no loss entry is lost"
+
+
+def test_a_probe_that_diverges_ends_the_training_or_is_left_out(tmp_path, caplog):
+    wild = short_probe(learning_rate=1e30, max_grad_norm=0.0, warmup_steps=0)
+    with pytest.raises(ProbeDivergedError, match=r"probe on 'vi' \(step 0\): the probe's validation loss is"):
+        own_training(tmp_path / "raise", probes(config=wild, language="vi"))
+    trainer = own_training(tmp_path / "warn", probes(config=wild, on_error="warn"))
+    assert trainer.state.global_step == 9 and steps(tmp_path / "warn") == []
+    with pytest.raises(PlasticityError, match="on_error: 'ignore' is unknown; choose raise or warn"):
+        probes(on_error="ignore")
+
+
+# It leaves the training alone.
+
+
+def test_evaluations_and_the_best_model_are_those_without_probes(tmp_path):
+    def trained(folder, *callbacks):
+        trainer = own_trainer(
+            tmp_path / folder, *callbacks, eval_strategy="steps", eval_steps=3, save_strategy="steps", save_steps=3,
+            load_best_model_at_end=True, learning_rate=1e-2,
+        )  # fmt: skip
+        trainer.train()
+        return trainer
+
+    one, other = trained("with", probes()), trained("without")
+    assert one.state.best_metric == other.state.best_metric
+    assert_same(final_state(one), final_state(other))
+    assert steps(tmp_path / "with") == [0, 3, 6, 9]
+
+
+@pytest.mark.parametrize(
+    "settings", [{"gradient_checkpointing": True}, {"gradient_accumulation_steps": 2}, {"neftune_noise_alpha": 5}]
+)
+def test_the_trainers_own_options_are_left_alone(tmp_path, settings):
+    one = own_training(tmp_path / "with", probes(), **settings)
+    assert_same(final_state(one), final_state(own_training(tmp_path / "without", **settings)))
+
+
+def test_a_configuration_of_the_wrong_type_is_refused():
+    with pytest.raises(PlasticityError, match=r"config: \{'steps': 4\} is not a ProbeConfig"):
+        probes(config={"steps": 4})
