@@ -360,7 +360,7 @@ def test_the_documented_commands_run_as_they_are_written(tmp_path, monkeypatch, 
         assert main(words) == 0
         outputs.append(capsys.readouterr().out)
     # what the page says of the paper's largest run
-    for figure in ("1,920,051,707,904", "6.827e+21", "32.8% in the head", "8.867e+20", " 26."):
+    for figure in ("1,920,051,707,904", "6.827e+21", "32.8% in the head", "8.867e+20", " 25.6 GB"):
         assert figure in outputs[2]
     assert outputs[3].splitlines()[0].split() == ["language", "split", "use", "blocks", "tokens", "folder"]
     assert not (tmp_path / "runs").exists()
