@@ -136,7 +136,7 @@ def test_mistakes_are_errors_on_one_line(hub, repo_id, tmp_path):
             probe(model, tmp_path / "run", *flags)
         assert "\n" not in str(caught.value)
     assert not (tmp_path / "run" / "probes.jsonl").exists()
-    with pytest.raises(PlasticityError, match=r"^model: none given"):
+    with pytest.raises(PlasticityError, match=r"^model: missing; name a repository on the Hub"):
         parse_suite([])
 
 
