@@ -206,7 +206,6 @@ class UnitMitigation(Mitigation):
             raise PlasticityError(
                 f"mitigation: {self.name} saw no training pass of layer {blind[0]} in step {step}; with torch.compile "
                 "it has to be attached before the first forward pass"
-                + (", and gradients cannot be watched in compiled code" if "gradient" in self.watched else "")
             )
         self.observe(step, taken)
 

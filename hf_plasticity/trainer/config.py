@@ -1,6 +1,7 @@
 """The settings of a continual run: `TrainingArguments` and those of the study."""
 
 import json
+import math
 import sys
 from dataclasses import dataclass
 
@@ -209,7 +210,13 @@ class ContinualConfig(ProbeSettings, TrainingArguments):  # type: ignore[misc, v
         self.per_device_train_batch_size = self.per_device_train_batch_size or 1
         self._resolve_mitigations()
         if isinstance(self.lr_scheduler_kwargs, str):
-            self.lr_scheduler_kwargs = json.loads(self.lr_scheduler_kwargs)
+            try:
+                self.lr_scheduler_kwargs = json.loads(self.lr_scheduler_kwargs)
+            except ValueError:
+                raise PlasticityError(
+                    f"lr_scheduler_kwargs: '{self.lr_scheduler_kwargs}' is not a JSON object, such as "
+                    '{"num_decay_steps": 100}'
+                ) from None
         learning_rate_shape(self.lr_scheduler_type, self.task_steps, self.warmup_steps, self.lr_scheduler_kwargs)
         # Without this, several CPU processes of one launch do not join a group (seen in accelerate 1.15.0; reported in
         # https://github.com/huggingface/accelerate/issues/2741).
@@ -252,7 +259,7 @@ class ContinualConfig(ProbeSettings, TrainingArguments):  # type: ignore[misc, v
                 raise PlasticityError(f"{name}: {value} is not a positive number")
         for name in ("learning_rate", "probe_learning_rate"):
             value = getattr(self, name)
-            if value is not None and not value > 0:
+            if value is not None and not 0 < value < math.inf:
                 raise PlasticityError(f"{name}: {value} is not a positive number")
         if self.probe_every_cycles is not None and self.probe_every_tasks is not None:
             raise PlasticityError(

@@ -204,6 +204,22 @@ class ContinualTrainer(Trainer):
             "language": self.schedule.task_language(task),
         }
 
+    def create_optimizer(self, *arguments: Any, **kwargs: Any) -> torch.optim.Optimizer:
+        """
+        As in the Trainer.
+
+        Raises:
+            [`PlasticityError`]: The optimizer does not take the values in `optim_args`.
+        """
+        try:
+            return super().create_optimizer(*arguments, **kwargs)
+        except (TypeError, ValueError) as error:
+            if self.args.optim_args is None:
+                raise
+            raise PlasticityError(
+                f"optim_args: '{self.args.optim_args}' is not possible for {self.args.optim.value}: {error}"
+            ) from None
+
     def create_scheduler(
         self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
     ) -> torch.optim.lr_scheduler.LRScheduler:

@@ -82,7 +82,15 @@ REFUSED: dict[str, tuple[Any, str]] = {
 }
 _DERIVED = (*REFUSED, "gradient_accumulation_steps", "local_rank", "use_cpu")
 # Those whose whole state is in `optimizer.state`, which task instances reset and checkpoints hold.
-OPTIMIZERS = ("adamw_torch", "adamw_torch_fused", "adafactor", "adagrad", "rmsprop", "sgd")
+# With the names that Transformers takes from `optim_args`; it ignores others without a word (transformers 5.23.0).
+OPTIMIZERS: dict[str, tuple[str, ...]] = {
+    "adamw_torch": (),
+    "adamw_torch_fused": (),
+    "adafactor": (),
+    "adagrad": ("lr_decay", "weight_decay", "eps"),
+    "rmsprop": ("momentum", "alpha", "eps", "weight_decay", "centered"),
+    "sgd": ("momentum", "dampening", "weight_decay", "nesterov"),
+}
 
 ROLES: dict[str, str] = {
     **dict.fromkeys(_NUMERICS, NUMERICS),
@@ -114,6 +122,7 @@ ENVIRONMENT: dict[str, tuple[str, str, str]] = {
 # For each field what is possible. Transformers and PyTorch would fail on anything else in the middle of a start.
 _RANGES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ("seed", lambda value: 0 <= value < 2**32, "a whole number from 0 to 4294967295"),
+    ("data_seed", lambda value: 0 <= value < 2**32, "a whole number from 0 to 4294967295"),
     ("dataloader_num_workers", lambda value: value >= 0, "0 or more"),
     ("logging_steps", lambda value: value >= 1, "1 or more"),
     ("torch_empty_cache_steps", lambda value: value >= 1, "1 or more"),
@@ -152,6 +161,11 @@ def check_training_arguments(args: TrainingArguments) -> None:
             f"optim: '{optim}' is not supported; choose one of {', '.join(OPTIMIZERS)}, whose state a task instance "
             "can reset and a checkpoint can hold"
         )
+    for pair in (args.optim_args or "").replace(" ", "").split(","):
+        key, separator, _ = pair.partition("=")
+        if pair and (key not in OPTIMIZERS[optim] or not separator):
+            known = ", ".join(OPTIMIZERS[optim]) or "none"
+            raise PlasticityError(f"optim_args: '{pair}' is not possible for {optim}, whose arguments are: {known}")
     for name, possible, right in _RANGES:
         value = getattr(args, name)
         if value is not None and not possible(value):

@@ -150,7 +150,7 @@ def test_a_window_shorter_than_min_context_is_a_named_gap():
     model = AutoModelForCausalLM.from_config(CONFIGS["gemma2"])
     diagnosis = diagnose(model, random_blocks(), DiagnosticsConfig(min_context=10))
     assert diagnosis["lazy_heads"].per_layer[0] is None and diagnosis["lazy_heads"].per_layer[1] is not None
-    assert diagnosis.not_measured["lazy_heads"] == "layer 0: no query sees min_context = 10 keys, 8 at most"
+    assert diagnosis.not_measured["lazy_heads"] == "layer 0: no query sees min_context = 10 keys; the maximum is 8"
 
 
 UNSUPPORTED = {

@@ -146,7 +146,7 @@ def test_a_model_with_nan_weights_has_gaps_and_no_nan(gpt2):
 @pytest.mark.parametrize(
     ("blocks", "settings", "message"),
     [
-        (torch.zeros(4, dtype=torch.long), {}, "blocks: shape"),
+        (torch.zeros(4, dtype=torch.long), {}, "blocks: an array of shape"),
         (torch.zeros(2, 1, dtype=torch.long), {}, "blocks: shape"),
         (
             torch.zeros(2, 65, dtype=torch.long),

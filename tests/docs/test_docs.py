@@ -62,7 +62,7 @@ def checked(monkeypatch):
     monkeypatch.setattr(cli, "_ladder", ladder)
     for name in ("_plan", "_prepare"):
         monkeypatch.setattr(cli, name, lambda options: parse_planned_study(options.settings) and None)
-    for name in ("_report", "_push"):
+    for name in ("_report", "_push", "_compare"):
         monkeypatch.setattr(cli, name, lambda options: None)
     return cli.main
 

@@ -122,7 +122,7 @@ def test_mistakes_are_errors_on_one_line(hub, repo_id, tmp_path):
     torch.save({}, folder / "bin-2" / "pytorch_model.bin")
     for model, flags, message in (
         (repo_id, ["--revisions", "step7"], "has no 'step7'; it has main, step1"),
-        (repo_id, ["--revisions", "main"], "'main' has no training step in its name"),
+        (repo_id, ["--revisions", "main"], "'main' has no number in its name; give its training step with --step"),
         ("org/none-such", [], "there is no 'org/none-such' on the Hub"),
         (folder, ["--revisions", "*1"], "'again-1' and 'step1' are both of step 1; name one of them"),
         (
@@ -136,7 +136,7 @@ def test_mistakes_are_errors_on_one_line(hub, repo_id, tmp_path):
             probe(model, tmp_path / "run", *flags)
         assert "\n" not in str(caught.value)
     assert not (tmp_path / "run" / "probes.jsonl").exists()
-    with pytest.raises(PlasticityError, match=r"^model: none given"):
+    with pytest.raises(PlasticityError, match=r"^model: missing; name a repository on the Hub"):
         parse_suite([])
 
 
@@ -145,7 +145,7 @@ def test_missing_weights_are_an_error(tmp_path):
     path = folder / "step2" / "model.safetensors"
     weights = load_file(path)
     save_file({name: value for name, value in weights.items() if "lm_head" not in name}, path, {"format": "pt"})
-    with pytest.raises(PlasticityError, match=r"step2' lacks weights that its config.* asks for \(lm_head"):
+    with pytest.raises(PlasticityError, match=r"step2' lacks weights that its config.* requires \(lm_head"):
         probe(folder, tmp_path / "run")
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(PlasticityError, match=r"step2' cannot be loaded: "):
