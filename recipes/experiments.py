@@ -43,7 +43,9 @@ def main() -> None:
         words = words.split(";")[0].replace("95% interval ", "").rstrip(")") + (")" if "(" in words else "")
         print(f"| {size} | {ARMS[schedule]} | {len(seeds)} | {' | '.join(cells)} | {change} | {words} | "
               f"{p_words(onset.p_value)} |")  # fmt: skip
-    print("\n| size | text | final loss, task 1 | final loss, task 16 | AUC from step 20, change | dormant units | rank |")
+    print(
+        "\n| size | text | final loss, task 1 | final loss, task 16 | AUC from step 20, change | dormant units | rank |"
+    )
     print("|---|---|---|---|---|---|---|")
     for (size, schedule), seeds in arms.items():
         late = [100 * (late_area(run, 16) / late_area(run, 1) - 1) for run in seeds]
@@ -106,11 +108,10 @@ def draw(sizes: Sequence[str], arms: dict) -> None:
             tasks = [record["task"] for record in seeds[0].probes if record["task"] > 0]
             rows = [[mean_loss(run, task) for run in seeds] for task in tasks]
             means, errors = [fmean(row) for row in rows], [stdev(row) / math.sqrt(len(row)) for row in rows]
-            axes.plot(tasks, means, color=COLORS[schedule], marker="o", markersize=3, label=f"{name}, n = {len(seeds)}")
-            axes.fill_between(
-                tasks, [m - 2 * e for m, e in zip(means, errors)], [m + 2 * e for m, e in zip(means, errors)],
-                color=COLORS[schedule], alpha=0.15, linewidth=0,
-            )  # fmt: skip
+            color, label = COLORS[schedule], f"{name}, n = {len(seeds)}"
+            axes.plot(tasks, means, color=color, marker="o", markersize=3, label=label)
+            low, high = zip(*((mean - 2 * error, mean + 2 * error) for mean, error in zip(means, errors)))
+            axes.fill_between(tasks, low, high, color=color, alpha=0.15, linewidth=0)
         untrained = fmean(mean_loss(run, 0) for schedule in ARMS for run in arms[size, schedule])
         axes.axhline(untrained, color="0.4", linestyle="--", linewidth=1, label="untrained")
         axes.set(title=f"{size} parameters", xlabel="task instances trained")

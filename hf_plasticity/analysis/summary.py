@@ -40,13 +40,14 @@ def series_result(series: ProbeSeries) -> str:
         text += f", the last probe: {_against(last, reference)} {label(reference)}."
     else:
         text += f". After {label(last)}, the last probe, it was {auc_text(auc(last))}"
-        if series.rises is False:
+        if series.rises is False and not is_detected(series.onset):
             text += ", which is within the noise."
         else:
             text += f": {_against(last, best)} the lowest"
             text += "." if best is reference else f" and {_against(last, reference)} {label(reference)}."
     if series.untrained is not None and series.untrained["auc"] < best["auc"]:
-        text += f" The untrained model learned {series.language_name} faster (AUC {auc_text(auc(series.untrained))})."
+        text += f" The untrained model learned {series.language_name} faster (AUC {auc_text(auc(series.untrained))}, "
+        text += f"{_against(series.untrained, last)} the last probe)."
     return text
 
 

@@ -106,7 +106,8 @@ def test_first_figures_are_auc_and_then_delta_auc(full_run):
         (dict(enumerate([*NOISY, 101.0])), "AUC was lowest after cycle 1 (100.0). After cycle 6, the last probe, it "
          "was 101.0, which is within the noise."),
         (dict(enumerate([*NOISY, 150.0])), "it was 150.0: 50.0% above the lowest."),
-        ({0: 50.0, 1: 60.0, 2: 54.0, 3: 57.0}, "The untrained model learned Vietnamese faster (AUC 50.00)."),
+        ({0: 50.0, 1: 60.0, 2: 54.0, 3: 57.0}, "The untrained model learned Vietnamese faster (AUC 50.00, 12.3% "
+         "below the last probe)."),
     ],
 )  # fmt: skip
 def test_first_screen_states_the_result_or_that_there_is_none(tmp_path, areas, words):
