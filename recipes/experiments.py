@@ -43,9 +43,7 @@ def main() -> None:
         words = words.split(";")[0].replace("95% interval ", "").rstrip(")") + (")" if "(" in words else "")
         print(f"| {size} | {ARMS[schedule]} | {len(seeds)} | {' | '.join(cells)} | {change} | {words} | "
               f"{p_words(onset.p_value)} |")  # fmt: skip
-    print(
-        "\n| size | text | final loss, task 1 | final loss, task 16 | AUC from step 20, change | dormant units | rank |"
-    )
+    print("\n| size | text | final loss, task 1 | final loss, task 16 | AUC from step 20 | dormant units | rank |")
     print("|---|---|---|---|---|---|---|")
     for (size, schedule), seeds in arms.items():
         late = [100 * (late_area(run, 16) / late_area(run, 1) - 1) for run in seeds]

@@ -105,8 +105,8 @@ def fit_onset_law(
         onsets (`Sequence[float | Onset]`): Onsets in task instances, or what `find_onset` returned. An [`Onset`] is
             used as what it is: known between two probes, or an upper or a lower bound. A number is an exact onset.
         censored (`Sequence[bool]`, *optional*): Which onsets are lower bounds; an [`Onset`] says so itself.
-        level (`float`, *optional*, defaults to 0.95): Coverage of the intervals. docs/experiments.md has the coverage that
-            was measured.
+        level (`float`, *optional*, defaults to 0.95): Coverage of the intervals. docs/experiments.md has the measured
+            coverage.
         tokens_per_task (`float`, *optional*, defaults to 5e9): Training tokens in a task instance of these runs.
 
     Returns:
