@@ -25,14 +25,24 @@ LATE = 20
 
 
 def main() -> None:
+    arms = read_arms()
+    draw(arms)
+    print_tables(arms)
+
+
+def read_arms() -> dict[tuple[str, str], list[RunRecord]]:
+    """The runs of each size and text, the smallest models first."""
     runs = [read_run(folder) for folder in sorted((ROOT / "results" / "permuted").iterdir()) if folder.is_dir()]
     sizes = sorted({run.config["size"] for run in runs}, key=lambda size: parameters(runs, size))
-    arms = {
+    return {
         (size, schedule): [run for run in runs if (run.config["size"], run.config["schedule"]) == (size, schedule)]
         for size in sizes
         for schedule in ARMS
     }
-    draw(sizes, arms)
+
+
+def print_tables(arms: dict[tuple[str, str], list[RunRecord]]) -> None:
+    runs = [run for seeds in arms.values() for run in seeds]
     print("| size | text | seeds | untrained | after task 1 | after task 16 | change | onset (95% interval) | p |")
     print("|---|---|---|---|---|---|---|---|---|")
     for (size, schedule), seeds in arms.items():
@@ -98,7 +108,8 @@ def estimate(values: Sequence[float], text: str = "{:.2f}", unit: str = "") -> s
     return f"{text.format(fmean(values))} ± {error}{unit}"
 
 
-def draw(sizes: Sequence[str], arms: dict) -> None:
+def draw(arms: dict[tuple[str, str], list[RunRecord]]) -> None:
+    sizes = list(dict.fromkeys(size for size, _ in arms))
     figure = Figure(figsize=(10, 3.2), layout="constrained")
     for axes, size in zip(figure.subplots(1, len(sizes), sharey=True), sizes):
         for schedule, name in ARMS.items():
