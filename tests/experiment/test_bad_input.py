@@ -33,7 +33,8 @@ FLAGS = [*TINY, "--disable_tqdm=true", "--use_cpu"]
         ("--learning_rate -1", "learning_rate: -1.0 is not a positive number"),
         (
             "--config missing.yaml",
-            "config: 'missing.yaml' is neither a file nor an installed configuration (micro, paper, permuted, quickstart, scaled)",
+            "config: 'missing.yaml' is neither a file nor an installed configuration (micro, paper, permuted, "
+            "quickstart, scaled)",
         ),
     ],
 )
