@@ -19,8 +19,11 @@ from ..records import (
     DIAGNOSTICS_FILE,
     FORGETTING_FILE,
     FORGETTING_KEY,
+    MITIGATION_KEY,
+    MITIGATIONS_FILE,
     PROBE_KEY,
     PROBES_FILE,
+    PROTOCOLS_FILE,
     PROVENANCE,
     TRAINER_STATE_FILE,
     RunRecord,
@@ -37,7 +40,12 @@ from .card import CARD_FILE, FIGURE_FILE, delta_auc_png, render_card
 
 Files = dict[str, Path | bytes]
 
-RECORD_KEYS = {PROBES_FILE: PROBE_KEY, DIAGNOSTICS_FILE: DIAGNOSIS_KEY, FORGETTING_FILE: FORGETTING_KEY}
+RECORD_KEYS = {
+    PROBES_FILE: PROBE_KEY,
+    DIAGNOSTICS_FILE: DIAGNOSIS_KEY,
+    FORGETTING_FILE: FORGETTING_KEY,
+    MITIGATIONS_FILE: MITIGATION_KEY,
+}
 REVISIONS_FILE, RUN_ID = "revisions.txt", "run_id"
 FOLDER_SETTINGS = ("output_dir", "data_dir", "data_cache_dir")
 TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{20,}")
@@ -122,8 +130,15 @@ def main_files(
     run.config.setdefault(PROVENANCE, {})[RUN_ID] = run_id
     model = final_model(folder, finished_at)
     files: Files = {**model, CONFIG_FILE: _yaml(run.config), REVISIONS_FILE: _lines(branches)}
-    lines = {PROBES_FILE: run.probes, DIAGNOSTICS_FILE: run.diagnostics, FORGETTING_FILE: run.forgetting}
+    lines = {
+        PROBES_FILE: run.probes,
+        DIAGNOSTICS_FILE: run.diagnostics,
+        FORGETTING_FILE: run.forgetting,
+        MITIGATIONS_FILE: run.mitigations,
+    }
     files |= {name: _json_lines(records) for name, records in lines.items() if records}
+    if (folder / PROTOCOLS_FILE).exists():
+        files[PROTOCOLS_FILE] = (folder / PROTOCOLS_FILE).read_bytes()
     if run.training_log:
         state: dict[str, Any] = {} if finished_at is None else {"global_step": finished_at}
         state["log_history"] = run.training_log

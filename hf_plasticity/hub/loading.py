@@ -13,7 +13,7 @@ from ..records import RunRecord, cycle_name, probed_checkpoints
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-RECORDS = ["*.jsonl", records.CONFIG_FILE, records.TRAINER_STATE_FILE]
+RECORDS = ["*.jsonl", records.CONFIG_FILE, records.TRAINER_STATE_FILE, records.PROTOCOLS_FILE]
 
 
 def load_run(run: str | Path, revision: str | None = None) -> RunRecord:

@@ -10,6 +10,7 @@ import yaml
 from hf_plasticity import PlasticityError, load_probe_checkpoint, load_run
 from hf_plasticity.cli import main
 from hf_plasticity.data.tokenizers import byte_tokenizer
+from hf_plasticity.hub.contents import main_files
 from support.study_config import CONFIG
 from support.tiny import tiny_model
 
@@ -127,3 +128,16 @@ def test_the_records_of_a_pushed_run_load_as_a_dataset(hub, repo_id, run_folder)
     assert datasets.load_dataset("parquet", data_files=f"hf://{repo_id}/records/probes.parquet", split="train")[
         "losses"
     ][:] == [[3.0, 2.0, 2.0], [3.0, 2.0, 1.0]]
+
+
+def test_every_record_of_a_run_is_uploaded(run_folder):
+    records = {
+        "mitigations.jsonl": b'{"step": 4, "mitigation": "redo", "event": "reset"}\n',
+        "probe_protocols.json": b"{}",
+    }
+    for name, content in records.items():
+        (run_folder / name).write_bytes(content)
+    files = main_files(run_folder, "org/run", "id", ["cycle-000", "cycle-001"], finished_at=None)
+    for name in ("probes.jsonl", "forgetting.jsonl", *records):
+        assert files[name], name
+    assert json.loads(files["mitigations.jsonl"]) == json.loads(records["mitigations.jsonl"])
