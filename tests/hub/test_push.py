@@ -34,7 +34,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:It seems that you are about to c
 BRANCHES = ["cycle-000", "cycle-001", "cycle-002"]
 MODEL = {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
 RECORDS = {"README.md", "config.yaml", "delta_auc.png", "probes.jsonl", "revisions.txt", "trainer_state.json"}
-RECORDS |= {"records/probes.parquet", "records/training_log.parquet"}
+RECORDS |= {"probe_protocols.json", "records/probes.parquet", "records/training_log.parquet"}
 # fmt: off
 FLAGS = [*TINY, "--use_cpu", "--disable_tqdm=true", "--evaluate_forgetting"]
 # fmt: on
