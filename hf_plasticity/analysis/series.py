@@ -24,6 +24,9 @@ LANGUAGE_NAMES = {
     "pt": "Portuguese", "ru": "Russian", "vi": "Vietnamese",
 }  # fmt: skip
 
+# The share of a probe's steps that counts as the descent from its start loss.
+LATE = 0.05
+
 
 @dataclass(frozen=True)
 class ProbeSeries:
@@ -90,6 +93,20 @@ class ProbeSeries:
     def scatter(self) -> float | None:
         """By how much an AUC differs from the trend of its neighbors; `None` with fewer than five."""
         return probe_scatter([probe["step"] for probe in self.trained], [probe["auc"] for probe in self.trained])
+
+    @property
+    def late_step(self) -> int | None:
+        """
+        The first measured step after a twentieth of the probe, from which on the start loss has little influence on
+        the area. `None` where fewer than two losses were measured from there on.
+        """
+        steps = self.probes[0]["probe_steps"]
+        late = [step for step in steps if step >= LATE * steps[-1]]
+        return late[0] if len(late) > 1 else None
+
+    def late_auc(self, probe: dict[str, Any]) -> float:
+        """The AUC of a probe from `late_step` on."""
+        return probe_auc(probe["probe_steps"], probe["losses"], self.late_step)["probe_auc"]
 
     @property
     def least_span(self) -> float:

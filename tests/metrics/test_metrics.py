@@ -95,6 +95,15 @@ def test_probe_auc_takes_a_curve_a_batch_a_ragged_batch_and_points(modules):
     assert metric.compute()["probe_auc"] == [30.0, 60.0]
 
 
+def test_probe_auc_from_a_step_leaves_out_the_descent_before_it(modules):
+    # From step 7 on: (4 + 1) / 2 · 4 = 10 over 4 steps.
+    late = {"probe_auc": 10.0, "mean_loss": 2.5, "start_loss": 4.0, "final_loss": 1.0}
+    assert probe_auc([5, 7, 11], [6, 4, 1], from_step=6) == late
+    assert modules["probe_auc"].compute(steps=[5, 7, 11], losses=[6, 4, 1], from_step=7) == late
+    with pytest.raises(ValueError, match="from_step: 8 leaves 1 of 3 points"):
+        probe_auc([5, 7, 11], [6, 4, 1], from_step=8)
+
+
 def test_modules_compute_in_double_precision(modules):
     losses = [3.123456789012, 2.123456789012]
     assert modules["probe_auc"].compute(steps=[0, 9537], losses=losses) == probe_auc([0, 9537], losses)

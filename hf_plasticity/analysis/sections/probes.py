@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from functools import partial
+from statistics import fmean
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -118,15 +119,20 @@ def probes_table(series: ProbeSeries) -> Section:
             None if is_untrained(probe) else Estimate(*changes[probe["step"]]),
             probe["start_loss"],
             probe["final_loss"],
+            None if series.late_step is None else series.late_auc(probe),
             probe.get("bits_per_byte"),
         ]
         for probe in series.probes
     ]
     columns = {"Probe": str, "Step": "{:,}".format, "Tokens": compact, "AUC": auc_text, against: change_text}
-    columns |= dict.fromkeys(("Start loss", "Final loss", "Bits per byte"), "{:.3f}".format)
+    columns |= dict.fromkeys(("Start loss", "Final loss"), "{:.3f}".format)
+    columns |= {f"AUC from step {series.late_step or '—'}": number, "Bits per byte": "{:.3f}".format}
     caption = f"{series.language_name}, {series.adaptation}, probe configuration {series.probe_config_hash}"
     if any(probe.get("auc_stderr") is not None for probe in series.probes):
         caption += ". ±: one standard error over repeats"
+    if series.late_step is not None:
+        early = fmean(1 - series.late_auc(probe) / probe["auc"] for probe in series.probes)
+        caption += f". {early:.0%} of the AUC lies before step {series.late_step}, where it depends on the start loss"
     section = Section("Every probe", tables=[Table(columns, rows, caption)])
     if any(probe.get("bits_per_byte") is None for probe in series.probes):
         section.notes.append("Bits per byte of some probes: the validation text has no known length in bytes.")

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 
-def probe_auc(steps: Sequence, losses: Sequence) -> dict[str, float | list[float]]:
+def probe_auc(steps: Sequence, losses: Sequence, from_step: float | None = None) -> dict[str, float | list[float]]:
     """
     Area under the validation-loss curve of a probe, by the trapezoid rule over probe steps. Lower is faster
     adaptation. Source: huggingface.co/papers/2606.24752, "Probe".
@@ -15,14 +15,17 @@ def probe_auc(steps: Sequence, losses: Sequence) -> dict[str, float | list[float
             increasing. For a batch of curves, one list for all of them or one for each.
         losses (`Sequence[float]` or `Sequence[Sequence[float]]`): Validation losses in nats per token, one for each
             step; a list of such lists is a batch of curves, which may differ in length.
+        from_step (`float`, *optional*): Leave out the part of each curve before this step. The loss at the start of a
+            probe depends on what the model was trained on last; in short probes the descent from it is a large part
+            of the area.
 
     Returns:
         `dict`: `probe_auc` in nats × steps; `mean_loss`, the area over the number of steps it spans, in nats;
         `start_loss` and `final_loss`, the ends of the curve. Floats for one curve, lists for a batch.
 
     Raises:
-        `ValueError`: Fewer than two points, lengths that differ, a value that is not finite, or steps that do not
-            increase.
+        `ValueError`: Fewer than two points (from `from_step` on), lengths that differ, a value that is not finite,
+            or steps that do not increase.
 
     Example:
 
@@ -32,18 +35,18 @@ def probe_auc(steps: Sequence, losses: Sequence) -> dict[str, float | list[float
     ```
     """
     if len(losses) == 0 or np.ndim(losses[0]) == 0:
-        return _one_curve(steps, losses)
+        return _one_curve(steps, losses, from_step)
     if len(steps) == 0 or np.ndim(steps[0]) == 0:
         steps = [steps] * len(losses)
     if len(steps) != len(losses):
         raise ValueError(
             f"losses: {len(losses)} curves, but steps has {len(steps)}; give one list of steps or as many"
         )
-    curves = [_one_curve(*curve) for curve in zip(steps, losses)]
+    curves = [_one_curve(*curve, from_step) for curve in zip(steps, losses)]
     return {name: [curve[name] for curve in curves] for name in curves[0]}
 
 
-def _one_curve(steps: Sequence[float], losses: Sequence[float]) -> dict[str, float]:
+def _one_curve(steps: Sequence[float], losses: Sequence[float], from_step: float | None) -> dict[str, float]:
     steps, losses = np.asarray(steps, dtype=np.float64), np.asarray(losses, dtype=np.float64)
     if len(steps) != len(losses):
         raise ValueError(f"losses: {len(losses)} values, but steps has {len(steps)}; give one loss for each step")
@@ -56,6 +59,11 @@ def _one_curve(steps: Sequence[float], losses: Sequence[float]) -> dict[str, flo
     if (np.diff(steps) <= 0).any():
         position = np.flatnonzero(np.diff(steps) <= 0)[0]
         raise ValueError(f"steps: {steps[position + 1]:g} comes after {steps[position]:g}; steps must increase")
+    if from_step is not None:
+        late = steps >= from_step
+        if late.sum() < 2:
+            raise ValueError(f"from_step: {from_step:g} leaves {late.sum()} of {len(steps)} points; an area needs two")
+        steps, losses = steps[late], losses[late]
     area = float(np.trapezoid(losses, steps))
     return {
         "probe_auc": area,

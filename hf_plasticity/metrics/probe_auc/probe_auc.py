@@ -19,6 +19,7 @@ Args:
         batch of curves, one list for all of them or one for each.
     losses (`list` of `float`, or a list of such lists): Validation losses in nats per token, one for each step; a
         list of such lists is a batch of curves.
+    from_step (`float`, *optional*): Leave out the part of each curve before this step.
 Returns:
     probe_auc (`float` or `list` of `float`): The area, in nats × steps.
     mean_loss (`float` or `list` of `float`): The area over the number of steps that it spans, in nats per token.
@@ -72,6 +73,6 @@ class ProbeAUC(evaluate.Metric):
             raise ValueError(f"losses: {len(losses)} entries, but steps has {len(steps)}; give one for each")
         super().add_batch(steps=steps, losses=losses)
 
-    def _compute(self, steps, losses, **other_inputs):
+    def _compute(self, steps, losses, from_step=None, **other_inputs):
         # evaluate.combine passes the inputs of all modules to each; those of other modules are ignored.
-        return probe_auc(steps, losses)
+        return probe_auc(steps, losses, from_step)
