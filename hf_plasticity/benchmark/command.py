@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..errors import PlasticityError
-from .cpu import cpu_suite
+from .cpu import CPU_PARTS, cpu_suite
 from .gpu import PARTS, fill_compile_cache, gpu_suite
 from .report import Report
 
@@ -34,7 +34,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--time_limit", type=float, default=3600.0, metavar="SECONDS", help="start no row after it (default: 3600)"
     )
-    parser.add_argument("--parts", nargs="+", choices=PARTS, help="only these parts of the suite gpu, in this order")
+    parser.add_argument(
+        "--parts",
+        nargs="+",
+        metavar="PART",
+        help=f"only these parts, in this order; cpu: {', '.join(CPU_PARTS)}; gpu: {', '.join(PARTS)}",
+    )
     parser.add_argument("--dry", action="store_true", help="tiny work, to test the suite; the numbers mean nothing")
     parser.add_argument(
         "--compile_only",
@@ -42,6 +47,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         help="only fill the cache of torch.compile for the suite gpu",
     )
     options = parser.parse_args(arguments)
+    known = CPU_PARTS if options.suite == "cpu" else PARTS
+    for part in options.parts or ():
+        if part not in known:
+            parser.error(f"parts: {part!r} is not a part of the suite {options.suite}; choose from {', '.join(known)}")
     import torch
 
     if options.suite == "gpu" and not options.dry and not torch.cuda.is_available():
@@ -52,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return
     report = Report(options.suite, options.output, options.time_limit)
     if options.suite == "cpu":
-        cpu_suite(report, options.dry)
+        cpu_suite(report, options.dry, options.parts)
     else:
         gpu_suite(report, options.dry, device, options.parts)
     report.write()

@@ -1,45 +1,69 @@
 """The suite for a CPU."""
 
+import contextlib
+import statistics
+
 from ..threads import available_cores
-from .case import Case
+from .case import PAPER_CONTEXT, PAPER_VOCABULARY, Case
+from .processes import Worker, WorkerFailed, median_and_range
 from .report import Report
-from .sections import diagnosing, late_cycles, probing, resuming, training, two_processes
+from .sections import GB, diagnosing, late_cycles, model_label, probing, resuming, survives, training, two_processes
 
 
 TRAINERS = ("bare loop", "Trainer", "ContinualTrainer", "compiled loop")
+SIDE_BY_SIDE_ROUNDS = 5
 
 
-def cpu_suite(report: Report, dry: bool) -> None:
+def cpu_suite(report: Report, dry: bool, parts: list[str] | None = None) -> None:
     """
     Measure everything that a CPU can show.
 
     Args:
         report ([`Report`]): Gets the sections.
         dry (`bool`): Whether to go through all of it with as little work as possible: the numbers mean nothing.
+        parts (`list[str]`, *optional*): Only these, of `CPU_PARTS`.
     """
     threads = available_cores()
     base = Case("bare loop", "25K", threads=threads)
     wide = base.but(size="2.5M", context_length=512, batch_size=4)
+    paper = base.but(vocab_size=PAPER_VOCABULARY, context_length=PAPER_CONTEXT, batch_size=1, window=1, warmup=1)
     models = [(base.but(window=20), 15), (base.but(size="100K"), 15), (wide.but(window=5, warmup=5), 7)]
-    if dry:
-        base = base.but(context_length=32, batch_size=2, warmup=2, window=2, backend="aot_eager")
-        models, wide = [(base, 2)], base
-    training(report, [(contenders(model), rounds) for model, rounds in models])
+    small, heads = (
+        [base.but(window=40), base.but(size="400K", window=5)],
+        [paper.but(size="5M"), paper.but(size="83M")],
+    )
     length = {"steps": 80, "eval_every": 8, "eval_sequences": 64}
     short = {"steps": 20, "eval_every": 4, "eval_sequences": 16}
     probes = [(base, length, 5), (base.but(size="100K"), length, 5), (wide, short, 5)]
     if dry:
+        base = base.but(context_length=32, batch_size=2, warmup=2, window=2, backend="aot_eager")
+        models, small, heads = [(base, 2)], [base], [base.but(vocab_size=512)]
         probes = [(base, {"steps": 4, "eval_every": 2, "eval_sequences": 4}, 2)]
-    probing(
-        report,
-        [(model.but(contender="probe", options=tuple(options.items())), rounds) for model, options, rounds in probes],
-    )
     sequences = (("sequences", 4 if dry else 64),)
-    diagnosing(
-        report, [(model.but(contender="diagnosis", options=sequences), min(rounds, 5)) for model, rounds in models]
-    )
-    two_processes(report, [(model.but(contender="ContinualTrainer"), rounds) for model, rounds in models[-2:]])
-    long_runs(report, base, dry)
+    everything = {
+        "training": lambda: training(report, [(contenders(model), rounds) for model, rounds in models]),
+        "probe": lambda: probing(
+            report,
+            [
+                (model.but(contender="probe", options=tuple(options.items())), rounds)
+                for model, options, rounds in probes
+            ],
+        ),
+        "diagnosis": lambda: diagnosing(
+            report, [(model.but(contender="diagnosis", options=sequences), min(rounds, 5)) for model, rounds in models]
+        ),
+        "processes": lambda: two_processes(
+            report, [(model.but(contender="ContinualTrainer"), rounds) for model, rounds in models[-2:]]
+        ),
+        "side": lambda: side_by_side(report, small, threads),
+        "head": lambda: head_losses(report, heads),
+        "long": lambda: long_runs(report, base, dry),
+    }
+    for part in parts or everything:
+        everything[part]()
+
+
+CPU_PARTS = ("training", "probe", "diagnosis", "processes", "side", "head", "long")
 
 
 def contenders(model: Case) -> list[Case]:
@@ -50,6 +74,81 @@ def contenders(model: Case) -> list[Case]:
         ours.but(compiled=True),
         ours.but(bf16=True),
     ]
+
+
+@survives
+def side_by_side(report: Report, cases: list[Case], cores: int) -> None:
+    """The runs of a ladder that share the cores of this machine."""
+    report.section(
+        "Runs side by side",
+        ("model, context × batch", "runs × threads", "tokens/s of all", "times one run"),
+        f"`ContinualTrainer`: each run is a process, and the {cores} cores are divided among the runs, as `ladder "
+        f"--jobs` does. Median and range of {SIDE_BY_SIDE_ROUNDS} windows, in which all runs train at the same time.",
+    )
+    for case in cases:
+        alone = None
+        for count in sorted({1, cores, 2 * cores}):
+            if report.left() <= 0:
+                report.add(model_label(case), str(count), "not measured: time limit")
+                continue
+            each = case.but(
+                contender="ContinualTrainer", threads=max(1, cores // count), windows=SIDE_BY_SIDE_ROUNDS + 1
+            )
+            rates = shared_rates(report, each, count)
+            alone = alone or statistics.median(rates)
+            report.add(
+                model_label(case),
+                f"{count} × {each.threads}",
+                f"{statistics.median(rates):,.0f}",
+                median_and_range([rate / alone for rate in rates], 2),
+            )
+
+
+def shared_rates(report: Report, case: Case, count: int) -> list[float]:
+    """Tokens a second of so many runs together, in each window."""
+    with contextlib.ExitStack() as stack:
+        workers = [stack.enter_context(Worker(case)) for _ in range(count)]
+        for worker in workers:
+            worker.started(report.left() + 120)
+        rates = []
+        for _ in range(SIDE_BY_SIDE_ROUNDS + 1):
+            for worker in workers:
+                worker.go()
+            messages = [worker.hear(report.left() + 120) for worker in workers]
+            rates.append(sum(case.tokens / message["seconds"] for message in messages if "seconds" in message))
+        return rates[1:]  # the first message says that the warmup is done
+
+
+@survives
+def head_losses(report: Report, cases: list[Case]) -> None:
+    """A step with both head losses."""
+    report.section(
+        "The loss over the vocabulary",
+        ("model", "head loss", "seconds a step", "times `logits`", "peak memory, GB"),
+        f"`ContinualTrainer`, fp32, vocabulary {cases[0].vocab_size:,}, one sequence of {cases[0].context_length:,} "
+        "tokens a step; the memory is that of the process.",
+    )
+    for case in cases:
+        plain = None
+        for head_loss in ("logits", "fused"):
+            if report.left() <= 0:
+                report.add(case.size, head_loss, "not measured: time limit")
+                continue
+            try:
+                with Worker(case.but(contender="ContinualTrainer", head_loss=head_loss, windows=3)) as worker:
+                    result = worker.started().result(timeout=report.left() + 600)
+            except WorkerFailed as failure:
+                report.add(case.size, head_loss, f"failed: {failure}")
+                continue
+            seconds = statistics.median(result["seconds"])
+            plain = plain or seconds
+            report.add(
+                case.size,
+                head_loss,
+                median_and_range(result["seconds"], 2),
+                f"{seconds / plain:.2f}",
+                f"{result['memory'] / GB:.2f}",
+            )
 
 
 def long_runs(report: Report, base: Case, dry: bool) -> None:

@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from hf_plasticity.benchmark.case import Case
+from hf_plasticity.benchmark.command import main
 from hf_plasticity.benchmark.processes import Worker, WorkerFailed, median_and_range, take_turns
 from hf_plasticity.benchmark.report import Report
 from hf_plasticity.benchmark.sections import survives
@@ -62,6 +63,13 @@ def test_contenders_take_turns_and_one_that_fails_does_not_stop_the_others():
     good, bad = take_turns([TINY, TINY.but(contender="nobody")], rounds=3)
     assert len(good["seconds"]) == 3
     assert isinstance(bad, WorkerFailed) and "nobody" in str(bad)
+
+
+def test_an_unknown_part_is_named(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(["--suite", "cpu", "--parts", "mfu"])
+    assert stopped.value.code == 2
+    assert "parts: 'mfu' is not a part of the suite cpu; choose from training, probe" in capsys.readouterr().err
 
 
 @pytest.mark.slow
