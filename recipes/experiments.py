@@ -1,133 +1,286 @@
 """
-The figure and the tables of docs/experiments.md, from the records in results/.
+The figures and the tables of docs/experiments.md, from the records in results/.
 
     python recipes/experiments.py
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from statistics import fmean, stdev
 
+import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from hf_plasticity.analysis.onset import find_onset
+from hf_plasticity.analysis.onset import find_onset, probe_scatter
 from hf_plasticity.analysis.onset_view import onset_words, p_words
-from hf_plasticity.metrics.probe_auc.definition import probe_auc
-from hf_plasticity.records import RunRecord, read_run
+from hf_plasticity.analysis.series import ProbeSeries, probe_series
+from hf_plasticity.records import read_run
 
 
 ROOT = Path(__file__).parents[1]
-ARMS = {"rotation": "permuted", "stationary": "stationary text (control)"}
-COLORS = {"rotation": "#c0392b", "stationary": "#2c6fbb"}
-# From this step on, the start loss, which the last task decides, has little influence on the area.
-LATE = 20
+RED, BLUE, GREEN, GRAY = "#c0392b", "#2c6fbb", "#3a8f5c", "0.4"
+# Permuted, schedule and weight decay of each kind of run in results/permuted, with its name.
+PERMUTED_ARMS = {
+    (True, "rotation", 0.1): "permuted",
+    (True, "rotation", 0.0): "permuted, weight decay 0",
+    (False, "rotation", 0.1): "rotation",
+    (False, "rotation", 0.0): "rotation, weight decay 0",
+    (False, "stationary", 0.1): "stationary text (control)",
+}
+DRAWN = {"permuted": RED, "rotation": GREEN, "stationary text (control)": BLUE}
+
+Arms = dict[tuple[str, str], list[ProbeSeries]]
 
 
 def main() -> None:
-    arms = read_arms()
-    draw(arms)
-    print_tables(arms)
+    permuted, scaled = permuted_arms(), scaled_arms()
+    draw_permuted(permuted)
+    if scaled:
+        draw_scaled(scaled)
+    print_tables()
 
 
-def read_arms() -> dict[tuple[str, str], list[RunRecord]]:
-    """The runs of each size and text, the smallest models first."""
-    runs = [read_run(folder) for folder in sorted((ROOT / "results" / "permuted").iterdir()) if folder.is_dir()]
-    sizes = sorted({run.config["size"] for run in runs}, key=lambda size: parameters(runs, size))
-    return {
-        (size, schedule): [run for run in runs if (run.config["size"], run.config["schedule"]) == (size, schedule)]
-        for size in sizes
-        for schedule in ARMS
-    }
+def print_tables() -> None:
+    permuted, scaled = permuted_arms(), scaled_arms()
+    for table in (
+        learning_rate_table(),
+        onset_table(scaled, "cycle"),
+        onset_table(permuted, "task"),
+        cause_table(permuted),
+        variance_table({("25K", "permuted, 4 repeats"): read("repeats"), **permuted, **scaled}),
+    ):
+        print("\n".join(table), end="\n\n")
 
 
-def print_tables(arms: dict[tuple[str, str], list[RunRecord]]) -> None:
-    runs = [run for seeds in arms.values() for run in seeds]
-    print("| size | text | seeds | untrained | after task 1 | after task 16 | change | onset (95% interval) | p |")
-    print("|---|---|---|---|---|---|---|---|---|")
-    for (size, schedule), seeds in arms.items():
-        onset = find_onset([run.probes for run in seeds])
-        words = f"none; {onset.detectable_rise:.1f}% would be found" if onset.censored else onset_words(onset)
-        cells = [estimate([mean_loss(run, task) for run in seeds]) for task in (0, 1, 16)]
-        change = estimate([100 * (mean_loss(run, 16) / mean_loss(run, 1) - 1) for run in seeds], "{:+.1f}", "%")
-        words = words.split(";")[0].replace("95% interval ", "").rstrip(")") + (")" if "(" in words else "")
-        print(f"| {size} | {ARMS[schedule]} | {len(seeds)} | {' | '.join(cells)} | {change} | {words} | "
-              f"{p_words(onset.p_value)} |")  # fmt: skip
-    print("\n| size | text | final loss, task 1 | final loss, task 16 | AUC from step 20 | dormant units | rank |")
-    print("|---|---|---|---|---|---|---|")
-    for (size, schedule), seeds in arms.items():
-        late = [100 * (late_area(run, 16) / late_area(run, 1) - 1) for run in seeds]
+# Reading
+
+
+def read(folder: str) -> list[ProbeSeries]:
+    """The probes of every run in a folder of results/."""
+    folders = sorted(path for path in (ROOT / "results" / folder).glob("*") if path.is_dir())
+    return [probe_series(read_run(path))[0] for path in folders]
+
+
+def parameters(series: ProbeSeries) -> int:
+    return series.run.config["provenance"]["num_non_embedding_parameters"]
+
+
+def permuted_arms() -> Arms:
+    """The runs of each size and kind, the smallest models first."""
+
+    def kind(config: dict) -> str:
+        return PERMUTED_ARMS[bool(config["permute_tokens"]), config["schedule"], config["weight_decay"]]
+
+    return arms(read("permuted"), kind, list(PERMUTED_ARMS.values()))
+
+
+def scaled_arms() -> Arms:
+    return arms(read("scaled"), lambda config: config["schedule"], ["rotation", "stationary"])
+
+
+def arms(runs: Sequence[ProbeSeries], kind: Callable[[dict], str], order: Sequence[str]) -> Arms:
+    groups: Arms = {}
+    for one in sorted(runs, key=lambda one: (parameters(one), order.index(kind(one.run.config)))):
+        groups.setdefault((one.run.config["size"], kind(one.run.config)), []).append(one)
+    return groups
+
+
+def probe(series: ProbeSeries, position: int) -> dict:
+    """A probe by its number: 0 is that of the untrained model, -1 the last."""
+    return series.probes[position]
+
+
+def mean_loss(series: ProbeSeries, position: int) -> float:
+    return probe(series, position)["mean_loss"]
+
+
+def change(series: ProbeSeries, value: Callable[[dict], float]) -> float:
+    """From the first probe of the trained model to the last, in percent."""
+    return 100 * (value(probe(series, -1)) / value(probe(series, 1)) - 1)
+
+
+def measured(series: ProbeSeries, measure: str, position: int) -> float:
+    """A diagnosis at a probe."""
+    step = probe(series, position)["step"]
+    record = next(record for record in series.run.diagnostics if record["step"] == step)
+    return record["measures"][measure]["overall"]
+
+
+# Tables
+
+
+def learning_rate_table() -> Iterator[str]:
+    """The sweep of learning rates over a cycle."""
+    runs = sorted(read("sweep"), key=lambda one: (parameters(one), one.run.config["learning_rate"]))
+    yield "| size | context | learning rate | untrained | after a cycle | final loss | dormant units | rank |"
+    yield "|---|---|---|---|---|---|---|---|"
+    for one in runs:
+        config = one.run.config
         cells = [
-            *(estimate([probe(run, task)["final_loss"] for run in seeds]) for task in (1, 16)),
-            estimate(late, "{:+.1f}", "%"),
-            *(between_tasks(seeds, measure, text) for measure, text in
-              (("dormant_units", "{:.0%}".format), ("feature_effective_rank", "{:.1f}".format))),
-        ]  # fmt: skip
-        print(f"| {size} | {ARMS[schedule]} | {' | '.join(cells)} |")
-    print(f"\nDescent: {100 * fmean(descent_share(run) for run in runs):.0f}% of the area lies before step {LATE}.")
+            config["size"],
+            config["context_length"],
+            f"{config['learning_rate']:g}",
+            *(f"{mean_loss(one, position):.2f}" for position in (0, 1)),
+            f"{probe(one, 1)['final_loss']:.3f}",
+            f"{measured(one, 'dormant_units', 1):.0%}",
+            f"{measured(one, 'feature_effective_rank', 1):.1f}",
+        ]
+        yield f"| {' | '.join(map(str, cells))} |"
 
 
-def parameters(runs: Sequence[RunRecord], size: str) -> int:
-    return next(run.config["provenance"]["num_non_embedding_parameters"] for run in runs if run.config["size"] == size)
-
-
-def probe(run: RunRecord, task: int) -> dict:
-    return next(record for record in run.probes if record["task"] == task)
-
-
-def mean_loss(run: RunRecord, task: int) -> float:
-    return probe(run, task)["mean_loss"]
-
-
-def late_area(run: RunRecord, task: int) -> float:
-    """The area from step `LATE` on."""
-    record = probe(run, task)
-    points = [(step, loss) for step, loss in zip(record["probe_steps"], record["losses"]) if step >= LATE]
-    return probe_auc(*zip(*points))["probe_auc"]
-
-
-def descent_share(run: RunRecord) -> float:
-    return fmean(1 - late_area(run, task) / probe(run, task)["auc"] for task in range(1, 17))
-
-
-def between_tasks(seeds: Sequence[RunRecord], measure: str, text: Callable[[float], str]) -> str:
-    """A diagnosis after tasks 1 and 16, mean over seeds."""
-    values = {
-        task: fmean(
-            record["measures"][measure]["overall"] for run in seeds for record in run.diagnostics
-            if record["task"] == task
+def onset_table(groups: Arms, unit: str) -> Iterator[str]:
+    """AUCs, their change, and the onset of each group of seeds."""
+    if not groups:
+        return
+    last = probe(next(iter(groups.values()))[0], -1)[unit]
+    after = f"after {unit} 1 | after {unit} {last}"
+    yield f"| size | text | seeds | untrained | {after} | change | onset (95% interval) | p |"
+    yield "|---|---|---|---|---|---|---|---|---|"
+    for (size, name), seeds in groups.items():
+        onset = find_onset([one.trained for one in seeds])
+        words = f"none; {onset.detectable_rise:.1f}% would be found" if onset.censored else onset_words(onset)
+        words = words.split(";")[0].replace("95% interval ", "").rstrip(")") + (")" if "(" in words else "")
+        cells = [estimate([mean_loss(one, position) for one in seeds]) for position in (0, 1, -1)]
+        changes = estimate([change(one, lambda record: record["auc"]) for one in seeds], "{:+.1f}", "%")
+        yield (
+            f"| {size} | {name} | {len(seeds)} | {' | '.join(cells)} | {changes} | {words} | "
+            f"{p_words(onset.p_value)} |"
         )
-        for task in (1, 16)
-    }  # fmt: skip
-    return f"{text(values[1])} → {text(values[16])}"
+
+
+def cause_table(groups: Arms) -> Iterator[str]:
+    """What else changes from the first probe of the trained model to the last."""
+    step = next(iter(groups.values()))[0].late_step
+    yield (
+        f"| size | text | final loss, task 1 | final loss, task 16 | AUC from step {step} | dormant units | rank | "
+        "mean weight |"
+    )
+    yield "|---|---|---|---|---|---|---|---|"
+    for (size, name), seeds in groups.items():
+        cells = [
+            *(estimate([probe(one, position)["final_loss"] for one in seeds]) for position in (1, -1)),
+            estimate([change(one, one.late_auc) for one in seeds], "{:+.1f}", "%"),
+            first_to_last(seeds, "dormant_units", "{:.0%}"),
+            first_to_last(seeds, "feature_effective_rank", "{:.1f}"),
+            first_to_last(seeds, "parameter_magnitude", "{:.3f}"),
+        ]
+        yield f"| {size} | {name} | {' | '.join(cells)} |"
+
+
+def variance_table(groups: Arms) -> Iterator[str]:
+    """Where the scatter of AUCs comes from, as standard deviations in percent of the AUC."""
+    yield "| size | text | repeats | checkpoints | of which start loss | seeds | descent |"
+    yield "|---|---|---|---|---|---|---|"
+    for (size, name), seeds in groups.items():
+        cells = ["–", "–", "–", "–", f"{100 * fmean(descent(one) for one in seeds):.0f}%"]
+        if any(one.trained[0].get("repeats") for one in seeds):
+            cells[0] = f"{fmean(repeat_scatter(one) for one in seeds):.1f}%"
+        cells[1] = f"{fmean(scatter(one) for one in seeds):.1f}%"
+        cells[2] = f"{100 * explained_by_start_loss(seeds):.0f}%"
+        if len(seeds) > 2:
+            cells[3] = f"{seed_scatter(seeds):.1f}%"
+        yield f"| {size} | {name} | {' | '.join(cells)} |"
+
+
+def repeat_scatter(series: ProbeSeries) -> float:
+    """Of the AUCs of one checkpoint with other orders of the probe's data."""
+    spreads = [
+        probe["auc_stderr"] * math.sqrt(len(probe["repeats"])) / probe["auc"]
+        for probe in series.trained
+    ]  # fmt: skip
+    return 100 * math.sqrt(fmean(spread**2 for spread in spreads))
+
+
+def scatter(series: ProbeSeries) -> float:
+    """Of the AUCs of one run about the trend of its neighbors."""
+    aucs = [record["auc"] for record in series.trained]
+    return 100 * probe_scatter([record["task"] for record in series.trained], aucs) / fmean(aucs)
+
+
+def explained_by_start_loss(seeds: Sequence[ProbeSeries]) -> float:
+    """The share of that scatter which goes along with the start losses: the squared correlation of both."""
+
+    def beside_neighbors(name: str) -> np.ndarray:
+        values = [np.array([record[name] for record in one.trained]) for one in seeds]
+        return np.concatenate([one[1:-1] - (one[:-2] + one[2:]) / 2 for one in values])
+
+    return float(np.corrcoef(beside_neighbors("auc"), beside_neighbors("start_loss"))[0, 1] ** 2)
+
+
+def seed_scatter(seeds: Sequence[ProbeSeries]) -> float:
+    """Of the AUCs of several seeds at the same position, of which the scatter within a run is a part."""
+    rows = zip(*([record["auc"] for record in one.trained] for one in seeds))
+    return 100 * math.sqrt(fmean((stdev(row) / fmean(row)) ** 2 for row in rows))
+
+
+def descent(series: ProbeSeries) -> float:
+    """The share of the AUC before `late_step`."""
+    return fmean(1 - series.late_auc(record) / record["auc"] for record in series.trained)
+
+
+def first_to_last(seeds: Sequence[ProbeSeries], measure: str, text: str) -> str:
+    """A diagnosis at the first and at the last probe of the trained model, mean over seeds."""
+    return " → ".join(text.format(fmean(measured(one, measure, position) for one in seeds)) for position in (1, -1))
 
 
 def estimate(values: Sequence[float], text: str = "{:.2f}", unit: str = "") -> str:
     """Mean and standard error."""
-    error = text.replace("+", "").format(stdev(values) / math.sqrt(len(values)))
+    error = text.replace("+", "").format(stdev(values) / math.sqrt(len(values))) if len(values) > 1 else "?"
     return f"{text.format(fmean(values))} ± {error}{unit}"
 
 
-def draw(arms: dict[tuple[str, str], list[RunRecord]]) -> None:
-    sizes = list(dict.fromkeys(size for size, _ in arms))
+# Figures
+
+
+def draw_permuted(groups: Arms) -> None:
+    sizes = list(dict.fromkeys(size for size, _ in groups))
     figure = Figure(figsize=(10, 3.2), layout="constrained")
     for axes, size in zip(figure.subplots(1, len(sizes), sharey=True), sizes):
-        for schedule, name in ARMS.items():
-            seeds = arms[size, schedule]
-            tasks = [record["task"] for record in seeds[0].probes if record["task"] > 0]
-            rows = [[mean_loss(run, task) for run in seeds] for task in tasks]
-            means, errors = [fmean(row) for row in rows], [stdev(row) / math.sqrt(len(row)) for row in rows]
-            color, label = COLORS[schedule], f"{name}, n = {len(seeds)}"
-            axes.plot(tasks, means, color=color, marker="o", markersize=3, label=label)
-            low, high = zip(*((mean - 2 * error, mean + 2 * error) for mean, error in zip(means, errors)))
-            axes.fill_between(tasks, low, high, color=color, alpha=0.15, linewidth=0)
-        untrained = fmean(mean_loss(run, 0) for schedule in ARMS for run in arms[size, schedule])
-        axes.axhline(untrained, color="0.4", linestyle="--", linewidth=1, label="untrained")
-        axes.set(title=f"{size} parameters", xlabel="task instances trained")
-        axes.legend(fontsize=7, frameon=False)
-        axes.spines[["top", "right"]].set_visible(False)
+        here = {name: seeds for (one, name), seeds in groups.items() if one == size and name in DRAWN}
+        for name, seeds in here.items():
+            draw_band(axes, seeds, "task", DRAWN[name], f"{name}, n = {len(seeds)}")
+        untrained = fmean(mean_loss(one, 0) for seeds in here.values() for one in seeds)
+        axes.axhline(untrained, color=GRAY, linestyle="--", linewidth=1, label="untrained")
+        finish(axes, size, "task instances trained")
     figure.axes[0].set_ylabel("mean loss of the probe (AUC / steps)")
     figure.savefig(ROOT / "docs" / "images" / "permuted-auc.png", dpi=130)
+
+
+def draw_scaled(groups: Arms) -> None:
+    """Mean loss and final loss of the probes against training tokens, with the onset that the paper's law gives."""
+    figure = Figure(figsize=(10, 3.2), layout="constrained")
+    panels = figure.subplots(1, 2)
+    for axes, field, title in zip(panels, ("mean_loss", "final_loss"), ("AUC / steps", "final loss")):
+        for (_, name), seeds in groups.items():
+            color = RED if name == "rotation" else BLUE
+            draw_band(axes, seeds, "tokens", color, f"{name}, n = {len(seeds)}", field)
+            axes.axvline(65_000 * parameters(seeds[0]) ** 0.827 / 1e6, color=GRAY, linestyle="--", linewidth=1)
+        finish(axes, next(iter(groups))[0], "training tokens (millions)")
+        axes.set_ylabel(f"{title} (nats per byte)")
+    figure.savefig(ROOT / "docs" / "images" / "scaled-auc.png", dpi=130)
+
+
+def draw_band(
+    axes: Axes, seeds: Sequence[ProbeSeries], unit: str, color: str, label: str, field: str = "mean_loss"
+) -> None:
+    """The mean over seeds with two standard errors."""
+    scale = 1e6 if unit == "tokens" else 1
+    places = [record[unit] / scale for record in seeds[0].trained]
+    rows = list(zip(*([record[field] for record in one.trained] for one in seeds)))
+    means = [fmean(row) for row in rows]
+    axes.plot(places, means, color=color, marker="o", markersize=3, label=label)
+    if len(seeds) > 1:
+        errors = [2 * stdev(row) / math.sqrt(len(row)) for row in rows]
+        low, high = zip(*((mean - error, mean + error) for mean, error in zip(means, errors)))
+        axes.fill_between(places, low, high, color=color, alpha=0.15, linewidth=0)
+
+
+def finish(axes: Axes, size: str, label: str) -> None:
+    axes.set(title=f"{size} parameters", xlabel=label)
+    axes.legend(fontsize=7, frameon=False)
+    axes.spines[["top", "right"]].set_visible(False)
 
 
 if __name__ == "__main__":
