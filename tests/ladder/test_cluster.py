@@ -10,6 +10,7 @@ import time
 import psutil
 import pytest
 
+from hf_plasticity.cli import main
 from hf_plasticity.ladder.cluster import ClusterRun, submit_jobs
 from hf_plasticity.ladder.jobs import Job
 from hf_plasticity.records import read_run
@@ -68,6 +69,23 @@ run()
 def test_a_run_that_fails_is_a_failed_job():
     with pytest.raises(RuntimeError, match="exit status 3"):
         ClusterRun([sys.executable, "-c", "raise SystemExit(3)"])()
+
+
+def test_the_resources_of_a_job_are_what_the_command_line_says(tmp_path, monkeypatch, capsys):
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    for name, script in (("srun", "exit 0"), ("sbatch", "echo Submitted batch job 17")):
+        (programs / name).write_text(f"#!/bin/sh\n{script}\n")
+        (programs / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(programs), prepend=os.pathsep)
+    command = ["ladder", "--executor=slurm", "--sizes=25K", "--seeds", "1", f"--output_dir={tmp_path / 'ladder'}"]
+    resources = ["--slurm_partition=gpu", "--gpus_per_node=1", "--cpus_per_task=3", "--timeout_min=30"]
+    assert main([*command, *resources, *SETTINGS]) == 0
+    assert capsys.readouterr().out.startswith(f"17  {tmp_path / 'ladder' / '25K-rotation-seed1'}\n")
+    file = tmp_path / "ladder" / "jobs" / "17_submission.sh"
+    lines = file.read_text().splitlines()
+    for line in ("--partition=gpu", "--gpus-per-node=1", "--cpus-per-task=3", "--time=30"):
+        assert f"#SBATCH {line}" in lines
 
 
 @pytest.mark.slow
