@@ -49,20 +49,20 @@ _OUTPUT = (
 )  # fmt: skip
 
 _LENGTH = "cycles and task_steps decide the length of a run"
-_RESUME = "a resumed run would differ from one that was never stopped"
+_RESUME = "a resumed run would differ from an uninterrupted one"
 _EVALUATION = "the probe and evaluate_forgetting are the evaluations of a run"
 # Each has one supported value.
 REFUSED: dict[str, tuple[Any, str]] = {
     "max_steps": (-1, _LENGTH),
     "num_train_epochs": (3.0, _LENGTH),
-    "resume_from_checkpoint": (None, "a run resumes from the last complete checkpoint of its folder by itself"),
+    "resume_from_checkpoint": (None, "a run resumes automatically from the last complete checkpoint of its folder"),
     "train_sampling_strategy": ("sequential", "the training stream decides the order of the text"),
     "remove_unused_columns": (False, "the training stream has no columns"),
     "fp16": (False, "the probe cannot scale its loss as training does; use bf16"),
     "logging_nan_inf_filter": (False, "a NaN loss ends the run"),
     "average_tokens_across_devices": (True, "the loss of a step is its mean over all processes"),
     "auto_find_batch_size": (False, "global_batch_tokens decides the batch"),
-    "save_only_model": (False, f"a checkpoint requires the optimizer state; without it {_RESUME}"),
+    "save_only_model": (False, f"a checkpoint requires the optimizer state; otherwise {_RESUME}"),
     "ignore_data_skip": (False, f"the data would start again; {_RESUME}"),
     "enable_jit_checkpoint": (False, _RESUME),
     "restore_callback_states_from_checkpoint": (False, "callbacks derive their state from the step"),
@@ -70,15 +70,15 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "eval_on_start": (False, _EVALUATION),
     "load_best_model_at_end": (False, _EVALUATION),
     "hub_strategy": ("every_save", "a run uploads its records and probed models, not its checkpoints"),
-    "hub_always_push": (False, "a run uploads everything, also if the Hub does not respond for a while"),
-    "hub_revision": (None, "a run uploads to main, and each probed model to a branch of its own"),
+    "hub_always_push": (False, "a run always retries failed uploads"),
+    "hub_revision": (None, "a run uploads to main, and each probed model to its own branch"),
     "deepspeed": (None, "FSDP2 shards a model here; see docs/running.md"),
     "parallelism_config": (None, "DDP and FSDP2 are supported"),
     "save_on_each_node": (False, "all nodes write to one run folder"),
-    "dataloader_in_order": (True, "the batches would arrive in another order every time"),
+    "dataloader_in_order": (True, "the order of the batches would vary"),
     "use_liger_kernel": (False, "head_loss decides how the loss is computed"),
     "liger_kernel_config": (None, "head_loss decides how the loss is computed"),
-    "optim_target_modules": (None, "the optimizers that it is for are not supported"),
+    "optim_target_modules": (None, "the optimizers that use it are not supported"),
 }
 _DERIVED = (*REFUSED, "gradient_accumulation_steps", "local_rank", "use_cpu")
 # Those whose whole state is in `optimizer.state`, which task instances reset and checkpoints hold.
