@@ -11,11 +11,11 @@ TRAINERS = ("bare loop", "Trainer", "ContinualTrainer", "compiled loop")
 
 def cpu_suite(report: Report, dry: bool) -> None:
     """
-    Measure everything that a CPU can show.
+    Run the suite for a CPU.
 
     Args:
-        report ([`Report`]): Gets the sections.
-        dry (`bool`): Whether to go through all of it with as little work as possible: the numbers mean nothing.
+        report ([`Report`]): Receives the sections.
+        dry (`bool`): Whether to run with minimal work; the numbers are meaningless.
     """
     threads = available_cores()
     base = Case("bare loop", "25K", threads=threads)
@@ -43,7 +43,7 @@ def cpu_suite(report: Report, dry: bool) -> None:
 
 
 def contenders(model: Case) -> list[Case]:
-    """Everybody on one model."""
+    """All contenders on one model."""
     ours = model.but(contender="ContinualTrainer")
     return [
         *(model.but(contender=name, compiled=name == "compiled loop") for name in TRAINERS),

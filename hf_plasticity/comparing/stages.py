@@ -1,4 +1,4 @@
-"""The two stages of a comparison: the trials of every method, and the final runs with what was chosen."""
+"""The two stages of a comparison: the trials of every method, and the final runs with the chosen trials."""
 
 import math
 import sys
@@ -17,7 +17,7 @@ from .trials import Trial, with_choice_of
 
 
 class IncompleteError(Exception):
-    """Some runs failed, and what comes after them has to wait."""
+    """Some runs failed, so the next stage cannot start."""
 
 
 def tune(comparison: Comparison, at_once: int | None = None) -> dict[str, list[Scored]]:
@@ -71,7 +71,7 @@ def run_final(
     comparison: Comparison, scored: dict[str, list[Scored]], chosen: dict[str, Trial], at_once: int | None = None
 ) -> list[Entry]:
     """
-    Run all seeds with the chosen trials and with the default arguments, as far as they are not complete.
+    Run all seeds with the chosen trials and with the default arguments, unless they are complete.
 
     Args:
         comparison ([`Comparison`]): The comparison.
@@ -108,7 +108,7 @@ def run_final(
 
 def run_missing(runs: Sequence[Run], at_once: int | None) -> None:
     """
-    Run what is neither complete nor known to diverge.
+    Run everything that is neither complete nor known to diverge.
 
     Raises:
         [`IncompleteError`]: A run failed for another reason than divergence.
@@ -128,7 +128,7 @@ def is_done(run: Run) -> bool:
     """Whether a run with these settings is complete, or diverged."""
     config, recorded = parse_experiment(run.settings), read_config(run.folder)
     if recorded is None or differences(recorded, config.numerics()):
-        return False  # if it has begun with other settings, the run itself says so
+        return False  # if it has begun with other settings, the run reports it
     return is_complete(config) or divergence(run.folder) is not None
 
 

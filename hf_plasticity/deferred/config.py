@@ -60,7 +60,7 @@ def parse_deferred(arguments: Sequence[str] | None = None, description: str | No
     The run that a command line asks to probe.
 
     Raises:
-        [`PlasticityError`]: An unknown setting, one that the run decides, or a value that is not possible.
+        [`PlasticityError`]: An unknown setting, one that the run decides, or an invalid value.
     """
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     own = {one.name for one in dataclasses.fields(DeferredConfig)}

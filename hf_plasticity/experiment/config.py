@@ -93,7 +93,7 @@ def parse_experiment(
         [`ExperimentConfig`]: With every default resolved.
 
     Raises:
-        [`PlasticityError`]: An unknown setting, or a value that is not possible.
+        [`PlasticityError`]: An unknown setting, or an invalid value.
     """
     parser = SettingsParser(
         (ModelConfig, DataConfig, ContinualConfig), refused=tuple(REFUSED), description=description

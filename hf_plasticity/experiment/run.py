@@ -164,7 +164,7 @@ def run_experiment(config: ExperimentConfig) -> None:
     Run the experiment in its folder, resume it, or report that it is complete.
 
     Raises:
-        [`PlasticityError`]: The configuration is not possible, or the Hub rejects the upload.
+        [`PlasticityError`]: The configuration is invalid, or the Hub rejects the upload.
         [`TrainingDivergedError`], [`ProbeDivergedError`]: A loss is not finite.
         [`TrainingInterrupted`]: A signal stopped the run. The same call resumes it.
     """

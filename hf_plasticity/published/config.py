@@ -130,7 +130,7 @@ def parse_suite(
     The suite that a command line asks to probe, and the text.
 
     Raises:
-        [`PlasticityError`]: An unknown setting, or a value that is not possible.
+        [`PlasticityError`]: An unknown setting, or an invalid value.
     """
     parser = SettingsParser((SuiteConfig, DataConfig), description=description)
     parser.set_defaults(tokenizer=None)

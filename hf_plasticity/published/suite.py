@@ -37,7 +37,7 @@ def probe_suite(suite: SuiteConfig, data: DataConfig) -> None:
     revisions, it adds them.
 
     Raises:
-        [`PlasticityError`]: The configuration is not possible.
+        [`PlasticityError`]: The configuration is invalid.
         [`ProbeDivergedError`]: The loss of a probe is not finite.
     """
     # Transformers shows a progress bar for every model that it loads.

@@ -272,8 +272,8 @@ class ContinualConfig(ProbeSettings, TrainingArguments):  # type: ignore[misc, v
             for name, required in (("no_probe", False), ("save_probe_checkpoints", True)):
                 if getattr(self, name) != required:
                     raise PlasticityError(
-                        f"{name}: {getattr(self, name)} is not possible with --probe {DEFERRED}, which requires saved "
-                        "checkpoints"
+                        f"{name}: {getattr(self, name)} is not supported with --probe {DEFERRED}, which requires "
+                        "saved checkpoints"
                     )
         if not self.restart_warmup and self.lr_scheduler_type not in CONSTANT:
             raise PlasticityError(

@@ -217,7 +217,7 @@ class ContinualTrainer(Trainer):
             if self.args.optim_args is None:
                 raise
             raise PlasticityError(
-                f"optim_args: '{self.args.optim_args}' is not possible for {self.args.optim.value}: {error}"
+                f"optim_args: '{self.args.optim_args}' is invalid for {self.args.optim.value}: {error}"
             ) from None
 
     def create_scheduler(

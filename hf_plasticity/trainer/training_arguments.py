@@ -165,11 +165,11 @@ def check_training_arguments(args: TrainingArguments) -> None:
         key, separator, _ = pair.partition("=")
         if pair and (key not in OPTIMIZERS[optim] or not separator):
             known = ", ".join(OPTIMIZERS[optim]) or "none"
-            raise PlasticityError(f"optim_args: '{pair}' is not possible for {optim}, whose arguments are: {known}")
+            raise PlasticityError(f"optim_args: '{pair}' is invalid for {optim}, whose arguments are: {known}")
     for name, possible, right in _RANGES:
         value = getattr(args, name)
         if value is not None and not possible(value):
-            raise PlasticityError(f"{name}: {value} is not possible; use {right}")
+            raise PlasticityError(f"{name}: {value} is invalid; use {right}")
     if args.dataloader_persistent_workers and not args.dataloader_num_workers:
         raise PlasticityError("dataloader_persistent_workers: there are no workers; set dataloader_num_workers")
     _check_compilation(args)

@@ -237,7 +237,7 @@ def test_seeds_do_not_narrow_the_interval_as_sizes_do():
 
 
 def test_bounds_that_do_not_hold_their_onset_are_errors():
-    with pytest.raises(PlasticityError, match="between: 5 and 6 at position 0 do not hold the onset 4"):
+    with pytest.raises(PlasticityError, match="between: 5 and 6 at position 0 do not include the onset 4"):
         fit_onset_law([1e6, 1e7], [Onset(4.0, 0.0, False, "rise", between=(5.0, 6.0)), 9.0])
 
 

@@ -166,7 +166,7 @@ def test_a_rise_as_large_as_the_detectable_one_is_found_in_most_cases():
 
 
 def test_a_rise_needs_probes_enough_to_know_the_noise():
-    with pytest.raises(PlasticityError, match="7 probes of 1 seed; to tell a rise from noise requires 8"):
+    with pytest.raises(PlasticityError, match="7 probes of 1 seed; a test for a rise requires 8"):
         find_onset(probes([100, 90, 80, 85, 90, 95, 99]))
     with pytest.raises(PlasticityError, match="2 probes of 2 seeds"):
         find_onset([probes([100, 90]), probes([100, 90])])

@@ -9,7 +9,7 @@ import pytest
 from hf_plasticity.benchmark.case import Case
 from hf_plasticity.benchmark.processes import Worker, WorkerFailed, median_and_range, take_turns
 from hf_plasticity.benchmark.report import Report
-from hf_plasticity.benchmark.sections import survives
+from hf_plasticity.benchmark.sections import records_failure
 from support.launch import ROOT
 
 
@@ -38,7 +38,7 @@ def test_a_report_is_on_disk_after_every_row(tmp_path):
 
 
 def test_a_section_that_fails_is_a_row(tmp_path):
-    @survives
+    @records_failure
     def section(report):
         report.section("Speed", ("model", "tokens/s"), "Measured.")
         raise OSError("no\nroom")

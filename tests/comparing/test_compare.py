@@ -93,7 +93,7 @@ def test_the_page_and_the_terminal_show_the_same_numbers(compared, compare, caps
         assert re.search(rf"^{row['method']} .*{row['auc']:.2f}", shown, flags=re.MULTILINE)
     for sentence in (
         "No method differs significantly from the baseline.",
-        "With 2 seeds and 2 methods none could: the smallest corrected p-value is 1. At least 7 seeds are required.",
+        "With 2 seeds and 2 methods, none can: the smallest corrected p-value is 1. At least 7 seeds are required.",
     ):
         assert sentence in page and sentence in shown
     assert "with 2 seeds, the smallest corrected p-value of 2 comparisons is 1; 7 seeds can show" in shown

@@ -84,7 +84,7 @@ def test_a_baseline_that_diverged_is_an_error():
 
 
 def test_aucs_of_different_probes_are_not_compared():
-    with pytest.raises(PlasticityError, match=r"were probed in 2 ways \(g, h\)"):
+    with pytest.raises(PlasticityError, match=r"have 2 different probes \(g, h\)"):
         make_leaderboard([entry("none", 1.0), entry("redo", 0.9, probe="g")])
 
 

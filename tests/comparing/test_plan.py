@@ -85,9 +85,9 @@ BAD = [
     (["--cycle", "1", "--probe_every_cycles", "2"], "cycle: no probe is due after cycle 1"),
     (["--tune_probe_language", "syn9"], "tune_probe_language: 'syn9' is the reported probe language"),
     (["--tune_probe_language", "syn1"], "tune_probe_language: 'syn1' is a training language"),
-    (["--seed", "3"], "seed: it differs from run to run in a comparison; use --seeds"),
-    (["--mitigation=redo"], "mitigation: it differs from run to run in a comparison; use --mitigations"),
-    (["--no_probe"], "no_probe: it differs from run to run in a comparison; a comparison requires probes"),
+    (["--seed", "3"], "seed: the comparison decides it for each run; use --seeds"),
+    (["--mitigation=redo"], "mitigation: the comparison decides it for each run; use --mitigations"),
+    (["--no_probe"], "no_probe: the comparison decides it for each run; a comparison requires probes"),
     (["--probe=deferred"], "probe: a comparison requires inline probes"),
     (["--learning_rte=1"], "argument '--learning_rte=1' is unknown; did you mean 'learning_rate'?"),
 ]
@@ -123,7 +123,7 @@ def test_methods_may_be_added_to_a_comparison_but_not_left_out(tmp_path):
     comparison(tmp_path, methods=["none", "redo"]).take_folder()
     comparison(tmp_path, methods=["none", "redo", "cbp"]).take_folder()
     assert json.loads((tmp_path / PLAN_FILE).read_text())["mitigations"] == ["none", "redo", "cbp"]
-    with pytest.raises(PlasticityError, match="mitigations lack redo here"):
+    with pytest.raises(PlasticityError, match="mitigations must include redo"):
         comparison(tmp_path, methods=["none", "cbp"]).take_folder()
 
 

@@ -136,10 +136,10 @@ def test_runs_that_cannot_be_followed_are_errors_on_one_line(
     monkeypatch.delenv("ACCELERATE_MIXED_PRECISION")
     for flags, message in (
         (["--probe=later"], "probe: 'later' is unknown; choose inline or deferred"),
-        (["--probe=deferred", "--no_probe"], "no_probe: True is not possible with --probe deferred"),
+        (["--probe=deferred", "--no_probe"], "no_probe: True is not supported with --probe deferred"),
         (
             ["--probe=deferred", "--save_probe_checkpoints=false"],
-            "save_probe_checkpoints: False is not possible with --probe deferred",
+            "save_probe_checkpoints: False is not supported with --probe deferred",
         ),
     ):
         with pytest.raises(PlasticityError, match=message):

@@ -7,7 +7,7 @@ import torch
 
 from hf_plasticity import PlasticityError
 from hf_plasticity.mitigations import L2Init, ShrinkPerturb, Spectral, WeightClip, WeightDecay
-from hf_plasticity.network import InitialLaw, non_embedding_parameters
+from hf_plasticity.network import InitialDistribution, non_embedding_parameters
 from support.mitigated import copy_of, make_optimizer, train
 
 
@@ -78,13 +78,13 @@ def test_shrink_and_perturb_with_one_and_zero_changes_nothing(model, tokens):
 
 
 def test_shrink_and_perturb_with_zero_and_one_is_a_fresh_draw_of_the_matrices(model):
-    before, law = copy_of(model), InitialLaw(model)
+    before, distribution = copy_of(model), InitialDistribution(model)
     mitigation = ShrinkPerturb(shrink=0.0, perturb=1.0)
     mitigation.attach(model, make_optimizer(model), seed=3, task_steps=7)
     mitigation.task_end(7)
     matrices = matrices_of(model)
     for name, parameter in model.named_parameters():
-        expected = law.draw(name, seed=3, step=7) if name in matrices else before[name]
+        expected = distribution.draw(name, seed=3, step=7) if name in matrices else before[name]
         torch.testing.assert_close(parameter.detach(), expected, rtol=0, atol=0)
 
 

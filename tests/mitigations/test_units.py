@@ -10,7 +10,7 @@ from transformers import BloomConfig, BloomForCausalLM
 from hf_plasticity import PlasticityError
 from hf_plasticity.mitigations import CBP, SNR, Grama, RandomReset, Redo
 from hf_plasticity.mitigations.snr import gap_bin, longest_gap
-from hf_plasticity.network import InitialLaw, find_structure, preserve_model
+from hf_plasticity.network import InitialDistribution, find_structure, preserve_model
 from support.mitigated import copy_of, logits_of, make_optimizer, train
 from support.tiny import tiny_model
 
@@ -61,11 +61,11 @@ def test_a_reset_draws_from_the_initial_law_zeroes_outputs_and_moments_and_touch
     other_optimizer.step()
     train(model, optimizer, mitigation, tokens, steps=1, first=3)
 
-    law, reset = InitialLaw(model), {}
+    distribution, reset = InitialDistribution(model), {}
     units = find_structure(model).layers[0].units
     for partition in units.incoming:
         for slices in partition.slices(DEAD):
-            reset[slices.name] = (slices, slices.of(law.draw(slices.name, seed=3, step=3)))
+            reset[slices.name] = (slices, slices.of(distribution.draw(slices.name, seed=3, step=3)))
     for slices in units.outgoing.slices(DEAD):
         reset[slices.name] = (slices, torch.zeros_like(slices.read()))
     assert len(reset) == 3

@@ -171,12 +171,12 @@ REFUSED = {
     "adapters twice": (
         with_adapters,
         {"config": short_probe(adaptation="lora")},
-        "probe_adaptation: 'lora' adds adapters, and the model has some already",
+        "probe_adaptation: 'lora' adds adapters, but the model already has adapters",
     ),
     "adapters in place twice": (
         adapted_in_place,
         {"config": short_probe(adaptation="lora")},
-        "probe_adaptation: 'lora' adds adapters, and the model has some already",
+        "probe_adaptation: 'lora' adds adapters, but the model already has adapters",
     ),
     "adapters for a module": (
         lambda: WithoutLoss(loss=True),

@@ -17,7 +17,7 @@ def probe_auc(steps: Sequence, losses: Sequence) -> dict[str, float | list[float
             step; a list of such lists is a batch of curves, which may differ in length.
 
     Returns:
-        `dict`: `probe_auc` in nats × steps; `mean_loss`, the area over the number of steps it spans, in nats;
+        `dict`: `probe_auc` in nats × steps; `mean_loss`, the area divided by the number of steps, in nats;
         `start_loss` and `final_loss`, the ends of the curve. Floats for one curve, lists for a batch.
 
     Raises:
@@ -48,7 +48,7 @@ def _one_curve(steps: Sequence[float], losses: Sequence[float]) -> dict[str, flo
     if len(steps) != len(losses):
         raise ValueError(f"losses: {len(losses)} values, but steps has {len(steps)}; give one loss for each step")
     if len(steps) < 2:
-        raise ValueError(f"steps: {steps.tolist()} is too short; an area needs at least two points")
+        raise ValueError(f"steps: {steps.tolist()} is too short; an area requires at least two points")
     for name, values in (("steps", steps), ("losses", losses)):
         if not np.isfinite(values).all():
             position = np.flatnonzero(~np.isfinite(values))[0]
