@@ -1,6 +1,7 @@
 """
-What each field of `TrainingArguments` does in a continual run: it decides the results, or does not influence them, or
-has one supported value. A field that a later version of Transformers adds counts as one that decides the results.
+The role of each field of `TrainingArguments` in a continual run: it affects the results, it does not affect them, or
+it has one supported value. A field that a later version of Transformers adds is treated as one that affects the
+results.
 """
 
 import math
@@ -81,8 +82,8 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "optim_target_modules": (None, "the optimizers that use it are not supported"),
 }
 _DERIVED = (*REFUSED, "gradient_accumulation_steps", "local_rank", "use_cpu")
-# Those whose whole state is in `optimizer.state`, which task instances reset and checkpoints hold.
-# With the names that Transformers takes from `optim_args`; it ignores others without a word (transformers 5.23.0).
+# Optimizers whose whole state is in `optimizer.state`, which task instances reset and checkpoints save, with the names
+# that Transformers takes from `optim_args`. It silently ignores other names (transformers 5.23.0).
 OPTIMIZERS: dict[str, tuple[str, ...]] = {
     "adamw_torch": (),
     "adamw_torch_fused": (),
@@ -105,8 +106,8 @@ ROLES: dict[str, str] = {
 BATCH_FIELDS = {"split_batches": False, "dispatch_batches": None, "gradient_accumulation_kwargs": None}
 OTHER_ACCELERATOR_FIELDS = ("even_batches", "use_seedable_sampler", "non_blocking", "use_configured_state")
 
-# What `accelerate launch` and its configuration ask for through the environment: the supported value, the setting
-# there, and what to use instead. Nothing of it would be recorded.
+# Environment variables of `accelerate launch` and its configuration: the supported value, the name of the setting, and
+# what to use instead. Other values would not be recorded.
 _COMPILE = "torch_compile, torch_compile_backend and torch_compile_mode"
 _SHARD = "the Accelerate configuration ddp or fsdp2"
 ENVIRONMENT: dict[str, tuple[str, str, str]] = {
@@ -119,7 +120,7 @@ ENVIRONMENT: dict[str, tuple[str, str, str]] = {
     "ACCELERATE_USE_MEGATRON_LM": ("false", "use_megatron_lm", _SHARD),
     "ACCELERATE_USE_PARALLELISM_CONFIG": ("false", "use_parallelism_config", _SHARD),
 }
-# For each field what is possible. Transformers and PyTorch would fail on anything else in the middle of a start.
+# The valid range of each field. With other values, Transformers and PyTorch would fail only later.
 _RANGES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ("seed", lambda value: 0 <= value < 2**32, "a whole number from 0 to 4294967295"),
     ("data_seed", lambda value: 0 <= value < 2**32, "a whole number from 0 to 4294967295"),
@@ -182,7 +183,7 @@ def check_training_arguments(args: TrainingArguments) -> None:
 def _check_compilation(args: TrainingArguments) -> None:
     if not (args.torch_compile or args.torch_compile_backend or args.torch_compile_mode):
         return
-    # Accelerate knows fewer backends than PyTorch.
+    # Accelerate supports fewer backends than PyTorch.
     known = {backend.value.lower() for backend in DynamoBackend}
     backends = sorted(known.intersection(torch._dynamo.list_backends(exclude_tags=())))
     modes = list(torch._inductor.list_mode_options())
@@ -198,10 +199,10 @@ def _check_compilation(args: TrainingArguments) -> None:
 
 def check_installed(args: TrainingArguments) -> None:
     """
-    Refuse trackers and optimizers that are unknown or not installed, once `args` has resolved them.
+    Raise an error for trackers and optimizers that are unknown or not installed, after `args` has resolved them.
 
     Raises:
-        [`PlasticityError`]: There is one.
+        [`PlasticityError`]: Such a tracker or optimizer.
     """
     for tracker in args.report_to:
         if tracker not in INTEGRATION_TO_CALLBACK:

@@ -19,7 +19,7 @@ def test_a_run_ends_with_a_table_and_says_where_its_report_is(finished):
     header, untrained, first, second = lines[start : start + 4]
     *_, place, report, following = lines
     words = " ".join(lines[start + 4 : -3])
-    assert "No onset of plasticity loss can be stated: 2 probes of 1 seed cannot tell a rise from noise" in words
+    assert "No onset of plasticity loss can be stated: 2 probes of 1 seed are too few" in words
     assert "AUC was lowest after cycle" in words
     assert following.startswith("next        hf-plasticity train --config micro --source local")
     assert header.split() == ["cycle", "tokens", "start", "loss", "final", "loss", "AUC", "ΔAUC"]
