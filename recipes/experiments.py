@@ -20,7 +20,7 @@ from hf_plasticity.records import RunRecord, read_run
 ROOT = Path(__file__).parents[1]
 ARMS = {"rotation": "permuted", "stationary": "stationary text (control)"}
 COLORS = {"rotation": "#c0392b", "stationary": "#2c6fbb"}
-# From this step on, the start loss, which the last task decides, has little influence on the area.
+# From this step on, the start loss has little influence on the area.
 LATE = 20
 
 

@@ -78,7 +78,7 @@ BAD = [
     (["--mitigations", "none", "redo", "redo"], "mitigations: 'none redo redo' has a duplicate"),
     (["--seeds", "1", "1"], "seeds: '1 1' has a duplicate"),
     (["--seeds", *map(str, range(21))], "seeds: 21 are more than 20"),
-    (["--tune_seeds", "2"], "tune_seeds: 2 is among the seeds of the final runs"),
+    (["--tune_seeds", "2"], "tune_seeds: 2 is also a seed of the final runs"),
     (["--trials", "0"], "trials: 0 is not a positive number"),
     (["--jobs", "0"], "jobs: 0 is not a positive number"),
     (["--cycle", "3"], "cycle: 3 is not between 1 and the 2 cycles"),
@@ -113,7 +113,9 @@ def test_a_configuration_with_a_mitigation_is_refused(tmp_path):
 def test_the_folder_of_another_comparison_is_refused(tmp_path):
     comparison(tmp_path).take_folder()
     comparison(tmp_path).take_folder()
-    with pytest.raises(PlasticityError, match=r"of another comparison \(seeds is \[1, 2\] there and \[1, 4\] here\)"):
+    with pytest.raises(
+        PlasticityError, match=r"belongs to another comparison \(seeds is \[1, 2\] there and \[1, 4\] here\)"
+    ):
         comparison(tmp_path, seeds=[1, 4]).take_folder()
     with pytest.raises(PlasticityError, match="task_steps is 4 there and 8 here"):
         comparison(tmp_path, settings=[*ARGUMENTS, "--task_steps=8"]).take_folder()

@@ -154,7 +154,7 @@ def test_no_sequence_comes_twice_in_a_run(tmp_path):
 
 def test_a_corpus_too_small_is_an_error_with_both_numbers(tmp_path):
     have = len(make_blocks(tmp_path, ListedSource(50)).prepare(10**6)) * 16
-    with pytest.raises(PlasticityError, match=rf"'a' has {have} training tokens and the run needs 1,920"):
+    with pytest.raises(PlasticityError, match=rf"'a' has {have} training tokens and the run requires 1,920"):
         make_stream(tmp_path, tasks=30, documents=50)
 
 

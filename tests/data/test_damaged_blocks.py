@@ -38,7 +38,7 @@ def test_zeroed_bytes_of_the_same_size_are_found_when_a_shard_is_opened(tmp_path
     assert np.array_equal(again[intact], everything[intact]), "the other shards can be used"
     with pytest.raises(PlasticityError) as caught:
         again[int(again._ends[2])]
-    assert str(caught.value) == (f"'{path}' is damaged; delete the folder '{blocks.folder}' to have it prepared again")
+    assert str(caught.value) == (f"'{path}' is damaged; delete the folder '{blocks.folder}' to prepare it again")
 
 
 def test_a_shard_is_verified_once(tmp_path, monkeypatch):
@@ -71,7 +71,7 @@ def test_a_damaged_index_is_an_error_that_names_the_folder(tmp_path, content):
     with pytest.raises(PlasticityError) as caught:
         prepared(tmp_path)
     assert str(caught.value) == (
-        f"'{blocks.folder / 'index.json'}' is damaged; delete the folder '{blocks.folder}' to have it prepared again"
+        f"'{blocks.folder / 'index.json'}' is damaged; delete the folder '{blocks.folder}' to prepare it again"
     )
 
 

@@ -244,7 +244,7 @@ def hub_server(monkeypatch):
 HUB_ANSWERS = {
     "gated": (403, {"X-Error-Code": "GatedRepo"}, r"'org/{}' is gated: accept its terms at https://huggingface.co/.*"),
     "missing": (404, {"X-Error-Code": "RepoNotFound"}, r"there is no 'org/{}' on the Hub, or it is private: "),
-    "refused": (401, {}, r"the Hub refuses 'org/{}' \(status 401\): log in with `hf auth login`$"),
+    "refused": (401, {}, r"the Hub denies access to 'org/{}' \(status 401\): log in with `hf auth login`$"),
     "revision": (404, {"X-Error-Code": "RevisionNotFound"}, r"'org/{}' has no such revision: "),
 }
 

@@ -91,7 +91,7 @@ def test_a_slot_needs_nothing_but_itself_to_be_located(name, task_slots, seed, d
     [
         ({"schedule": "rotating"}, "schedule: 'rotating' is neither one of rotation, stationary, gradual nor"),
         ({"schedule": "a,x"}, "schedule: 'a,x'"),
-        ({"languages": ("a", "a")}, "languages: 'a a' names a language twice"),
+        ({"languages": ("a", "a")}, "languages: 'a a' has a duplicate"),
         ({"languages": ()}, "languages: none given"),
         ({"schedule": "gradual", "blend": 1.5}, "blend: 1.5 is not above 0"),
     ],

@@ -85,7 +85,7 @@ def test_the_last_boundary_of_a_gradual_run_is_prepared_with_it(tmp_path):
     documents = 1
     while len(byte_blocks(tmp_path, ListedSource(a=numbered("a", documents))).prepare(99)) < 24:
         documents += 1
-    with pytest.raises(PlasticityError, match=r"'a' has \d+ training tokens and the run needs 576"):
+    with pytest.raises(PlasticityError, match=r"'a' has \d+ training tokens and the run requires 576"):
         make_stream(tmp_path, "gradual", tasks=4, documents=documents)
     assert len(make_stream(tmp_path, "rotation", tasks=4, documents=documents)) == 48
 

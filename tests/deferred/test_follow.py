@@ -125,7 +125,8 @@ def test_runs_that_cannot_be_followed_are_errors_on_one_line(
     untrained = (deferred / "probes.jsonl").read_text().splitlines()[0]
     (deferred / "probes.jsonl").write_text(untrained + "\n")
     with pytest.raises(
-        PlasticityError, match=r"model: the checkpoint cycle-001 of .* is missing, and ΔAUC refers to its probe"
+        PlasticityError,
+        match=r"model: the checkpoint cycle-001 of .* is missing, but its probe is the reference of ΔAUC",
     ):
         follow(deferred)
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")

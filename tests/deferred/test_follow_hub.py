@@ -166,7 +166,7 @@ def test_two_runs_of_one_configuration_do_not_get_into_one_folder(hub, repo_id, 
         assert main(["push", str(folder), "--hub_model_id", name]) == 0
     follow(repo_id, f"--output_dir={tmp_path / 'mirror'}")
     before = {branch: hub.files(f"{repo_id}-2", branch) for branch in BRANCHES}
-    with pytest.raises(PlasticityError, match=r"output_dir: '.*' holds the probes of another run \(run_id "):
+    with pytest.raises(PlasticityError, match=r"output_dir: '.*' has the probes of another run \(run_id "):
         follow(f"{repo_id}-2", f"--output_dir={tmp_path / 'mirror'}")
     assert {branch: hub.files(f"{repo_id}-2", branch) for branch in BRANCHES} == before
 

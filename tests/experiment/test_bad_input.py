@@ -25,9 +25,9 @@ FLAGS = [*TINY, "--disable_tqdm=true", "--use_cpu"]
         ("--schedule syn1,xx", "schedule: 'syn1,xx' is neither"),
         (
             "--languages syn1 syn9",
-            "probe_language: 'syn9' is a training language too; the probe language must be held out",
+            "probe_language: 'syn9' is also a training language; the probe language must be held out",
         ),
-        ("--languages syn1 syn1", "languages: 'syn1 syn1' names a language twice"),
+        ("--languages syn1 syn1", "languages: 'syn1 syn1' has a duplicate"),
         ("--lr_scheduler_type waves", "lr_scheduler_type: 'waves' is unknown; choose one of linear"),
         ("--warmup_steps 99", "warmup_steps: 99 is not between 0 and the 80 steps"),
         ("--learning_rate -1", "learning_rate: -1.0 is not a positive number"),
@@ -115,7 +115,7 @@ def test_a_corpus_too_small_for_the_run_is_an_error_with_both_numbers(tmp_path, 
             )
         )  # fmt: skip
     assert "languages: 'en' has " in (error := capsys.readouterr().err)
-    assert "training tokens and the run needs 6,336; give it more text, shorten the run" in error
+    assert "training tokens and the run requires 6,336; give it more text, shorten the run" in error
 
 
 def test_a_full_disk_is_one_line(capsys):

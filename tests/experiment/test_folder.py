@@ -193,7 +193,7 @@ def test_a_folder_of_another_training_is_refused_and_left_alone(tmp_path, name):
     with pytest.raises(PlasticityError) as caught:
         train(tmp_path)
     assert str(caught.value) == (
-        f"output_dir: '{tmp_path}' has checkpoints or records and no config.yaml, so that they may be those of "
+        f"output_dir: '{tmp_path}' has checkpoints or records but no config.yaml, so they may be those of "
         "another training; choose another folder"
     )
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([".lock", name])

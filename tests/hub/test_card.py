@@ -93,7 +93,7 @@ model = AutoModelForCausalLM.from_pretrained("org/plasticity-5m")
 tokenizer = AutoTokenizer.from_pretrained("org/plasticity-5m")
 ```
 
-Each probed model has a branch of its own (`cycle-000` is the untrained model):
+Each probed model has its own branch (`cycle-000` is the untrained model):
 
 ```python
 model = AutoModelForCausalLM.from_pretrained("org/plasticity-5m", revision="cycle-003")

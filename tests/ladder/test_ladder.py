@@ -54,10 +54,10 @@ def test_the_printed_commands_are_one_line_a_run_for_a_shell(tmp_path):
     ("arguments", "message"),
     [
         ("--sizes 6M", "size: '6M' is not a model size"),
-        ("--sizes 5M --seed 3", "seed: it differs from run to run in a ladder; use --seeds"),
+        ("--sizes 5M --seed 3", "seed: the ladder decides it for each run; use --seeds"),
         ("--sizes 5M --hub_token hf_x", "hub_token: it would be part of the command of each run; use `hf auth login`"),
         ("--sizes 5M --hub-token=hf_x", "hub_token: it would be part of the command of each run; use `hf auth login`"),
-        ("--sizes 5M --size=12M", "size: it differs from run to run in a ladder; use --sizes"),
+        ("--sizes 5M --size=12M", "size: the ladder decides it for each run; use --sizes"),
         ("--sizes 5M --jobs 0", "jobs: 0 is not between 1 and the 1 runs"),
         ("--sizes 5M --jobs 2", "jobs: 2 is not between 1 and the 1 runs"),
         ("--sizes 5M --executor pbs", "executor: 'pbs' is unknown; choose local or slurm"),

@@ -282,7 +282,9 @@ def test_a_family_that_changes_its_logits_keeps_its_loss(config, batch, monkeypa
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(copy.deepcopy(config)).eval()
     expected = loss_and_gradients(model, batch)[0]
-    with pytest.raises(PlasticityError, match=rf"^head_loss: 'fused' does not fit {type(model).__name__}, .*'auto'$"):
+    with pytest.raises(
+        PlasticityError, match=rf"^head_loss: 'fused' is not supported for {type(model).__name__}, .*'auto'$"
+    ):
         use_head_loss(model, "fused")
     assert use_head_loss(model, "auto") == "logits"
     assert torch.equal(loss_and_gradients(model, batch)[0], expected)
@@ -427,7 +429,7 @@ def test_an_adapted_head_is_refused(adapters, batch):
     model = make_model("llama")
     use_head_loss(model, "fused")
     adapted = get_peft_model(model, LoraConfig(**{"target_modules": ["q_proj"]} | adapters))
-    with pytest.raises(PlasticityError, match="head_loss: 'fused' requires an output head that nothing wraps"):
+    with pytest.raises(PlasticityError, match="head_loss: 'fused' requires an output head without adapters or a copy"):
         adapted(**batch)
 
 

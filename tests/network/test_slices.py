@@ -40,7 +40,7 @@ def test_shapes_that_do_not_belong_together_are_errors():
         slices.write_(torch.zeros(2, 3))
     with pytest.raises(ValueError, match=r"m\.weight: shape \(4, 3\) instead of the parameter's \(3, 4\)"):
         slices.zero_(torch.zeros(4, 3))
-    with pytest.raises(ValueError, match="has no shard like"):
+    with pytest.raises(ValueError, match="cannot be sharded like"):
         shard_of(torch.zeros(3), slices.parameter)
 
 

@@ -124,7 +124,7 @@ def test_mistakes_are_errors_on_one_line(hub, repo_id, tmp_path):
         (repo_id, ["--revisions", "step7"], "has no 'step7'; it has main, step1"),
         (repo_id, ["--revisions", "main"], "'main' has no number in its name; give its training step with --step"),
         ("org/none-such", [], "there is no 'org/none-such' on the Hub"),
-        (folder, ["--revisions", "*1"], "'again-1' and 'step1' are both of step 1; name one of them"),
+        (folder, ["--revisions", "*1"], "'again-1' and 'step1' both have step 1; choose one of them"),
         (
             folder,
             ["--revisions", "bin-2"],
