@@ -72,7 +72,7 @@ def find_attention_heads(layer: nn.Module, layer_name: str, hidden_size: int, co
         [`UnsupportedModuleError`]: The attention has another structure.
     """
     if not isinstance(count, int):
-        raise UnsupportedModuleError("the configuration has no single number of attention heads for all layers")
+        raise UnsupportedModuleError("the configuration has no number of attention heads that is valid for all layers")
     found = [
         (name, module)
         for name, module in layer.named_modules(prefix=layer_name)

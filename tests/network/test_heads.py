@@ -148,4 +148,4 @@ def test_heads_that_do_not_divide_the_matrices_are_not_guessed_at():
 def test_a_model_without_attention_says_so():
     config = MambaConfig(vocab_size=32, hidden_size=24, num_hidden_layers=2, state_size=4, time_step_rank=2)
     layer = find_structure(AutoModelForCausalLM.from_config(config)).layers[0]
-    assert layer.heads is None and "no single number of attention heads" in layer.heads_gap
+    assert layer.heads is None and "no number of attention heads" in layer.heads_gap
