@@ -92,17 +92,17 @@ def test_no_module_imports_one_that_imports_it():
     assert len(order) >= len(MODULES) - 1
 
 
-def test_no_room_imports_one_that_imports_it_not_even_in_a_function():
+def test_no_folder_imports_one_that_imports_it_even_in_a_function():
     assert list(TopologicalSorter(rooms()).static_order())
 
 
 @pytest.mark.parametrize("name", BOTTOM)
-def test_the_rooms_at_the_bottom_import_nothing_above(name):
+def test_the_lowest_folders_import_nothing_above(name):
     assert rooms()[name] <= BOTTOM[name]
 
 
 @pytest.mark.parametrize("name", ABOVE)
-def test_a_room_knows_nothing_of_those_above(name):
+def test_a_folder_does_not_mention_those_above(name):
     graph, reached, waiting = rooms(), set(), [name]
     while waiting:
         for other in graph.get(waiting.pop(), set()) - reached:

@@ -31,7 +31,7 @@ def entry(method, factor, defaults=1.0, control_of=None, diverged=(), training_l
     return Entry(method, control_of, trial, results, plain, [Scored(trial, {9: 100.0})])
 
 
-def test_the_headline_is_the_ratio_paired_by_seed():
+def test_the_main_result_is_the_ratio_paired_by_seed():
     board = make_leaderboard([entry("none", 1.0), entry("redo", 0.9, defaults=0.95), entry("cbp", 1.2)])
     assert [row.method for row in board.rows] == ["redo", "none", "cbp"]
     redo, none, cbp = board.rows
@@ -70,7 +70,7 @@ def test_gaps_are_means_of_differences_with_their_intervals():
     assert row.forgetting_gap == pytest.approx((0.15, *mean_interval([0.1, 0.2])))
 
 
-def test_a_method_that_diverged_has_no_rank_and_says_so():
+def test_a_method_that_diverged_has_no_rank():
     board = make_leaderboard([entry("none", 1.0), entry("redo", 0.9, diverged=[3]), entry("cbp", 0.9)])
     assert [row.method for row in board.rows] == ["cbp", "none", "redo"]
     redo = board.rows[-1]

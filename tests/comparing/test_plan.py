@@ -21,7 +21,7 @@ def comparison(folder, methods=("none", "redo"), settings=ARGUMENTS, **changes):
     return Comparison(folder, list(methods), settings=settings, **values)
 
 
-def test_all_methods_have_as_many_runs(tmp_path):
+def test_all_methods_have_the_same_number_of_runs(tmp_path):
     plan = comparison(tmp_path, methods=["none", "redo", "l2_init"], tune_seeds=[3, 4], trials=3)
     counts = {}
     for run in plan.tuning_runs():
@@ -34,7 +34,7 @@ def test_all_methods_have_as_many_runs(tmp_path):
     ]
 
 
-def test_a_control_is_not_tuned_beside_its_method(tmp_path):
+def test_a_control_is_not_tuned_if_its_method_is_compared(tmp_path):
     with_redo = comparison(tmp_path, methods=["none", "redo", "random_reset"])
     assert with_redo.tuned_methods() == ["none", "redo"] and with_redo.method_of("random_reset") == "redo"
     assert comparison(tmp_path, methods=["none", "random_reset"]).tuned_methods() == ["none", "random_reset"]
@@ -94,7 +94,7 @@ BAD = [
 
 
 @pytest.mark.parametrize(("arguments", "message"), BAD)
-def test_mistakes_are_told_before_anything_runs(tmp_path, arguments, message, capsys):
+def test_mistakes_are_reported_before_any_run_starts(tmp_path, arguments, message, capsys):
     folder = tmp_path / "comparison"
     words = ["--mitigations", "none", "redo", "--seeds", "1", "2", "--tune_probe_language", "syn8"]
     assert cli.main(["compare", *words, f"--output_dir={folder}", *ARGUMENTS, *arguments]) == 2
@@ -121,7 +121,7 @@ def test_the_folder_of_another_comparison_is_refused(tmp_path):
         comparison(tmp_path, settings=[*ARGUMENTS, "--task_steps=8"]).take_folder()
 
 
-def test_methods_may_be_added_to_a_comparison_but_not_left_out(tmp_path):
+def test_methods_can_be_added_to_a_comparison_but_not_removed(tmp_path):
     comparison(tmp_path, methods=["none", "redo"]).take_folder()
     comparison(tmp_path, methods=["none", "redo", "cbp"]).take_folder()
     assert json.loads((tmp_path / PLAN_FILE).read_text())["mitigations"] == ["none", "redo", "cbp"]
@@ -129,7 +129,7 @@ def test_methods_may_be_added_to_a_comparison_but_not_left_out(tmp_path):
         comparison(tmp_path, methods=["none", "cbp"]).take_folder()
 
 
-def test_the_default_tuning_seed_is_none_of_the_final_ones(tmp_path, monkeypatch):
+def test_the_default_tuning_seed_is_not_a_final_seed(tmp_path, monkeypatch):
     from hf_plasticity.comparing import command
 
     seen = []

@@ -63,7 +63,7 @@ def test_probes_and_diagnoses_are_invisible(tmp_path, cache, unprobed, device, p
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_a_resumed_run_is_the_run(tmp_path, cache, device, precision):
+def test_a_resumed_run_is_bit_identical(tmp_path, cache, device, precision):
     settings = settings_of(device, precision)
     whole = train(tmp_path / "whole", cache, **settings)
     dying = make_trainer(tmp_path / "cut", cache, **settings)
@@ -142,7 +142,7 @@ def test_probes_are_invisible_with_the_vocabulary_of_the_study(tmp_path, device,
     assert_same(*ends)
 
 
-def test_what_is_compared_can_differ(tmp_path, cache, unprobed, device):
+def test_the_compared_values_can_differ(tmp_path, cache, unprobed, device):
     """Another seed ends elsewhere, and so does another precision."""
     other = end_of(train(tmp_path, cache, no_probe=True, seed=8, **settings_of(device, "fp32")))
     for end in (other, unprobed(device, "bf16")):

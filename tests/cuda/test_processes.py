@@ -41,7 +41,7 @@ def finished(tmp_path_factory):
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_a_killed_run_that_is_started_again_ends_the_same(tmp_path, finished, device, precision):
+def test_a_killed_run_that_is_restarted_has_the_same_results(tmp_path, finished, device, precision):
     command = flags(device, f"--bf16={precision == 'bf16'}", f"--output_dir={tmp_path / 'run'}")
     for event in ["task:7", "probe:3"] if precision == "fp32" else ["task:7"]:
         process = start(event, CONTINUAL, *command, script=KILLED)
@@ -50,7 +50,7 @@ def test_a_killed_run_that_is_started_again_ends_the_same(tmp_path, finished, de
     assert_same_run(finished(device, precision), tmp_path / "run")
 
 
-def test_deferred_probes_find_what_inline_probes_find(tmp_path, finished, device):
+def test_deferred_probes_have_the_results_of_inline_probes(tmp_path, finished, device):
     finish(*flags(device, f"--output_dir={tmp_path / 'run'}", "--probe=deferred"))
     cpu = ["--use_cpu"] if device == "cpu" else []
     finish("--model", tmp_path / "run", "--follow", "--disable_tqdm=true", *cpu, script=PROBE)

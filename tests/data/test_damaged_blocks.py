@@ -96,7 +96,7 @@ def temporary(folder):
     return sorted(path.name for path in folder.glob(".*") if path.name != ".lock")
 
 
-def test_what_a_killed_process_left_is_removed_by_the_next_preparation(tmp_path):
+def test_files_of_a_killed_process_are_removed_by_the_next_preparation(tmp_path):
     killed_while_it_writes(tmp_path)
     blocks = byte_blocks(tmp_path, ListedSource(a=numbered()))
     (blocks.folder / ".index.json.0123456789ab").write_bytes(b"half")
@@ -105,7 +105,7 @@ def test_what_a_killed_process_left_is_removed_by_the_next_preparation(tmp_path)
     assert temporary(blocks.folder) == [] and np.array_equal(blocks[0], prepared(tmp_path / "other")[0])
 
 
-def test_the_files_of_a_process_that_holds_the_folder_are_left_alone(tmp_path, monkeypatch):
+def test_the_files_of_a_process_with_the_lock_are_kept(tmp_path, monkeypatch):
     blocks = byte_blocks(tmp_path, ListedSource(a=numbered()))
     blocks.folder.mkdir(parents=True)
     (blocks.folder / ".shard-00000.bin.0123456789ab").write_bytes(b"half")

@@ -250,7 +250,7 @@ HUB_ANSWERS = {
 
 
 @pytest.mark.parametrize("name", HUB_ANSWERS)
-def test_the_hubs_answers_say_what_to_do(hub_server, name):
+def test_errors_of_the_hub_are_explained(hub_server, name):
     hub_server.status, hub_server.headers, message = HUB_ANSWERS[name]
     with pytest.raises(PlasticityError, match="^dataset: " + message.format(f"data-{name}")):
         HubSource(f"org/data-{name}").fingerprint("vi")
@@ -258,7 +258,7 @@ def test_the_hubs_answers_say_what_to_do(hub_server, name):
         load_tokenizer(f"org/tok-{name}")
 
 
-def test_no_network_is_said(monkeypatch):
+def test_a_missing_network_is_reported(monkeypatch):
     monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     with pytest.raises(PlasticityError, match=r"^dataset: the Hub cannot be reached for 'org/name'"):

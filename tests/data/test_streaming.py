@@ -70,7 +70,7 @@ def test_streaming_repeats_the_text_as_a_run_that_keeps_everything(tmp_path, mad
     assert sum(language == "a" for language, _ in made) <= (passes + 1) * shards + 1
 
 
-def test_text_that_two_task_instances_go_through_is_prepared_once(tmp_path, made):
+def test_text_shared_by_two_task_instances_is_prepared_once(tmp_path, made):
     stream = make_stream(tmp_path, tasks=30, documents=30, allow_repeats=True, streaming=True)
     assert sum(map(len, batches(stream))) == 360
     assert len(stream.blocks["a"]) <= 24, "the case that is tested"

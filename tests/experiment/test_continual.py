@@ -12,7 +12,7 @@ from support.launch import TINY, error_line, launch, launch_killed
 from support.runs import assert_same_run
 
 
-def test_a_run_ends_with_a_table_and_says_where_its_report_is(finished):
+def test_a_run_ends_with_a_table_and_the_path_of_its_report(finished):
     folder, process = finished
     lines = process.stdout.rstrip().split("\n")
     [start] = [number for number, line in enumerate(lines) if line.split()[:1] == ["cycle"]]
@@ -43,7 +43,7 @@ def test_bars_show_the_run_the_task_with_its_language_and_the_probe_with_its_los
     assert re.search(r"probe syn9 \(cycle 2\): .*loss=\d\.\d+", shown)
 
 
-def test_progress_is_lines_where_stderr_is_not_a_terminal(finished):
+def test_progress_is_printed_as_lines_without_a_terminal(finished):
     folder, process = finished
     first, *lines = process.stdout.split("\n")
     assert first == f"'{folder}' starts (1 process on cpu, 1 thread each)"
@@ -52,7 +52,7 @@ def test_progress_is_lines_where_stderr_is_not_a_terminal(finished):
     assert "%|" not in process.stderr
 
 
-def test_the_synthetic_text_is_never_called_by_a_real_language(finished):
+def test_synthetic_languages_never_have_the_name_of_a_real_language(finished):
     assert {record["language"] for record in read_records(finished[0] / "probes.jsonl")} == {"syn9"}
 
 
@@ -80,14 +80,14 @@ def test_a_probed_checkpoint_loads_without_this_package(finished):
     assert tokenizer.decode(tokenizer("xin chào")["input_ids"]) == "xin chào"
 
 
-def test_a_killed_run_resumes_with_the_same_command_and_ends_the_same(finished, tmp_path):
+def test_a_killed_run_resumes_with_the_same_command_and_the_same_results(finished, tmp_path):
     launch_killed("task:11", *TINY, f"--output_dir={tmp_path}")
     process = launch(*TINY, f"--output_dir={tmp_path}")
     assert process.returncode == 0, process.stderr[-3000:]
     assert_same_run(finished[0], tmp_path)
 
 
-def test_a_folder_of_another_run_is_refused_and_left_alone(finished):
+def test_a_folder_of_another_run_is_refused_and_not_changed(finished):
     folder, _ = finished
     before = (folder / "config.yaml").read_bytes()
     process = launch(*TINY, f"--output_dir={folder}", "--seed=1", "--probe_steps=5", options=["-q"])
@@ -99,7 +99,7 @@ def test_a_folder_of_another_run_is_refused_and_left_alone(finished):
     assert "Traceback" not in process.stderr
 
 
-def test_real_text_trains_with_a_tokenizer_of_its_own(corpus_dir, tmp_path):
+def test_real_text_with_a_trained_tokenizer(corpus_dir, tmp_path):
     process = launch(
         "--config", "micro", "--data_dir", corpus_dir, "--output_dir", tmp_path,
         "--train_tokenizer=1024", "--probe_repeats=1", "--evaluate_forgetting=false", "--size=25K", "--cycles=1",

@@ -112,7 +112,7 @@ def test_a_damaged_file_of_the_run_is_named_on_one_line(begun, capsys, name, con
     assert f"'{begun / name}' is" in error and len(error.splitlines()) == 1
 
 
-def test_litter_of_killed_starts_is_removed(begun, finished):
+def test_files_left_by_killed_starts_are_removed(begun, finished):
     for name in (".config.yaml.0123456789ab", ".diagnostics.jsonl.0123456789ab", "cycle-001/.probe.json.0123456789ab"):
         (begun / name).write_text("half")
     (begun / "checkpoint-6").mkdir()
@@ -123,7 +123,7 @@ def test_litter_of_killed_starts_is_removed(begun, finished):
     assert recorded(begun)[0] == recorded(finished[0])[0]
 
 
-def test_a_run_killed_in_its_last_rotation_leaves_no_litter(finished, tmp_path):
+def test_a_run_killed_while_deleting_checkpoints_leaves_no_files(finished, tmp_path):
     folder = tmp_path / "run"
     launch_killed("rotate:2", *TINY, f"--output_dir={folder}", direct=True)
     assert [path.name for path in checkpoints(folder) if not is_complete(path)] == ["checkpoint-8"]
@@ -143,7 +143,7 @@ def test_a_report_that_was_never_written_is_written_by_the_next_start(tmp_path, 
 
 
 @pytest.mark.parametrize("name", ["probes.jsonl", "diagnostics.jsonl", "forgetting.jsonl", "mitigations.jsonl"])
-def test_a_report_that_is_older_than_the_records_is_written_anew(begun, name):
+def test_a_report_that_is_older_than_the_records_is_rewritten(begun, name):
     report = begun / "report.html"
     train(begun, "--cycles=1")
     written = report.stat().st_mtime_ns
@@ -152,7 +152,7 @@ def test_a_report_that_is_older_than_the_records_is_written_anew(begun, name):
     assert report.stat().st_mtime_ns > written
 
 
-def test_a_killed_run_with_workers_can_be_started_again_at_once(tmp_path, finished):
+def test_a_killed_run_with_workers_can_be_restarted_immediately(tmp_path, finished):
     command = [*TINY, f"--output_dir={tmp_path}", "--dataloader_num_workers=2"]
     process = start("task:7", CONTINUAL, *command, script=KILLED, direct=True)
     try:
@@ -182,7 +182,7 @@ def _processes_of(folder):
 
 
 @pytest.mark.parametrize("name", ["checkpoint-500", "trainer_state.json", PROBES_FILE])
-def test_a_folder_of_another_training_is_refused_and_left_alone(tmp_path, name):
+def test_a_folder_of_another_training_is_refused_and_not_changed(tmp_path, name):
     if name == PROBES_FILE:
         append_record(tmp_path / name, {"step": 500, "task": None, "probe_config_hash": "a"}, ("step",))
     elif name == "checkpoint-500":
@@ -237,7 +237,7 @@ def unwritable(tmp_path):
     subprocess.run(["umount", "-l", folder], check=True)
 
 
-def test_a_folder_that_cannot_be_written_to_is_one_line(unwritable, capsys):
+def test_a_read_only_folder_is_reported_on_one_line(unwritable, capsys):
     for folder in (unwritable, unwritable / "run"):
         assert main(["train", *FLAGS, f"--output_dir={folder}"]) == 2
         assert capsys.readouterr().err.strip() == (
@@ -245,7 +245,7 @@ def test_a_folder_that_cannot_be_written_to_is_one_line(unwritable, capsys):
         )
 
 
-def test_a_file_in_place_of_the_folder_is_one_line(tmp_path, capsys):
+def test_a_file_instead_of_the_folder_is_reported_on_one_line(tmp_path, capsys):
     (tmp_path / "run").write_text("")
     assert main(["train", *FLAGS, f"--output_dir={tmp_path / 'run'}"]) == 2
     error = capsys.readouterr().err.strip()

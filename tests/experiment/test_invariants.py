@@ -150,7 +150,7 @@ def test_one_trajectory(canonical, tmp_path, row):
 
 
 @pytest.mark.slow
-def test_the_table_can_tell_runs_apart(canonical, tmp_path):
+def test_different_runs_have_different_trajectories(canonical, tmp_path):
     """Another seed is another trajectory."""
     run(Row("another seed", ["--seed=7"]), tmp_path / "run")
     assert losses(tmp_path / "run") != pytest.approx(losses(canonical("fp32")), rel=1e-2)

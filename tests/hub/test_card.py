@@ -183,7 +183,7 @@ def test_the_card_of_a_finished_run():
     assert render_card(make_run(PROBES), "org/plasticity-5m", branches, finished=True, figure=True) == GOLDEN
 
 
-def test_the_hub_reads_the_results_off_the_card():
+def test_the_hub_reads_the_results_from_the_card():
     data = ModelCard(GOLDEN).data
     assert (data.language, data.license, data.library_name) == (["en", "zh"], "apache-2.0", "transformers")
     assert (data.pipeline_tag, data.datasets, data.base_model) == ("text-generation", ["uonlp/CulturaX"], None)
@@ -197,7 +197,7 @@ def test_the_hub_reads_the_results_off_the_card():
     assert data.model_name == "plasticity-5m"
 
 
-def test_the_card_of_an_unfinished_run_says_so():
+def test_the_card_of_an_unfinished_run_states_its_progress():
     card = render_card(make_run([]), "org/name", [], finished=False, figure=False)
     assert "The run is in progress. `main` will have its final model." in card
     assert "No probe has been recorded yet." in card
@@ -205,7 +205,7 @@ def test_the_card_of_an_unfinished_run_says_so():
         assert absent not in card
 
 
-def test_a_run_without_probes_does_not_speak_of_a_copy():
+def test_the_card_of_a_run_without_probes_does_not_mention_a_copy():
     card = render_card(make_run([], no_probe=True), "org/name", [], finished=True, figure=False)
     assert "The run has no probes." in card and "No probe has been recorded." in card
     assert "| Probe |" not in card and "copy" not in card

@@ -54,7 +54,7 @@ def on_the_hub(hub, repo_id, run_folder):
     return repo_id
 
 
-def test_a_run_reads_alike_from_folder_and_hub_without_its_weights(hub, run_folder, on_the_hub):
+def test_a_run_loads_equally_from_folder_and_hub_without_its_weights(hub, run_folder, on_the_hub):
     hub.requests.clear()
     here, there = load_run(run_folder), load_run(on_the_hub)
     assert (here.name, there.name) == ("run", on_the_hub)

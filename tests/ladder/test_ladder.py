@@ -64,7 +64,7 @@ def test_the_printed_commands_are_one_line_a_run_for_a_shell(tmp_path):
         ("--sizes 5M --seeds 1 1", "seeds: '1 1' has a duplicate"),
     ],
 )
-def test_mistakes_are_told_before_anything_runs(tmp_path, arguments, message):
+def test_mistakes_are_reported_before_any_run_starts(tmp_path, arguments, message):
     process = ladder(*arguments.split(), f"--output_dir={tmp_path / 'ladder'}")
     assert process.returncode == 2 and process.stderr.strip().startswith(f"ladder.py: error: {message}")
     assert not (tmp_path / "ladder").exists()

@@ -27,7 +27,7 @@ def test_weight_decay_shrinks_matrices_by_one_minus_rate_times_lambda(model, tok
     assert [group["weight_decay"] for group in optimizer.param_groups] == [0.01, 0.0]
 
 
-def test_weight_decay_requires_decoupled_decay_and_matrices_in_a_group_of_their_own(model):
+def test_weight_decay_requires_decoupled_decay_and_matrices_in_a_separate_group(model):
     with pytest.raises(PlasticityError, match="optim: weight_decay requires AdamW"):
         WeightDecay().attach(model, torch.optim.SGD(model.parameters(), lr=0.1))
     with pytest.raises(PlasticityError, match="matrices in other parameter groups"):
@@ -62,7 +62,7 @@ def test_l2_init_keeps_the_initial_weights_in_its_state(model, tokens):
 
 
 @pytest.mark.parametrize("kind", [L2Init, Spectral])
-def test_small_steps_are_refused_where_the_weights_would_swallow_them(model, kind):
+def test_methods_with_small_steps_require_float32_weights(model, kind):
     model.bfloat16()
     with pytest.raises(PlasticityError, match=r"is bfloat16, and .* requires float32 weights"):
         kind().attach(model, make_optimizer(model))
@@ -153,7 +153,7 @@ def test_weight_clipping_bounds_every_matrix_and_nothing_else(model, tokens):
             assert parameter.min() == 1
 
 
-def test_spectral_regularization_of_a_diagonal_matrix_moves_its_largest_entry_alone(model, tokens):
+def test_spectral_regularization_of_a_diagonal_matrix_moves_only_its_largest_entry(model, tokens):
     name = "transformer.h.1.mlp.c_proj.weight" if model.config.model_type == "gpt2" else (
         "model.layers.1.mlp.down_proj.weight"
     )  # fmt: skip

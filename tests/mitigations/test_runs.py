@@ -92,7 +92,7 @@ def test_a_summary_counts_one_task_instance(tmp_path, cache):
     assert [event["since_step"] for event in events] == [0, 4, 8, 12, 16, 20]
 
 
-def test_a_mitigation_that_does_nothing_says_so(tmp_path, cache, plain, caplog):
+def test_a_mitigation_that_does_nothing_is_reported(tmp_path, cache, plain, caplog):
     settings = settings_of("redo", threshold=0.0)
     with caplog.at_level("WARNING"):
         trainer = run(tmp_path, cache, no_probe=True, **settings)
@@ -117,7 +117,7 @@ def test_accumulation_and_gradient_checkpointing_change_only_the_rounding(tmp_pa
 
 
 @pytest.mark.parametrize("name", ["redo", "cbp", "grama", "l2_init", "head_reset"])
-def test_runs_in_bfloat16_are_mitigated_and_probed_invisibly(tmp_path, cache, name):
+def test_runs_in_bfloat16_are_mitigated_and_probes_do_not_change_them(tmp_path, cache, name):
     settings = settings_of(name) | {"bf16": True, "use_cpu": True}
     runs = [run(tmp_path / str(off), cache, no_probe=off, **settings) for off in (False, True)]
     assert read_records(tmp_path / "True" / MITIGATIONS_FILE)
@@ -193,7 +193,7 @@ BAD = [
 
 
 @pytest.mark.parametrize(("settings", "message"), BAD)
-def test_bad_settings_are_refused_on_one_line(settings, message):
+def test_invalid_settings_are_reported_on_one_line(settings, message):
     with pytest.raises(PlasticityError) as error:
         ContinualConfig(output_dir="x", **settings)
     assert message in str(error.value) and "\n" not in str(error.value)

@@ -98,7 +98,7 @@ def test_five_newton_schulz_iterations_are_those_of_the_formula():
 
 
 @pytest.mark.parametrize("every", [3, None])
-def test_active_forgetting_resets_the_token_embedding_and_leaves_the_body_to_the_bit(model, tokens, every):
+def test_active_forgetting_resets_only_the_token_embedding(model, tokens, every):
     optimizer, distribution = make_optimizer(model, lr=0.0), InitialDistribution(model)
     embedding = model.get_input_embeddings().weight
     with torch.no_grad():

@@ -301,7 +301,7 @@ def test_a_model_with_another_head_or_loss_is_refused():
         use_head_loss(model, "fused")
 
 
-def test_auto_is_fused_from_a_large_vocabulary_on(monkeypatch):
+def test_auto_is_fused_for_large_vocabularies(monkeypatch):
     model = make_model("gpt2")
     assert use_head_loss(model) == "logits"
     monkeypatch.setattr(head_loss, "FUSED_FROM_VOCABULARY", VOCABULARY)
@@ -331,7 +331,7 @@ def allocations(work):
 
 @pytest.mark.parametrize("bf16", [False, True])
 @pytest.mark.parametrize("mode", ["logits", "fused"])
-def test_the_most_memory_is_what_the_formula_says(mode, bf16, monkeypatch):
+def test_the_peak_memory_follows_the_formula(mode, bf16, monkeypatch):
     vocabulary, tokens, width = 4096, 768, 16
     monkeypatch.setattr(head_loss, "CHUNK_LOGITS", 64 * vocabulary)
     weight = torch.randn(vocabulary, width, requires_grad=True)
@@ -367,7 +367,7 @@ def test_a_frozen_head_takes_no_gradient(monkeypatch):
 
 
 @pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)])
-def test_a_model_never_holds_the_logits_of_a_batch(compiled, monkeypatch):
+def test_a_model_never_has_the_logits_of_a_batch_in_memory(compiled, monkeypatch):
     vocabulary, length = 4096, 64
     monkeypatch.setattr(head_loss, "CHUNK_LOGITS", 64 * vocabulary)
     torch.manual_seed(0)
@@ -397,7 +397,7 @@ def test_a_model_never_holds_the_logits_of_a_batch(compiled, monkeypatch):
     assert allocations(step)[1] == logits
 
 
-def test_triton_holds_half_of_a_chunk_in_bfloat16():
+def test_triton_halves_the_memory_of_a_chunk_in_bfloat16():
     # One chunk of 24 rows of 64 logits, and the head of 64 x 16 in float32 and bfloat16.
     head = 6 * VOCABULARY * 16
     assert head_loss_bytes("fused", 24, VOCABULARY, 16, bf16=True) == 8 * 24 * VOCABULARY + head
@@ -477,7 +477,7 @@ def trained(folder, mode):
     return losses, trainer.evaluate()["eval_loss"], {name: one.detach() for name, one in model.named_parameters()}
 
 
-def test_the_trainer_trains_and_evaluates_the_same(tmp_path):
+def test_the_trainer_has_the_same_losses(tmp_path):
     losses, evaluation, weights = trained(tmp_path, "logits")
     fused_losses, fused_evaluation, fused_weights = trained(tmp_path, "fused")
     assert fused_losses == pytest.approx(losses, rel=1e-4) and losses[-1] < losses[0]

@@ -49,7 +49,7 @@ def test_a_draw_is_what_the_models_initialization_draws_from_the_same_random_num
     assert torch.equal(distribution.draw(name, seed=5, step=7), expected)
 
 
-def test_a_draw_depends_on_seed_step_and_name_alone():
+def test_a_draw_depends_only_on_seed_step_and_name():
     model = wide_gpt2()
     distribution, name = InitialDistribution(model), "transformer.h.0.mlp.c_fc.weight"
     expected = distribution.draw(name, seed=5, step=7)
@@ -70,7 +70,7 @@ def test_a_draw_depends_on_seed_step_and_name_alone():
         assert abs(correlation) < 0.02
 
 
-def test_a_model_loaded_from_a_checkpoint_is_drawn_afresh(tmp_path):
+def test_draws_do_not_depend_on_loaded_weights(tmp_path):
     wide_gpt2().save_pretrained(tmp_path)
     model = GPT2LMHeadModel.from_pretrained(tmp_path)
     name = "transformer.h.0.mlp.c_fc.weight"

@@ -56,7 +56,7 @@ def test_a_suite_on_the_hub_gets_the_probe_of_the_callback(hub, repo_id, tmp_pat
     ], "a folder of checkpoints gives the same"
 
 
-def test_what_is_recorded_is_not_probed_again_and_more_revisions_are_added(
+def test_recorded_checkpoints_are_not_probed_again_and_more_revisions_are_added(
     hub, repo_id, tmp_path, monkeypatch, capsys
 ):
     publish(hub, repo_id, save_suite(tmp_path / "suite", "gpt2"))
@@ -213,7 +213,7 @@ def test_sharding_that_accelerate_cannot_do_is_refused(tmp_path):
     assert "fsdp: not supported on MULTI_CPU; launch with" in process.stderr
 
 
-def test_no_model_is_kept_while_the_next_is_loaded(tmp_path, monkeypatch):
+def test_a_model_is_released_before_the_next_is_loaded(tmp_path, monkeypatch):
     alive, load = [], suite_module.load_model
 
     def watched(path):
@@ -303,7 +303,7 @@ def launch_probe(suite, output, *flags, script=PROBE, before=(), **how):
 
 
 @pytest.mark.distributed
-def test_processes_that_share_the_checkpoints_find_what_one_finds(tmp_path):
+def test_processes_that_share_the_checkpoints_have_the_results_of_one(tmp_path):
     suite = save_suite(tmp_path / "suite", "llama")
     flags = ["--diagnose", "--diagnostics_sequences=4"]
     alone = probe(suite, tmp_path / "alone", *flags)
@@ -329,7 +329,7 @@ def test_an_error_of_one_process_ends_all_with_one_line(tmp_path):
 @pytest.mark.slow
 @pytest.mark.distributed
 @pytest.mark.parametrize("how", ["share the batch", "shard the model"])
-def test_processes_that_probe_one_checkpoint_together_find_nearly_the_same(tmp_path, how):
+def test_processes_that_share_a_batch_have_nearly_the_same_results(tmp_path, how):
     suite = save_suite(tmp_path / "suite", "llama", steps=(0, 4))
     flags = ["--diagnose", "--diagnostics_sequences=4"]
     alone = probe(suite, tmp_path / "alone", *flags)

@@ -45,7 +45,7 @@ def test_probes_are_invisible_to_a_compiled_run(compiled, tmp_path, adaptation):
     assert_same(*ends)
 
 
-def test_nothing_is_compiled_anew_after_the_first_probe(compiled, tmp_path, monkeypatch):
+def test_nothing_is_recompiled_after_the_first_probe(compiled, tmp_path, monkeypatch):
     trainer, counted = compiled(tmp_path), []
     probe, step = PlasticityProbeCallback.act, trainer.training_step
 

@@ -90,7 +90,7 @@ def test_a_value_that_changes_results_unnoticed_is_refused(settings, message):
 
 
 @pytest.mark.parametrize("variable", ENVIRONMENT)
-def test_what_accelerate_launch_would_add_to_a_run_is_refused(variable, monkeypatch):
+def test_unrecorded_settings_of_accelerate_launch_are_refused(variable, monkeypatch):
     expected, name, _ = ENVIRONMENT[variable]
     for same in (expected, expected.upper()):
         monkeypatch.setenv(variable, same)
@@ -143,7 +143,7 @@ def test_the_first_step_checks_that_it_has_the_batch_of_the_records(tmp_path, ca
 
 
 @pytest.mark.parametrize("optim", OPTIMIZERS)
-def test_every_supported_optimizer_starts_anew_with_a_task_and_resumes(tmp_path, cache, optim):
+def test_every_supported_optimizer_is_reset_at_a_task_and_resumes(tmp_path, cache, optim):
     settings = {"optim": optim, "no_probe": True, "cycles": 1, "save_steps": 3}
     whole = make_trainer(tmp_path / "whole", cache, **settings)
     whole.train()
