@@ -1,4 +1,4 @@
-"""Freed memory stays with the process, unless the user has settings of their own."""
+"""Freed memory stays in the process, unless the user has other settings."""
 
 import os
 import platform

@@ -1,4 +1,4 @@
-"""Model sizes: the study's counts, to the parameter."""
+"""Model sizes: exactly the parameter counts of the study."""
 
 import math
 

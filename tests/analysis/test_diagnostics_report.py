@@ -1,4 +1,4 @@
-"""What the report shows of the inside of the network: layers, heads, and what moves with ΔAUC."""
+"""The diagnostics in the report: layers, heads, and correlations with ΔAUC."""
 
 import math
 
@@ -74,7 +74,7 @@ def test_only_diagnoses_at_the_step_of_a_probe_of_the_trained_model_count(tmp_pa
 
 def test_measures_are_ordered_by_their_correlation_with_plasticity(tmp_path):
     values = {
-        # Ranks of ΔAUC over cycles 1 to 5: 3, 1, 2, 4, 5. Cycle 0 would spoil each of these.
+        # Ranks of ΔAUC over cycles 1 to 5: 3, 1, 2, 4, 5. Cycle 0 would change each of these.
         "weak": [9, 1, 2, 3, 4, 5],
         "follows": [9, 3, 1, 2, 4, 5],
         "constant": [9, 7, 7, 7, 7, 7],

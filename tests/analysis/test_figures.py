@@ -1,4 +1,4 @@
-"""Figures: axes that do not make a result of noise, log-spaced checkpoints, and drawing from several threads."""
+"""Figures: axes that do not magnify noise, log-spaced checkpoints, and drawing in several threads."""
 
 import threading
 from functools import partial

@@ -1,4 +1,4 @@
-"""The report of several runs: what is pooled, what stands side by side, and what is never mixed."""
+"""The report of several runs: pooled runs, compared runs, and runs that are never mixed."""
 
 import csv
 import re
@@ -29,7 +29,7 @@ NUMERICS = ["size", "schedule", "languages", "seed", "data_seed", "weight_decay"
 
 
 def recorded(folder, numerics=NUMERICS, areas=AREAS, **config):
-    """A run whose record lists the settings that decide its numbers."""
+    """A run whose record lists the settings that affect its numbers."""
     return make_run(folder, areas, provenance={"numerics": numerics}, **config)
 
 

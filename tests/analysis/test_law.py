@@ -1,4 +1,4 @@
-"""The onset law: exact without noise, honest with it, and careful with onsets that were not reached."""
+"""The onset law: exact without noise, correct intervals with noise, and censored onsets."""
 
 import doctest
 import math
@@ -141,7 +141,7 @@ def test_the_interval_of_the_exponent_covers_the_truth_in_simulated_ladders(
 ):
     sizes = PAPER_PARAMETERS[:: 8 // count][:count]
     found = law_errors(sizes, seeds, of_sizes, 0.1, probe_every, length, replicates=60)
-    # Measured with more: 88% to 100% (docs/experiments.md), less three standard errors of 60.
+    # Measured with more: 88% to 100% (docs/experiments.md), minus three standard errors of 60.
     assert found["coverage"] >= 0.75
     assert found["exponent"] == pytest.approx(0.8269, abs=0.08)
 

@@ -1,4 +1,4 @@
-"""Onsets read off probe records: each rule on curves worked out by hand, and what must not be read off at all."""
+"""Onsets from probe records: each rule on curves with a known result, and invalid records."""
 
 import doctest
 import math
@@ -71,7 +71,7 @@ def test_zero_crossing_requires_the_probe_after_cycle_1():
 
 def test_statistical_onset_is_where_the_area_stays_above_its_running_minimum(monkeypatch):
     # The standard error of a difference is √2; twice that is 2.83. Task 32 (+4) is above it, task 40 (+2) falls back,
-    # task 48 (+3) is above it for good.
+    # task 48 (+3) stays above it.
     curve = probes([100, 90, 80, 84, 82, 83, 90], auc_stderr=1.0)
     monkeypatch.setattr(onset_module, "probe_scatter", lambda tasks, areas: None)
     onset = find_onset(curve, rule="statistical", z=2.0)
@@ -112,7 +112,7 @@ def test_scatter_is_the_distance_from_the_line_between_neighbors():
     assert probe_scatter([8, 16, 24, 32, 40], [5, 4, 3, 2, 1]) == 0
     assert probe_scatter([8, 16, 40, 48, 72], [10, 11, 14, 15, 18]) == 0, "at uneven distances too"
     assert probe_scatter([8, 16, 24, 32], [1, 2, 1, 2]) is None
-    # Every area lies 2 from the line between its neighbours, and 2² / (¼ + ¼ + 1) is the variance.
+    # Every area lies 2 from the line between its neighbors, and 2² / (¼ + ¼ + 1) is the variance.
     assert probe_scatter([8, 16, 24, 32, 40], [0, 2, 0, 2, 0]) == pytest.approx(1.4826 * 2 / math.sqrt(1.5))
     noise = np.random.default_rng(0).normal(size=4000)
     assert probe_scatter(range(4000), 100 - np.arange(4000) / 10 + 3 * noise) == pytest.approx(3, rel=0.05)

@@ -1,4 +1,4 @@
-"""The statistics of comparisons, against what is worked out by hand and against simulations."""
+"""The statistics of comparisons, compared with manual computations and simulations."""
 
 import itertools
 import math
@@ -80,7 +80,7 @@ def test_a_method_is_above_another_only_if_the_test_is_significant():
     # The first is below both others in every seed; the others differ by noise. Three pairs, 3·2/256 = 0.023.
     assert ranks([seeds, seeds + clear, seeds + clear + near]) == [(1, 1), (2, 3), (2, 3)]
     assert ranks([seeds + clear, seeds, seeds + 2 * clear]) == [(2, 2), (1, 1), (3, 3)]
-    # The same with six seeds: 3·2/64 = 0.094, so that nothing is supported.
+    # The same with six seeds: 3·2/64 = 0.094, so no rank is significant.
     assert ranks([seeds[:6], seeds[:6] + 1, seeds[:6] + 2]) == [(1, 3)] * 3
     assert ranks([seeds]) == [(1, 1)]
 

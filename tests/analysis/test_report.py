@@ -1,4 +1,4 @@
-"""The report: one self-contained page that states the result first and mixes nothing."""
+"""The report: one self-contained page that begins with the result and never mixes different probes."""
 
 import csv
 import json
@@ -280,7 +280,7 @@ def test_a_folder_of_runs_is_expanded_to_its_runs(tmp_path):
     make_run(single / "inside")
     assert find_runs([tmp_path / "ladder"]) == sorted(ladder)
     assert find_runs([single, "org/name", str(tmp_path / "ladder")]) == [single, "org/name", *sorted(ladder)]
-    # What holds no run is left for the reader of records to refuse.
+    # Folders without a run are refused by the reader of records.
     assert find_runs([tmp_path / "ladder" / "notes", tmp_path / "none"]) == [
         tmp_path / "ladder" / "notes",
         tmp_path / "none",

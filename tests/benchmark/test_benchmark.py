@@ -1,4 +1,4 @@
-"""`recipes/benchmark.py`: what it computes from readings, what it does with failures, and both suites to their end."""
+"""`recipes/benchmark.py`: its computations, failures, and a dry run of both suites."""
 
 import os
 import subprocess

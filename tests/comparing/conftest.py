@@ -1,4 +1,4 @@
-"""A comparison whose runs take place in this process, one after the other."""
+"""A comparison whose runs execute in this process, one after the other."""
 
 import contextlib
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The numbers of the leaderboard, worked out by hand."""
+"""The numbers of the leaderboard, compared with manual computations."""
 
 import math
 
@@ -12,7 +12,7 @@ from hf_plasticity.comparing.trials import Trial
 
 
 SEEDS = range(1, 9)
-# What a seed does to every method.
+# The effect of a seed on every method.
 LUCK = [0.0, 30.0, -20.0, 10.0, -5.0, 25.0, -15.0, 5.0]
 
 
@@ -35,7 +35,7 @@ def test_the_main_result_is_the_ratio_paired_by_seed():
     board = make_leaderboard([entry("none", 1.0), entry("redo", 0.9, defaults=0.95), entry("cbp", 1.2)])
     assert [row.method for row in board.rows] == ["redo", "none", "cbp"]
     redo, none, cbp = board.rows
-    # The luck of a seed cancels, so that the intervals have no width.
+    # The effect of a seed cancels, so the intervals have no width.
     assert redo.change == pytest.approx((-10, -10, -10)) and cbp.change == pytest.approx((20, 20, 20))
     assert redo.with_defaults == pytest.approx((-5, -5, -5))
     assert none.change is None and none.p is None

@@ -1,4 +1,4 @@
-"""The runs of a comparison, and the mistakes that are told before any of them starts."""
+"""The runs of a comparison, and the errors that are reported before any of them starts."""
 
 import json
 from argparse import ArgumentParser

@@ -1,4 +1,4 @@
-"""What a comparison tries: the same number for every method, within the ranges that each method states."""
+"""The trials of a comparison: the same number for every method, within the search space of the method."""
 
 import dataclasses
 

@@ -28,7 +28,7 @@ def finish(*arguments, **how):
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """Runs that were never interrupted, by precision."""
+    """Uninterrupted runs, by precision."""
     folders = {}
 
     def of(device, precision):
@@ -71,12 +71,12 @@ def sharded(folder, device, *more):
 def test_probes_are_invisible_under_fsdp2(tmp_path, finished, device):
     inline, deferred = tmp_path / "inline", tmp_path / "deferred"
     sharded(inline, device)
-    # Keeps the same checkpoints and probes nothing.
+    # Saves the same checkpoints without probes.
     sharded(deferred, device, "--probe=deferred")
     trained = [[entry for entry in recorded(folder)[2] if "loss" in entry] for folder in (inline, deferred)]
     assert trained[0] == trained[1] != []
     assert len(recorded(inline)[0]) == 3 and recorded(deferred)[0] == []
     torch.testing.assert_close(weights(inline), weights(deferred), rtol=0, atol=0)
-    # And it is the run, up to rounding.
+    # The run is the same up to rounding.
     plain = [entry["loss"] for entry in recorded(finished(device, "fp32"))[2] if "loss" in entry]
     assert [entry["loss"] for entry in trained[0]] == pytest.approx(plain, rel=1e-3)

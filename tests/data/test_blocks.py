@@ -1,4 +1,4 @@
-"""Blocks and the training stream: what text becomes, and that it does so the same way under all circumstances."""
+"""Blocks and the training stream: their content, and its reproducibility."""
 
 import hashlib
 
@@ -171,7 +171,7 @@ def test_repeats_go_through_the_text_in_whole_epochs_and_are_counted(tmp_path):
 def test_streaming_gives_the_same_sequences_and_leaves_little_on_disk(tmp_path, small_shards):
     canonical = digest(make_stream(tmp_path / "all", tasks=18), batch_size=4)
     stream = make_stream(tmp_path / "some", tasks=18, streaming=True)
-    assert len(stream.blocks["a"]) == 0, "nothing is prepared before it is needed"
+    assert len(stream.blocks["a"]) == 0, "nothing is prepared before it is required"
     assert digest(stream, batch_size=4) == canonical
     kept = {size: sum(1 for _ in (tmp_path / size).rglob("shard-*.bin")) for size in ("all", "some")}
     assert kept["some"] < kept["all"]

@@ -1,4 +1,4 @@
-"""Prepared blocks that changed on the disk are found; what a killed process left is removed."""
+"""Damaged blocks are detected, and files of killed processes are removed."""
 
 import json
 import os

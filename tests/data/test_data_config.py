@@ -1,4 +1,4 @@
-"""What each setting of the text decides."""
+"""The effect of each setting of the text."""
 
 from hf_plasticity.data.config import DataConfig
 from hf_plasticity.settings import MACHINE, NUMERICS, roles_of

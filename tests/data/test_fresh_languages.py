@@ -1,4 +1,4 @@
-"""`fresh_languages`: generated languages without end, new ones in every cycle."""
+"""`fresh_languages`: new generated languages in every cycle."""
 
 import numpy as np
 import pytest

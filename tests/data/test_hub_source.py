@@ -31,7 +31,7 @@ def no_progress_bars():
 
 @pytest.fixture(scope="module")
 def repository(tmp_path_factory):
-    """A dataset repository in Parquet, six row groups a file."""
+    """A dataset repository in Parquet with six row groups per file."""
     folder = tmp_path_factory.mktemp("repository")
     (folder / "xx").mkdir()
     for file in range(FILES):
@@ -76,7 +76,7 @@ class TestStream:
         found = numbers(documents_of(HubSource(str(repository)), "xx"))
         assert sorted(found) == [(file, row) for file in range(FILES) for row in range(ROWS) if row != 7]
         files = list(dict.fromkeys(file for file, _ in found))
-        assert files == [3, 2, 1, 0, 4], "the order of files is a promise"
+        assert files == [3, 2, 1, 0, 4], "the order of files must not change"
         assert found == [(file, row) for file in files for row in range(ROWS) if row != 7]
 
     def test_configurations_by_template_and_map(self, repository, json_repository):

@@ -1,4 +1,4 @@
-"""How much of the validation text occurs in the training text, against a search by hand."""
+"""The share of the validation text in the training text, compared with a plain search."""
 
 import random
 

@@ -1,4 +1,4 @@
-"""`permute_tokens`: each task instance reads its text under its own permutation of the vocabulary."""
+"""`permute_tokens`: each task instance has its own permutation of the vocabulary."""
 
 from itertools import pairwise
 
@@ -28,7 +28,7 @@ def read(stream, slots):
 
 
 def mapping(before, after):
-    """The map of token ids from one to the other, which has to be one-to-one."""
+    """The map of token ids from one to the other, which must be one-to-one."""
     pairs = set(zip(before.ravel().tolist(), after.ravel().tolist()))
     assert len(pairs) == len({old for old, _ in pairs}) == len({new for _, new in pairs})
     return dict(pairs)

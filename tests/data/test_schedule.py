@@ -1,4 +1,4 @@
-"""Schedules: arithmetic from slots to languages and ordinals."""
+"""Schedules: the mapping from slots to languages and ordinals."""
 
 import numpy as np
 import pytest
@@ -54,7 +54,7 @@ def test_gradual_keeps_the_data_of_every_task_instance_and_does_not_change_its_m
     rotation = make_schedule("rotation", NAMES, task_slots=40)
     blended = pairs(schedule, range(40 * 6))
     assert len(set(blended)) == len(blended)
-    # Up to the middle of the last boundary the two have used the same sequences but for those still to come.
+    # Up to the middle of the last boundary the two have used the same sequences except for later ones.
     pure = [slot for slot in range(200) if 10 <= slot % 40 < 30]
     assert pairs(schedule, pure) == pairs(rotation, pure)
     assert set(pairs(rotation, range(200))) <= set(blended) | {("b", n) for n in range(70, 80)}

@@ -1,4 +1,4 @@
-"""`text_blocks`: from texts and a tokenizer to the blocks that a study makes of them."""
+"""`text_blocks`: the same blocks from texts and a tokenizer as in a run."""
 
 from itertools import count
 

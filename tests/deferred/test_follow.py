@@ -1,4 +1,4 @@
-"""A run with `probe: deferred` and its follower in its folder: the numbers of an inline run."""
+"""A run with `probe: deferred` and a probe process in its folder: the numbers of an inline run."""
 
 import re
 import shutil

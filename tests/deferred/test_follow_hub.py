@@ -1,4 +1,4 @@
-"""A run with `probe: deferred` and its follower, who meet on the Hub: everything there once, whatever fails."""
+"""A run with `probe: deferred` and a probe process on the Hub: all uploads exactly once, with any failure."""
 
 import json
 import shutil
@@ -88,7 +88,7 @@ def test_a_run_is_probed_on_the_hub_and_the_records_are_uploaded(hub, repo_id, i
     assert AutoModelForCausalLM.from_pretrained(repo_id, revision="cycle-001").config.n_embd == 32
     before = {branch: hub.titles(repo_id, branch) for branch in ("main", *BRANCHES)}
     assert main(["push", str(run)]) == 0
-    assert_same(run, inline), "what the follower found has come home"
+    assert_same(run, inline), "the records of the probe process are downloaded"
     follow(repo_id)
     assert {branch: hub.titles(repo_id, branch) for branch in ("main", *BRANCHES)} == before
 
@@ -198,7 +198,7 @@ def test_records_are_not_lost_with_an_incomplete_snapshot(hub, repo_id, deferred
     commit = hub.repositories[repo_id].commit("main").oid
     hf_hub_download(repo_id, "config.yaml", revision=commit)
     hub.fail("GET .*/tree/", status=429, times=50)
-    assert main(["push", str(deferred), "--hub_model_id", repo_id]) != 0, "nothing is sent that knows less"
+    assert main(["push", str(deferred), "--hub_model_id", repo_id]) != 0, "incomplete records are not uploaded"
     hub.heal()
     assert main(["push", str(deferred), "--hub_model_id", repo_id]) == 0
     assert_same(deferred, inline)

@@ -1,4 +1,4 @@
-"""Every command and every snippet of the documentation is one that works."""
+"""Every documented command and snippet works."""
 
 import re
 import shlex
@@ -22,7 +22,7 @@ from support.tiny import random_blocks, tiny_model
 
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
-# To be written.
+# Pages that may be missing.
 ANNOUNCED = [ROOT / "docs" / "mitigations.md"]
 COMMANDS = {"continual.py": "train", "probe.py": "probe", "ladder.py": "ladder"}
 
@@ -90,7 +90,7 @@ def test_every_documented_command_exists(command, checked, monkeypatch, capsys):
     elif words[0] == "python" and words[1].startswith("tests/"):
         assert (ROOT / words[1]).is_file()
     else:
-        # Setting up: `.ci/run` does it with the same words.
+        # Setup commands must be those of `.ci/run`.
         setup = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
         tools = ("ruff", "mypy", "pytest", "git")
         assert words[0] in tools or set(words) <= {*shlex.split(setup, comments=True), "."}
@@ -124,7 +124,7 @@ def test_the_snippet_about_text_runs():
 
 @pytest.fixture
 def names(tmp_path):
-    """What the snippets of docs/probe.md take as given."""
+    """The names that the snippets of docs/probe.md use."""
     ids = torch.from_numpy(random_blocks(60))
 
     def collate(rows):

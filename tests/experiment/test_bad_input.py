@@ -1,4 +1,4 @@
-"""Errors of the user: one line that names the setting, its value and what would be right. Nothing is written."""
+"""User errors: one line with the setting, its value and a valid alternative. Nothing is written."""
 
 import errno
 

@@ -1,4 +1,4 @@
-"""`accelerate launch recipes/continual.py`, as it is typed."""
+"""`accelerate launch recipes/continual.py`."""
 
 import re
 
@@ -112,5 +112,5 @@ def test_real_text_with_a_trained_tokenizer(corpus_dir, tmp_path):
     languages = [entry["language"] for entry in run.training_log if "loss" in entry]
     assert list(dict.fromkeys(languages)) == ["en", "zh", "fr", "ja", "es", "de", "pt", "ru"]
     assert len(AutoTokenizer.from_pretrained(tmp_path / "cycle-001")) == 1024
-    # An untrained model is as good as chance: ln 1024 nats a token.
+    # An untrained model predicts uniformly: ln 1024 nats a token.
     assert run.probes[0]["start_loss"] == pytest.approx(6.93, abs=0.05)

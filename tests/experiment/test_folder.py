@@ -1,4 +1,4 @@
-"""What a run finds in its folder: litter and damage that killed starts left, and the files of others."""
+"""The content of a run folder: files of killed starts, damaged files, and files of other runs."""
 
 import os
 import shutil
@@ -32,12 +32,12 @@ def train(folder, *flags):
 
 
 def hidden(folder):
-    """The names of files and folders that no run leaves behind."""
+    """The names of files and folders that a run must not leave."""
     found = [path.name for path in folder.rglob(".*") if path.name not in (".lock", ".follow.lock")]
     return found + [path.name for path in checkpoints(folder) if not is_complete(path)]
 
 
-# What an earlier start left
+# Files of an earlier start
 
 
 def test_a_tokenizer_of_a_start_with_other_settings_is_trained_again(tmp_path):
@@ -227,7 +227,7 @@ def test_a_run_resumes_with_the_threads_that_it_was_started_with(begun, monkeypa
 
 @pytest.fixture
 def unwritable(tmp_path):
-    """A folder in which nobody can write, not even root: on a file system that is mounted read-only."""
+    """A read-only folder, even for root: on a file system that is mounted read-only."""
     folder = tmp_path / "disk"
     folder.mkdir()
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "ro", "tmpfs", folder], capture_output=True)
@@ -256,7 +256,7 @@ def test_a_file_instead_of_the_folder_is_reported_on_one_line(tmp_path, capsys):
 def test_a_folder_that_becomes_unwritable_ends_the_run_on_one_line(tmp_path, finished, event):
     folder = tmp_path / "run"
     command = [event, CONTINUAL, *TINY, f"--output_dir={folder}"]
-    # Root may write to any folder, unless it gives this right up.
+    # Root may write to any folder, unless it gives up this capability.
     prefix = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"] if os.geteuid() == 0 else []
     if prefix and shutil.which("setpriv") is None:
         pytest.skip("needs setpriv to run as root without the right to write everywhere")

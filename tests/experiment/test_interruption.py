@@ -1,4 +1,4 @@
-"""A run that is killed, told to stop, or started twice, and that in the end is the run as if nothing had been."""
+"""A run that is killed, stopped or started twice has the results of an uninterrupted run."""
 
 import random
 import re
@@ -14,7 +14,7 @@ from support.launch import CONTINUAL, KILLED, TINY, error_line, launch, launch_k
 from support.runs import assert_same_run, recorded
 
 
-# What a run of TINY still has ahead of it at its start: how often each event comes.
+# The number of each event in a run of TINY.
 EVENTS = {
     "task": 16, "probe": 12, "checkpoint": 4, "marker": 4, "cycle": 3, "record": 3, "recorded": 3, "rotate": 2,
     "final": 1, "report": 1,
@@ -27,7 +27,7 @@ def finish(folder, flags=(), **how):
 
 
 def kill_again_and_again(folder, events, flags=(), **how):
-    """Start the same command until it is finished; each start dies at its event, if it still comes to it."""
+    """Start the same command until it is finished; each start is killed at its event, if the event still occurs."""
     deaths = 0
     for event in events:
         process = launch(event, CONTINUAL, *TINY, *flags, f"--output_dir={folder}", script=KILLED, **how)
@@ -40,7 +40,7 @@ def kill_again_and_again(folder, events, flags=(), **how):
 
 
 def random_events(seed):
-    """Events for ever, from a generator that does not change."""
+    """An infinite sequence of events from a fixed generator."""
     generator = random.Random(seed)
     while True:
         event = generator.choice(list(EVENTS))
@@ -98,7 +98,7 @@ def test_signals_end_a_run_with_a_checkpoint_and_the_same_command_resumes(finish
     stopped = launch("probe:6", *command, script=KILLED, direct=True, SIGNALS="SIGINT")
     assert stopped.returncode == 130, stopped.stderr[-3000:]
     assert "stopped by SIGINT after step 16 of 16; the same command resumes from checkpoint-16" in stopped.stderr
-    assert [record["cycle"] for record in read_records(folder / PROBES_FILE)] == [0, 1], "the probe was given up"
+    assert [record["cycle"] for record in read_records(folder / PROBES_FILE)] == [0, 1], "the probe was aborted"
     assert not (folder / "trainer_state.json").exists()
     finish(folder, direct=True)
     assert_same_run(finished[0], folder)
@@ -130,7 +130,7 @@ def test_a_second_process_in_the_same_folder_is_refused(finished, tmp_path):
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A folder on a disk with room for one checkpoint and not for two."""
+    """A folder on a disk with space for only one checkpoint."""
     folder = tmp_path / "disk"
     folder.mkdir()
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=900k", "tmpfs", folder], capture_output=True)

@@ -1,4 +1,4 @@
-"""Every setting has one role, and what depends on settings is derived from it."""
+"""Every setting has one role, from which all lists of settings are derived."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""The Hub of the tests, asked by the real client: it keeps what it is given, and fails as it is told to."""
+"""The Hub server of the tests with the real client: it stores files, and fails as configured."""
 
 import threading
 import time

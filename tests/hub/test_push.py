@@ -1,4 +1,4 @@
-"""Runs on the Hub: everything of them, once, and never in the way of training."""
+"""Uploads of runs: complete, without duplicates, and without effect on the training."""
 
 import hashlib
 import itertools
@@ -42,7 +42,7 @@ FLAGS = [*TINY, "--use_cpu", "--disable_tqdm=true", "--evaluate_forgetting"]
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """A tiny run to its end, not pushed."""
+    """A complete tiny run, not uploaded."""
     folder = tmp_path_factory.mktemp("runs") / "finished"
     run_experiment(parse_experiment([*FLAGS, f"--output_dir={folder}"]))
     return folder
@@ -55,7 +55,7 @@ def run_folder(finished, tmp_path):
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch):
-    """Nobody waits between two attempts, neither we nor the client."""
+    """No waiting time between two attempts of the pusher or the client."""
     monkeypatch.setattr(push, "FIRST_WAIT", 0.01)
     monkeypatch.setattr(push, "LONGEST_WAIT", 0.05)
     monkeypatch.setattr(client_http, "time", SimpleNamespace(sleep=lambda seconds: None))
@@ -122,7 +122,7 @@ def test_a_cycle_is_pushed_only_once_its_probe_is_recorded(hub, repo_id, run_fol
 
 
 def test_main_marks_a_run_finished_only_after_all_cycles_are_uploaded(hub, repo_id, run_folder, monkeypatch):
-    """A follower ends with a finished run: its last cycle has to be there by then."""
+    """A probe process ends with a finished run, so its last cycle must be uploaded before."""
     late = [(run_folder / name, run_folder.parent / name) for name in ("cycle-002", "trainer_state.json")]
     for there, aside in late:
         there.rename(aside)
@@ -254,7 +254,7 @@ def test_a_run_is_uploaded_while_it_trains(hub, repo_id, finished, tmp_path, mon
     flags = ["--push_to_hub", f"--hub_model_id={repo_id}", f"--output_dir={tmp_path / 'run'}"]
     run_experiment(parse_experiment([*FLAGS, *flags]))
     assert_all_there_once(hub, repo_id, tmp_path / "run")
-    assert set(hub.titles(repo_id)) == {"initial commit", "Records of the run"}, "the Trainer does not push as well"
+    assert set(hub.titles(repo_id)) == {"initial commit", "Records of the run"}, "the Trainer does not upload"
     assert_same_weights(finished, tmp_path / "run")
 
 

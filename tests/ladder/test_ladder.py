@@ -1,4 +1,4 @@
-"""`python recipes/ladder.py`, as it is typed."""
+"""`python recipes/ladder.py`."""
 
 import os
 import re
@@ -21,7 +21,7 @@ from support.launch import ROOT, TINY
 
 LADDER = ROOT / "recipes" / "ladder.py"
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-# The size and the threads of a run are the ladder's.
+# The ladder decides the size and the threads of a run.
 SETTINGS = [setting for setting in TINY if not setting.startswith(("--size", "--cpu_threads"))]
 
 

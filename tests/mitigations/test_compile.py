@@ -1,4 +1,4 @@
-"""Mitigations of a compiled run: they see every training pass, and the run is the same up to rounding."""
+"""Mitigations of a compiled run: they observe every training pass, and the run is the same up to rounding."""
 
 import pytest
 import torch

@@ -57,7 +57,7 @@ def events_of(folder):
 
 
 def ends(folder):
-    """What every process held at the end of a training."""
+    """The state of every process at the end of a training."""
     files = sorted(folder.glob("rank-*.pt"))
     assert len(files) > 1
     return [torch.load(file) for file in files]

@@ -1,4 +1,4 @@
-"""Decays, clips and mixtures of weights, against what their definitions give by hand."""
+"""Decays, clips and mixtures of weights, compared with their definitions."""
 
 import math
 

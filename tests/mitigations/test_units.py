@@ -1,4 +1,4 @@
-"""Mitigations that reset hidden units: which units they choose, and what a reset leaves."""
+"""Mitigations that reset hidden units: the chosen units, and the state after a reset."""
 
 import copy
 import itertools
@@ -20,7 +20,7 @@ HIDDEN = {"gpt2": 64, "llama": 24}
 
 
 def kill(model, layer, units):
-    """Make units silent for good: a large negative bias in a plain MLP, neither gate nor input in a gated one."""
+    """Make units permanently silent: a large negative bias in a plain MLP, neither gate nor input in a gated one."""
     for partition in find_structure(model).layers[layer].units.incoming:
         for slices in partition.slices(units):
             slices.zero_()

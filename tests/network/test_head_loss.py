@@ -87,7 +87,7 @@ def assert_same(one, other, tolerance):
 
 
 def both(model, batch, **kwargs):
-    """Loss and gradients as the model computes them itself, and fused."""
+    """Loss and gradients of the model's own loss, and of the fused loss."""
     assert use_head_loss(model, "logits") == "logits"
     plain = loss_and_gradients(model, batch, **kwargs)
     assert use_head_loss(model, "fused") == "fused"
@@ -211,7 +211,7 @@ def test_without_labels_nothing_changes(family, batch):
     assert torch.equal(model(batch["input_ids"]).logits, expected)
     assert torch.equal(model(batch["input_ids"], logits_to_keep=2).logits, expected[:, -2:])
     assert torch.equal(model.generate(batch["input_ids"][:1], max_new_tokens=3, do_sample=False), generated)
-    # No hidden states are passed off as logits.
+    # Hidden states are not returned as logits.
     assert model(**batch).logits is None
     loss, *others = model(**batch, return_dict=False)
     assert loss.dim() == 0 and not any(isinstance(one, torch.Tensor) for one in others)
@@ -270,7 +270,7 @@ def test_labels_that_do_not_fit_are_errors(batch):
         model(batch["input_ids"], *[None] * 7, batch["labels"])
 
 
-# What it is chosen for
+# The choice of the loss
 
 
 SCALED = [CONFIGS["gemma2"], GraniteConfig(**LLAMA), CohereConfig(**LLAMA)]
@@ -404,7 +404,7 @@ def test_triton_halves_the_memory_of_a_chunk_in_bfloat16():
     assert head_loss_bytes("fused-triton", 24, VOCABULARY, 16, bf16=True) == 4 * 24 * VOCABULARY + head
 
 
-# Under what wraps a model
+# Wrapped models
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama"])

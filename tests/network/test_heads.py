@@ -1,4 +1,4 @@
-"""Attention heads: which rows, columns and biases belong to one, checked by what the model computes."""
+"""Attention heads: the rows, columns and biases of each, checked with the outputs of the model."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Fresh weights: drawn from the model's own initialization, the same ones on every process."""
+"""New weights from the model's own initialization, the same on every process."""
 
 import copy
 import math

@@ -1,4 +1,4 @@
-"""Which parameters are embeddings, and which the output head."""
+"""The parameters of the embeddings and of the output head."""
 
 import torch
 from transformers import AutoModelForCausalLM

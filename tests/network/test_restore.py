@@ -1,4 +1,4 @@
-"""Restoring a model exactly: here what no other test of the package looks at."""
+"""Restoring a model exactly: cases that other tests do not cover."""
 
 import contextlib
 

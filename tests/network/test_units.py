@@ -1,4 +1,4 @@
-"""Hidden units: which entries of which matrices belong to one, checked by what the model computes."""
+"""Hidden units: the matrix entries of each, checked with the outputs of the model."""
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ UNIT = 7
 
 
 def hidden_and_output(model, layer, tokens):
-    """What goes into the down projection and what comes out of it."""
+    """The input and the output of the down projection."""
     seen = []
     hook = layer.units.outgoing.module.register_forward_hook(lambda module, args, output: seen.append((*args, output)))
     with torch.no_grad():

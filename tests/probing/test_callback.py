@@ -1,4 +1,4 @@
-"""The probe in the training script of a user: what is recorded, logged, refused, and left alone."""
+"""The probe in the training script of a user: records, logs, errors, and the unchanged training."""
 
 import json
 
@@ -81,7 +81,7 @@ def test_the_protocol_is_saved_with_the_records(tmp_path):
     assert (protocol["trained"], protocol["precision"]) == ("all", "float32")
 
 
-# What is trained is recorded.
+# The trained parameters are recorded.
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.1])
@@ -117,7 +117,7 @@ def test_full_partial_bf16_and_neftune_probes_are_never_compared(tmp_path):
     assert len(set.union(*hashes.values())) == len(trainings)
 
 
-# What cannot be probed is refused before the first step.
+# Models without support are refused before the first step.
 
 
 class WithoutLoss(torch.nn.Module):
@@ -319,7 +319,7 @@ def test_fractional_steps_are_refused_and_not_rounded(every, unit):
 
 
 class Tracker(TrainerCallback):
-    """Sees what every tracker sees."""
+    """Receives what every tracker receives."""
 
     def __init__(self):
         self.logs = []
@@ -354,7 +354,7 @@ def test_a_probe_that_diverges_ends_the_training_or_is_left_out(tmp_path, caplog
         probes(on_error="ignore")
 
 
-# It leaves the training alone.
+# The training does not change.
 
 
 def test_evaluations_and_the_best_model_are_those_without_probes(tmp_path):

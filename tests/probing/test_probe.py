@@ -1,4 +1,4 @@
-"""The probe: what it measures, and that nobody can tell afterwards that it was there."""
+"""The probe: its measurements, and that it does not change the model."""
 
 import copy
 import random
@@ -33,7 +33,7 @@ def probe(model, **changes):
 
 
 def everything(model):
-    """All that a probe could leave a trace in."""
+    """All state that a probe could change."""
     return {
         "parameters": {name: value.detach().clone() for name, value in model.named_parameters()},
         "buffers": {name: value.clone() for name, value in model.named_buffers()},
@@ -53,7 +53,7 @@ def assert_equal(one, other):
 @pytest.fixture(params=["gpt2", "llama"])
 def model(request):
     model = tiny_model(request.param)
-    # A state worth keeping: gradients, a frozen parameter, a module in another mode.
+    # A state to preserve: gradients, a frozen parameter, a module in another mode.
     model(input_ids=torch.from_numpy(TRAIN[:2]), labels=torch.from_numpy(TRAIN[:2])).loss.backward()
     next(model.parameters()).requires_grad_(False)
     next(model.children()).eval()
@@ -179,7 +179,7 @@ def test_the_record_has_the_values_of_the_metrics():
     assert record["auc"] == pytest.approx(area) and record["mean_loss"] == pytest.approx(area / 6)
     assert (record["start_loss"], record["final_loss"]) == (first, third)
     assert record["delta_auc"] == pytest.approx(100 * (area / 10 - 1))
-    assert record["bits_per_byte"] is None and record["tokens"] is None, "a gap is named"
+    assert record["bits_per_byte"] is None and record["tokens"] is None, "missing values are null"
     assert result.record(position, protocol, reference_auc=None)["delta_auc"] is None
     result.bytes_per_token = 2.5
     assert result.bits_per_byte == pytest.approx(third / np.log(2) / 2.5)

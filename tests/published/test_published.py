@@ -1,4 +1,4 @@
-"""`recipes/probe.py`: every checkpoint of a published suite under one and the same probe."""
+"""`recipes/probe.py`: the same probe for every checkpoint of a published suite."""
 
 import gc
 import re
@@ -224,7 +224,7 @@ def test_a_model_is_released_before_the_next_is_loaded(tmp_path, monkeypatch):
 
     monkeypatch.setattr(suite_module, "load_model", watched)
     suite = save_suite(tmp_path / "suite", "gpt2")
-    AcceleratorState._reset_state()  # it knows one precision
+    AcceleratorState._reset_state()  # it supports only one precision
     gc.collect()
     gc.disable()
     try:
@@ -323,7 +323,7 @@ def test_an_error_of_one_process_ends_all_with_one_line(tmp_path):
     assert process.returncode != 0
     [line] = set(re.findall(r"^probe\.py: (.*)$", process.stderr, flags=re.MULTILINE))
     assert re.match(r"error: model: '.*step4' cannot be loaded: ", line)
-    assert [record["step"] for record in load_run(tmp_path / "two").probes] == [0], "what the other has found is kept"
+    assert [record["step"] for record in load_run(tmp_path / "two").probes] == [0], "the results of the other are kept"
 
 
 @pytest.mark.slow

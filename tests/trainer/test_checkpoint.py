@@ -1,4 +1,4 @@
-"""Checkpoints: damage of any kind is found before one is used, nothing in one is executed, no token is in one."""
+"""Checkpoints: damage is detected before use, no code in them is executed, and they have no tokens."""
 
 import json
 import os
@@ -86,7 +86,7 @@ def test_a_damaged_marker_makes_a_checkpoint_unusable(folder, content):
 
 
 def test_files_of_a_start_on_more_processes_do_not_affect_the_loss(folder, whole, cache):
-    """Two processes were killed before the marker of step 8; one goes on, is killed again, and goes on."""
+    """Two processes were killed before the marker of step 8; one process resumes, is killed again, and resumes."""
     stale = folder / "checkpoint-8"
     (stale / "complete.json").unlink()
     (stale / "loss_state_1.json").write_text(json.dumps({"loss": 1e6, "since_step": 6}))

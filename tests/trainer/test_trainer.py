@@ -1,4 +1,4 @@
-"""The continual trainer in one process: what it computes, that probes are invisible, that it goes on exactly."""
+"""The continual trainer in one process: its results, invisible probes, and exact resumes."""
 
 import json
 import math
@@ -53,7 +53,7 @@ def test_the_precision_that_accelerate_sets_is_recorded_in_the_configuration(tmp
 
 
 def test_a_run_is_identical_to_a_bare_loop_with_a_new_optimizer_for_each_task(tmp_path, cache):
-    # A large epsilon, since Adam blows rounding up where a gradient is zero by design (the bias of the keys).
+    # A large epsilon, because Adam amplifies rounding where a gradient is zero by design (the bias of the keys).
     trainer = make_trainer(tmp_path, cache, dropout=0.0, lr_scheduler_type="cosine", adam_epsilon=1e-3, no_probe=True)
     model = GPT2LMHeadModel(trainer.model.config)
     model.load_state_dict(trainer.model.state_dict())
@@ -252,7 +252,7 @@ def test_weights_that_are_not_finite_are_not_saved(tmp_path, cache):
 
 
 def test_a_damaged_checkpoint_does_not_replace_a_complete_one(tmp_path, cache):
-    """Resumed before a newer checkpoint that is damaged, a run that keeps one keeps the one it has just written."""
+    """With a limit of one, a run that resumed before a newer damaged checkpoint keeps the one it has just written."""
     run(tmp_path, cache, no_probe=True, save_total_limit=None)
     for step in (20, 24):
         (tmp_path / f"checkpoint-{step}" / "optimizer.pt").unlink()

@@ -1,4 +1,4 @@
-"""Fields of `TrainingArguments`: each identifies a run, or does not influence its results, or is refused."""
+"""Fields of `TrainingArguments`: each identifies a run, does not affect its results, or is refused."""
 
 import dataclasses
 
@@ -29,7 +29,7 @@ def cache(tmp_path_factory):
 
 
 def test_every_field_is_classified():
-    """A field that a new version of Transformers adds or drops is put into the table by hand."""
+    """Fields that a new version of Transformers adds or removes must be changed in the table."""
     assert {one.name for one in dataclasses.fields(TrainingArguments)} == ROLES.keys()
     fields = {one.name for one in dataclasses.fields(AcceleratorConfig)}
     assert fields == {*BATCH_FIELDS, *OTHER_ACCELERATOR_FIELDS}
