@@ -53,7 +53,7 @@ def gpu_suite(report: Report, dry: bool, device: str = "cuda", parts: list[str] 
         "mfu": lambda: utilization(report, paper, sizes, dry),
         "head": lambda: head_losses(report, paper, heads, dry),
         "compiled": lambda: compiled_utilization(report, paper, order, dry),
-        "side": lambda: side_by_side(report, micro, (1, 2) if dry else SIDE_BY_SIDE, dry),
+        "side": lambda: parallel_runs(report, micro, (1, 2) if dry else SIDE_BY_SIDE, dry),
         "micro": lambda: training(
             report,
             [([micro.but(contender=name, compiled=name == "compiled loop") for name in TRAINERS], 2 if dry else 7)],
@@ -278,7 +278,7 @@ def largest_that_fits(report: Report, case: Case, tries: list[int]) -> str:
 
 
 @records_failure
-def side_by_side(report: Report, case: Case, counts: tuple[int, ...], dry: bool) -> None:
+def parallel_runs(report: Report, case: Case, counts: tuple[int, ...], dry: bool) -> None:
     """Several runs on one device."""
     report.section(
         "Runs side by side",

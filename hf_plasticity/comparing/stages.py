@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from ..errors import PlasticityError
 from ..experiment import parse_experiment
 from ..experiment.folder import is_complete
-from ..ladder.command import run_side_by_side
+from ..ladder.command import run_in_parallel
 from ..ladder.jobs import FAILED
 from ..records import differences, read_config
 from .leaderboard import Entry, Scored
 from .plan import Comparison, Run
 from .results import Result, divergence, read_result
-from .trials import Trial, with_choice_of
+from .trials import Trial, with_chosen_arguments
 
 
 class IncompleteError(Exception):
@@ -63,7 +63,7 @@ def choose(comparison: Comparison, scored: dict[str, list[Scored]]) -> dict[str,
         chosen[method] = best.trial
     for method in comparison.methods:
         if (original := comparison.method_of(method)) is not None:
-            chosen[method] = with_choice_of(method, chosen[original])
+            chosen[method] = with_chosen_arguments(method, chosen[original])
     return chosen
 
 
@@ -116,7 +116,7 @@ def run_missing(runs: Sequence[Run], at_once: int | None) -> None:
     missing = [run for run in runs if not is_done(run)]
     if not missing:
         return
-    jobs = run_side_by_side({run.folder: run.command for run in missing}, at_once, of=len(runs))
+    jobs = run_in_parallel({run.folder: run.command for run in missing}, at_once, of=len(runs))
     failed = [job for job in jobs if job.state == FAILED and divergence(job.folder) is None]
     for job in failed:
         print(f"failed: {job.folder}: {job.last_line()}", file=sys.stderr)

@@ -73,7 +73,7 @@ def trials_of(method: str, count: int, learning_rate: float, weight_decay: float
     return trials
 
 
-def with_choice_of(control: str, chosen: Trial) -> Trial:
+def with_chosen_arguments(control: str, chosen: Trial) -> Trial:
     """The trial of a control that corresponds to the chosen trial of its method, with the same arguments."""
     known = {one.name for one in dataclasses.fields(MITIGATIONS[control])}
     arguments = {name: value for name, value in chosen.arguments.items() if name in known}

@@ -176,13 +176,13 @@ class GradualSchedule(Schedule):
         for k in np.unique(boundary[boundary >= 0]):
             inside = boundary == k
             position = slots[inside] - ((k + 1) * self.task_slots - self.half)
-            coming = self._coming(int(k))
+            coming = self._next_task_slots(int(k))
             rank = np.where(coming, np.cumsum(coming), np.cumsum(~coming)) - 1
             task[inside] = k + coming[position]
             number[inside] = np.where(coming[position], 0, self.task_slots - self.half) + rank[position]
         return task, number
 
-    def _coming(self, boundary: int) -> np.ndarray:
+    def _next_task_slots(self, boundary: int) -> np.ndarray:
         """The slots of a boundary that belong to the next task instance: half of them, mostly the later ones."""
         length = 2 * self.half
         noise = np.random.default_rng([self.seed, boundary]).random(length) - 0.5

@@ -111,7 +111,7 @@ class DeferredRepository(DeferredFolder):
             heads = self._heads()
         for name, commit in heads.items():
             if CHECKPOINT_NAME.fullmatch(name) and self._seen.get(name) != commit:
-                self._look_at(name, commit)
+                self._register_branch(name, commit)
 
     def _download_records(self, commit: str) -> None:
         files = download(self.api, self.name, [CONFIG_FILE, TRAINER_STATE_FILE, *RECORD_KEYS], commit)
@@ -143,7 +143,7 @@ class DeferredRepository(DeferredFolder):
         tree = self.api.list_repo_tree(self.name, revision=commit)
         return {entry.path for entry in tree if isinstance(entry, RepoFile)}
 
-    def _look_at(self, name: str, commit: str) -> None:
+    def _register_branch(self, name: str, commit: str) -> None:
         """Register a branch that has its checkpoint. A branch is created before its files are uploaded."""
         files = self._files(commit)
         if not any(path.endswith(".safetensors") for path in files):

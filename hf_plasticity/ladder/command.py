@@ -64,7 +64,7 @@ def run_commands(commands: dict[Path, list[str]], options: argparse.Namespace) -
     if options.executor == "slurm":
         return _submit([Job(folder, words) for folder, words in commands.items()], options)
     try:
-        jobs = run_side_by_side(commands, options.jobs)
+        jobs = run_in_parallel(commands, options.jobs)
     finally:
         write_ladder_report(options.output_dir, list(commands))
     for job in jobs:
@@ -73,7 +73,7 @@ def run_commands(commands: dict[Path, list[str]], options: argparse.Namespace) -
     return 0 if all(job.state == COMPLETE for job in jobs) else 1
 
 
-def run_side_by_side(commands: dict[Path, list[str]], at_once: int | None, of: int | None = None) -> "list[Job]":
+def run_in_parallel(commands: dict[Path, list[str]], at_once: int | None, of: int | None = None) -> "list[Job]":
     """
     Run the commands of run folders on this machine.
 

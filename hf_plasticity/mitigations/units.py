@@ -79,11 +79,11 @@ class UnitActivity:
             self._tokens.append(torch.zeros((), device=device))
             before = units.outgoing.module.register_forward_pre_hook
             if set(kinds) & {"absolute", "signed"}:
-                self._handles.append(before(self._watch_units(number)))
+                self._handles.append(before(self._observe_units(number)))
             if "gradient" in kinds:
-                self._handles.append(before(self._watch_gradients(number)))
+                self._handles.append(before(self._observe_gradients(number)))
             if "fired" in kinds:
-                hook = self._watch_firing(number)
+                hook = self._observe_firing(number)
                 self._handles.append(units.activation.register_forward_hook(hook))
 
     def remove(self) -> None:
@@ -113,7 +113,7 @@ class UnitActivity:
             for one in (*sums.values(), tokens):
                 one.zero_()
 
-    def _watch_units(self, number: int) -> Callable:
+    def _observe_units(self, number: int) -> Callable:
         sums, tokens = self._sums[number], self._tokens[number]
 
         def hook(module: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
@@ -128,7 +128,7 @@ class UnitActivity:
 
         return hook
 
-    def _watch_firing(self, number: int) -> Callable:
+    def _observe_firing(self, number: int) -> Callable:
         sums, tokens = self._sums[number], self._tokens[number]
 
         def hook(module: nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
@@ -140,7 +140,7 @@ class UnitActivity:
 
         return hook
 
-    def _watch_gradients(self, number: int) -> Callable:
+    def _observe_gradients(self, number: int) -> Callable:
         sums, tokens = self._sums[number], self._tokens[number]
 
         def hook(module: nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...] | None:

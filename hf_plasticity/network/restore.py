@@ -81,7 +81,7 @@ def preserve_model(model: nn.Module, parameters: bool = True) -> Iterator[None]:
             for module, training in modes:
                 module.training = training
             if frozen_or_freed:
-                _read_types_again(model)
+                _reread_types(model)
 
 
 def preserve_with(module: nn.Module, context: Callable[[], contextlib.AbstractContextManager]) -> Callable[[], None]:
@@ -126,7 +126,7 @@ def _eager_if_compiled(model: nn.Module) -> contextlib.AbstractContextManager:
     return contextlib.nullcontext()
 
 
-def _read_types_again(model: nn.Module) -> None:
+def _reread_types(model: nn.Module) -> None:
     """
     FSDP2 takes the types of gradients from the trainable parameters at the first forward. If that is the forward of a
     probe with all parameters frozen under adapters, the next backward in mixed precision fails. Gathering the

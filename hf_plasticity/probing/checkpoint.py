@@ -58,10 +58,10 @@ def save_probe_checkpoint(
         model.save_pretrained(unfinished, state_dict=state)
         if tokenizer is not None:
             tokenizer.save_pretrained(unfinished)
-        _reveal(unfinished, folder)
+        _move_to_final_name(unfinished, folder)
 
 
-def _reveal(unfinished: Path, folder: Path) -> None:
+def _move_to_final_name(unfinished: Path, folder: Path) -> None:
     unfinished.rename(folder)
 
 

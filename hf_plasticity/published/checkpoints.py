@@ -124,7 +124,7 @@ def check_weights(suite: SuiteConfig, found: Mapping[int, str]) -> None:
         for digest in digests:
             holders[digest].append(name)
     if local:
-        holders = _alike_to_the_end(suite, holders)
+        holders = _equal_files(suite, holders)
     shared = sorted({tuple(names) for names in holders.values() if len(names) > 1}, key=len)
     if shared and not suite.allow_duplicates:
         most = sorted(shared[-1], key=training_step)
@@ -194,7 +194,7 @@ def _ends(path: Path) -> tuple[int, bytes]:
     return size, digest.digest()
 
 
-def _alike_to_the_end(suite: SuiteConfig, holders: Mapping[Any, list[str]]) -> dict[str, list[str]]:
+def _equal_files(suite: SuiteConfig, holders: Mapping[Any, list[str]]) -> dict[str, list[str]]:
     """The checkpoints with equal files, among those whose files begin and end with the same bytes."""
     suspects = {name for names in holders.values() if len(names) > 1 for name in names}
     alike = defaultdict(list)

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from hf_plasticity.comparing.trials import BASELINE, Trial, trials_of, with_choice_of
+from hf_plasticity.comparing.trials import BASELINE, Trial, trials_of, with_chosen_arguments
 from hf_plasticity.mitigations import MITIGATIONS, make_mitigation
 from hf_plasticity.mitigations.search import Choice, LogUniform, Steps, Uniform
 
@@ -66,6 +66,6 @@ def test_draws_fill_their_ranges():
 
 def test_a_control_shares_the_choice_of_its_method():
     chosen = trials("redo")[3]
-    control = with_choice_of("random_reset", chosen)
+    control = with_chosen_arguments("random_reset", chosen)
     assert control == dataclasses.replace(chosen, method="random_reset")
     assert control.name == "random_reset-trial3"
