@@ -20,7 +20,7 @@ from .settings import LENGTH, MACHINE, NUMERICS, OUTPUT
 
 SECTIONS = {
     "other": "options",
-    NUMERICS: "settings that decide the results",
+    NUMERICS: "settings that affect the results",
     "probe": "the probe",
     LENGTH: "the length of the run",
     MACHINE: "the machine: these do not change the results, except for rounding",
@@ -44,9 +44,9 @@ class SettingsParser(HfArgumentParser):
     a flag on the command line overrides the file.
 
     Args:
-        dataclass_types (`Sequence[type]`): The configurations. `--help` shows the fields that state a role, and
-            `--help_all` those of Transformers too.
-        refused (`Sequence[str]`, *optional*): Settings that are not supported and that no help shows.
+        dataclass_types (`Sequence[type]`): The configurations. `--help` shows the fields with a role, and
+            `--help_all` also those of Transformers.
+        refused (`Sequence[str]`, *optional*): Settings that are not supported and not shown in the help.
         **kwargs: Further arguments of `HfArgumentParser`.
     """
 

@@ -16,7 +16,7 @@ from .configs import find_config
 from .errors import PlasticityError, TrainingInterrupted
 
 
-SETTINGS = "Takes every setting of `hf-plasticity train` too; `hf-plasticity train --help` lists them."
+SETTINGS = "Also accepts every setting of `hf-plasticity train`; `hf-plasticity train --help` lists them."
 TRAIN = """
 Run the study: a GPT-2-style model rotates through languages and is probed on a held-out one after every cycle.
 
@@ -35,15 +35,15 @@ Probe a suite of published checkpoints: how fast does each checkpoint learn a la
     hf-plasticity probe --model EleutherAI/pythia-70m --revisions "step*000" --every 10 \\
         --source hub --dataset wikipedia --probe_language vi
 
-The checkpoints are branches of a repository, or folders in a folder. All get the same probe. The same command resumes;
-with more revisions, it adds them.
+The checkpoints are branches of a repository, or subfolders of a folder. All get the same probe. The same command
+resumes. Add revisions to probe more checkpoints.
 
     hf-plasticity probe --model runs/mine --follow
 
 probes the checkpoints of a run that was started with `--probe deferred`, as they appear in its folder or on the Hub.
 --num_processes and --accelerate_config start it with `accelerate launch`.
 """
-# Errors of the system about a path, the disk or access rights, which are not bugs of this program.
+# System errors about a path, the disk or access rights, which are not bugs of this program.
 USER_ERRORS = (errno.ENOSPC, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST)
 
 
@@ -55,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments (`Sequence[str]`, *optional*): The arguments after `hf-plasticity`; `sys.argv` by default.
 
     Returns:
-        `int`: The exit status: 0, or 2 for an error of the user, which is printed as one line on stderr.
+        `int`: The exit status: 0, or 2 for a user error, which is printed as one line on stderr.
     """
     try:
         with errors_on_one_line(_program()):
@@ -77,7 +77,7 @@ def _run(arguments: list[str]) -> int:
 
 
 def _program() -> str:
-    """The script that was started, for messages: `continual.py`, or `hf-plasticity`."""
+    """The name of the started script for messages: `continual.py`, or `hf-plasticity`."""
     name = Path(sys.argv[0]).name
     return name if name.endswith(".py") and name != "__main__.py" else "hf-plasticity"
 
@@ -283,8 +283,8 @@ def _push(options: argparse.Namespace) -> None:
 @contextlib.contextmanager
 def errors_on_one_line(program: str) -> Iterator[None]:
     """
-    Turn an error of the user, the data or the disk into one line on stderr and exit status 2, and an interruption into
-    one line and 130 (Ctrl-C) or 143 (SIGTERM).
+    Report a user, data or disk error as one line on stderr with exit status 2, and an interruption as one line with
+    exit status 130 (Ctrl-C) or 143 (SIGTERM).
     """
     try:
         yield

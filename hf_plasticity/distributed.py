@@ -76,7 +76,7 @@ def start_processes(use_cpu: bool) -> bool:
     Initialize the processes of a launch that may have to wait for each other for hours, with messages over gloo.
 
     Args:
-        use_cpu (`bool`): Whether to leave accelerators unused.
+        use_cpu (`bool`): Whether to use only the CPU.
 
     Returns:
         `bool`: Whether the processes compute on the CPU.

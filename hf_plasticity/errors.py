@@ -3,7 +3,7 @@
 
 class PlasticityError(ValueError):
     """
-    An error that the user can correct. The message is one line: the setting, its value, and what would be right.
+    An error that the user can correct. The message is one line with the setting, its value and a valid alternative.
     Commands exit with status 2.
     """
 
@@ -13,7 +13,7 @@ class TrainingInterrupted(Exception):
     A run was stopped by a signal.
 
     Args:
-        message (`str`): Where it stopped, and how to resume.
+        message (`str`): The step at which it stopped, and how to resume.
         signum (`int`): The signal, `signal.SIGINT` or `signal.SIGTERM`.
     """
 

@@ -16,13 +16,13 @@ from huggingface_hub.errors import (
 
 def explain_hub_error(repo_id: str, repo_type: str, error: BaseException) -> str | None:
     """
-    Explain in one line what is wrong with a repository and what to do, or return `None` if the error is not from the
+    Explain a problem with a repository and its solution in one line, or return `None` if the error is not from the
     Hub. `datasets` and `transformers` wrap the errors of the client, so all causes are considered.
 
     Args:
         repo_id (`str`): The repository, as the user gave it.
         repo_type (`str`): `"dataset"` or `"model"`.
-        error (`BaseException`): What was raised.
+        error (`BaseException`): The error.
     """
     url = f"https://huggingface.co/{'datasets/' if repo_type == 'dataset' else ''}{repo_id}"
     causes = list(_causes(error))
@@ -37,10 +37,10 @@ def explain_hub_error(repo_id: str, repo_type: str, error: BaseException) -> str
     if caused_by(RepositoryNotFoundError):
         return f"there is no '{repo_id}' on the Hub, or it is private: check the name at {url}, or `hf auth login`"
     if caused_by(RevisionNotFoundError):
-        return f"'{repo_id}' has no such revision: see {url}/tree/main for those it has"
+        return f"'{repo_id}' has no such revision: see {url}/tree/main for its revisions"
     status = next((cause.response.status_code for cause in causes if isinstance(cause, HfHubHTTPError)), None)
     if status in (401, 403):
-        return f"the Hub refuses '{repo_id}' (status {status}): log in with `hf auth login`"
+        return f"the Hub denies access to '{repo_id}' (status {status}): log in with `hf auth login`"
     if status is not None and status >= 500:
         return f"the Hub failed on '{repo_id}' (status {status}): try again later"
     if caused_by(OfflineModeIsEnabled):

@@ -1,4 +1,4 @@
-"""The learning rate within one task instance or one probe: a warmup, then any shape that Transformers knows."""
+"""The learning rate within one task instance or one probe: a warmup, then any shape that Transformers supports."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,7 +10,7 @@ def learning_rate_shape(
     scheduler_type: str, steps: int, warmup_steps: int, scheduler_kwargs: dict[str, Any] | None = None
 ) -> Callable[[int], float]:
     """
-    The factor on the peak learning rate at each step, counted from 0.
+    The factor of the peak learning rate at each step, counted from 0.
 
     The warmup is linear, `(step + 1) / warmup_steps`. Unlike in `transformers.get_scheduler`, the rate of the first
     step is not 0, because a run that restarts the warmup at every task instance would lose a step each time.

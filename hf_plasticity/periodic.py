@@ -54,7 +54,7 @@ class Timeline:
     def position(self, step: int) -> dict[str, int | None]:
         """
         The position after `step` optimizer steps: completed `cycle`s and `task` instances, `step`, and `tokens`;
-        `None` for what the training does not have.
+        `None` for units that the training does not have.
         """
         task = None if self.task_steps is None else step // self.task_steps
         return {
@@ -84,8 +84,8 @@ class Timeline:
             every (`int` or `float`): Units between two points. With the unit `"steps"`, a number below 1 is a share of
                 the whole training, as in `TrainingArguments.eval_steps`.
             unit (`str`): One of `UNITS`.
-            max_steps (`int`, *optional*): Optimizer steps of the training, needed for a share and for epochs.
-            epochs (`float`, *optional*): Epochs of the training, needed for epochs.
+            max_steps (`int`, *optional*): Optimizer steps of the training, required for a share and for epochs.
+            epochs (`float`, *optional*): Epochs of the training, required for epochs.
 
         Raises:
             [`PlasticityError`]: An unknown unit, a number that is not a whole number, or a training without the unit.
@@ -116,14 +116,14 @@ class Timeline:
 
 class PeriodicCallback(TrainerCallback):
     """
-    Acts on the model at regular points of a training. Subclasses implement `act`.
+    Call `act`, which subclasses implement, at regular points of a training.
 
-    The callback acts before the step that follows the point, so that the checkpoint of the point is on disk and a
-    killed run repeats this point only. At the end of the training it acts when the last epoch ends, before the Trainer
-    loads the best model (`load_best_model_at_end`) and before trackers close.
+    The callback acts before the next step, so that the checkpoint of the point is on disk and a killed run repeats
+    only this point. At the end of the training, it acts at the end of the last epoch, before the Trainer loads the
+    best model (`load_best_model_at_end`) and before trackers close.
 
     Args:
-        timeline ([`Timeline`]): Of the training.
+        timeline ([`Timeline`]): The timeline of the training.
         every (`int` or `float`): Units between two points, see [`Timeline.steps_between`].
         unit (`str`, *optional*, defaults to `"steps"`): `"steps"`, `"epochs"`, `"tasks"` or `"cycles"`.
         at_start (`bool`, *optional*, defaults to `True`): Whether the untrained model is a point.
@@ -133,9 +133,9 @@ class PeriodicCallback(TrainerCallback):
             callback.
     """
 
-    # The file of the run folder that the callback writes its records to.
+    # The file of the callback's records in the run folder.
     records_file: str | None = None
-    # Whether a training that begins at step 0 requires a folder without such records.
+    # Whether a training from step 0 requires a folder without such records.
     requires_new_folder = True
 
     def __init__(
@@ -149,7 +149,7 @@ class PeriodicCallback(TrainerCallback):
         output_dir: str | Path | None = None,
         trainer: Trainer | None = None,
     ):
-        # Whether the training is long enough for the points, or counts epochs, is known once it begins.
+        # The length of the training, and whether it counts epochs, are known only when it begins.
         timeline.steps_between(every, unit, max_steps=sys.maxsize, epochs=1.0)
         self.timeline, self.every, self.unit = timeline, every, unit
         self.at_start, self.at_end = at_start, at_end
@@ -164,12 +164,12 @@ class PeriodicCallback(TrainerCallback):
             model (`nn.Module`): The model that is trained, as the Trainer passes it to callbacks.
             tokenizer (`Any`): The Trainer's `processing_class`.
             folder (`Path`): The run folder.
-            args (`TrainingArguments`): Of the training.
+            args (`TrainingArguments`): The arguments of the training.
         """
         raise NotImplementedError
 
     def prepare(self, model: nn.Module, folder: Path, args: TrainingArguments, state: TrainerState) -> None:
-        """Called once when training begins: checks what can be checked before the first step."""
+        """Called once when training begins, for checks before the first step."""
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs: Any
@@ -179,7 +179,7 @@ class PeriodicCallback(TrainerCallback):
         if state.global_step == 0 and self.requires_new_folder:
             self._check_folder(self._folder(args))
         self.prepare(model, self._folder(args), args, state)
-        # A run that was killed after its last step has no epoch left.
+        # A run that was killed after its last step has no remaining epoch.
         if state.global_step >= state.max_steps > 0:
             self._act_if_due(args, state, control, model, ended=True, **kwargs)
 

@@ -1,5 +1,5 @@
 """
-The run folder and its records: the format that trainer, probe, diagnostics, analysis and Hub share.
+The run folder and its records: the common format of trainer, probe, diagnostics, analysis and Hub.
 
 ```
 runs/<name>/
@@ -17,7 +17,7 @@ runs/<name>/
   hub.json             the state of the upload, if the run is pushed to the Hub
 ```
 
-Nothing here imports torch: records are read on a laptop.
+This module does not import torch, so that records can be read without it.
 """
 
 import contextlib
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-# The section of config.yaml that describes the run: parameter counts, text, versions. It holds no settings.
+# The section of config.yaml that describes the run: parameter counts, text, versions. It has no settings.
 PROVENANCE = "provenance"
 
 CONFIG_FILE = "config.yaml"
@@ -92,7 +92,7 @@ class DamagedRecordWarning(UserWarning):
 
 
 def config_hash(config: dict[str, Any]) -> str:
-    """A hash of a configuration, as twelve hexadecimal digits. The order of keys has no influence."""
+    """A hash of a configuration, as twelve hexadecimal digits. The order of keys does not matter."""
     text = json.dumps(config, sort_keys=True, ensure_ascii=True, allow_nan=False)
     return hashlib.blake2b(text.encode(), digest_size=6).hexdigest()
 
@@ -164,14 +164,14 @@ def _parse(line: bytes) -> dict[str, Any] | None:
 
 def append_record(path: str | os.PathLike, record: dict[str, Any], key: Sequence[str]) -> bool:
     """
-    Append `record` as one JSON line, unless the file already holds one with the same values under `key`.
+    Append `record` as one JSON line, unless the file already has a record with the same values of `key`.
 
     The file is replaced atomically, so after a kill or on a full disk it has either the old lines or the old lines and
     the new one. Damaged lines are kept.
 
     Args:
         path (`str` or `os.PathLike`): The `.jsonl` file; created if it does not exist.
-        record (`dict`): What to write. NaN and infinity are not valid JSON and raise `ValueError`.
+        record (`dict`): The record. NaN and infinity are not valid JSON and raise `ValueError`.
         key (`Sequence[str]`): The fields that identify a record, one of `PROBE_KEY`, `DIAGNOSIS_KEY`,
             `FORGETTING_KEY`, `MITIGATION_KEY`.
 
@@ -191,12 +191,11 @@ def append_record(path: str | os.PathLike, record: dict[str, Any], key: Sequence
 
 def update_records(path: str | os.PathLike, changes: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
     """
-    Change fields of the records in a `.jsonl` file, all at once or not at all; lines that nothing changes in, and
-    damaged ones, stay as they are.
+    Change fields of the records in a `.jsonl` file atomically. Unchanged and damaged lines are not rewritten.
 
     Args:
         path (`str` or `os.PathLike`): The file.
-        changes (`Callable[[dict], dict]`): For a record, its fields that get another value.
+        changes (`Callable[[dict], dict]`): Returns the changed fields of a record.
     """
     old = Path(path).read_bytes()
     lines = []
@@ -224,9 +223,9 @@ def run_lock(folder: str | os.PathLike, name: str = LOCK_FILE) -> Iterator[None]
     Lock a run folder for one process. The operating system releases the lock when the process ends, also by SIGKILL.
 
     Args:
-        folder (`str` or `os.PathLike`): The run folder; created if there is none.
-        name (`str`, *optional*, defaults to `".lock"`): The file of the lock. A run and its deferred prober have one
-            each.
+        folder (`str` or `os.PathLike`): The run folder; created if it does not exist.
+        name (`str`, *optional*, defaults to `".lock"`): The file of the lock. A run and its deferred prober have
+            separate locks.
 
     Raises:
         [`PlasticityError`]: Another process holds the lock, or the folder cannot be written to.
@@ -255,12 +254,12 @@ _held: set[FileLock] = set()
 
 def _close_in_child() -> None:
     """
-    Close the lock file in worker processes of a DataLoader. They inherit it with the lock, and would hold it for
-    seconds after a SIGKILL of the run.
+    Close the lock file in worker processes of a DataLoader. They inherit the lock, and would hold it for seconds
+    after a SIGKILL of the run.
     """
     for lock in _held:
         if lock.is_locked:
-            os.close(lock._context.lock_file_fd)  # not `release`, which unlocks it for the parent too
+            os.close(lock._context.lock_file_fd)  # not `release`, which would also unlock it for the parent
             lock._context.lock_file_fd = None
     _held.clear()
 
@@ -282,7 +281,7 @@ def remove_temporary_files(folder: str | os.PathLike) -> None:
 
 def read_json(path: str | os.PathLike) -> Any:
     """
-    The content of a JSON file.
+    Read a JSON file.
 
     Raises:
         [`PlasticityError`]: It is damaged.
@@ -314,7 +313,7 @@ def read_config(folder: str | os.PathLike) -> dict[str, Any] | None:
 
 
 def numerics_of(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of a run that decide its results, from its `config.yaml`. They identify the run."""
+    """The settings of a run that affect its results, from its `config.yaml`. They identify the run."""
     return {name: config.get(name) for name in config[PROVENANCE]["numerics"]}
 
 
@@ -324,7 +323,7 @@ def differences(recorded: Mapping[str, Any], current: Mapping[str, Any]) -> list
 
     Args:
         recorded (`Mapping[str, Any]`): A `config.yaml`.
-        current (`Mapping[str, Any]`): The settings that have to be equal.
+        current (`Mapping[str, Any]`): The settings that must be equal.
     """
     names = dict.fromkeys([*current, *recorded.get(PROVENANCE, {}).get("numerics", [])])
     return [

@@ -1,6 +1,6 @@
 """
-The roles of settings. Every field of a configuration states its role once, in its metadata, and every list of settings
-in the package is derived from the roles.
+The roles of settings. Every field of a configuration has its role in its metadata, and every list of settings in the
+package is derived from the roles.
 """
 
 import dataclasses
@@ -8,10 +8,10 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 
-NUMERICS = "numerics"  # decides the results: two runs that differ in it are two different runs
-LENGTH = "length"  # how long a run is: a finished run can be extended
-MACHINE = "machine"  # what computes it and how it is distributed: the results agree up to rounding
-OUTPUT = "output"  # what is logged, kept, shown and uploaded
+NUMERICS = "numerics"  # affects the results: two runs that differ in it are different runs
+LENGTH = "length"  # the length of a run: a finished run can be extended
+MACHINE = "machine"  # devices and distribution: the results agree up to rounding
+OUTPUT = "output"  # logs, files, display and uploads
 PRIVATE = "private"  # secrets: never written to a file
 DERIVED = "derived"  # computed from the other settings for this machine: not written to config.yaml
 ROLES = (NUMERICS, LENGTH, MACHINE, OUTPUT, PRIVATE, DERIVED)
@@ -19,8 +19,8 @@ ROLES = (NUMERICS, LENGTH, MACHINE, OUTPUT, PRIVATE, DERIVED)
 
 class _Metadata(dict):
     """
-    Metadata of a field. `HfArgumentParser` passes every listed key to `add_argument`, which does not know roles (seen
-    in transformers 5.23.0), so the role can be looked up but is not listed.
+    Metadata of a field. `HfArgumentParser` passes every listed key to `add_argument`, which does not accept roles
+    (seen in transformers 5.23.0), so the role can be looked up but is not listed.
     """
 
     def __iter__(self) -> Iterator[str]:
@@ -52,8 +52,8 @@ def roles_of(config: Any, known: Mapping[str, str] | None = None) -> dict[str, s
 
     Args:
         config (`type` or dataclass instance): The configuration.
-        known (`Mapping[str, str]`, *optional*): Roles of fields that are defined in another library. A field that
-            neither states a role nor is listed here counts as numerics.
+        known (`Mapping[str, str]`, *optional*): Roles of fields that are defined in another library. A field without
+            a role that is not listed here is treated as numerics.
 
     Returns:
         `dict[str, str]`: From the field's name to its role.

@@ -49,9 +49,8 @@ def choose_threads(requested: int | None, recorded: int | None) -> int:
             it, so a run resumes with the same number.
 
     Returns:
-        `int`: `requested`, or else `recorded`, or else an explicit `OMP_NUM_THREADS`, or else the available cores
-        divided among the local processes. `accelerate launch` sets `OMP_NUM_THREADS` to 1 by default, which is not
-        explicit.
+        `int`: The first of: `requested`; `recorded`; an explicit `OMP_NUM_THREADS`; the available cores divided among
+        the local processes. `accelerate launch` sets `OMP_NUM_THREADS` to 1 by default, which is not explicit.
 
     Raises:
         [`PlasticityError`]: More threads than cores are requested, or fewer than one.
@@ -71,7 +70,7 @@ def choose_threads(requested: int | None, recorded: int | None) -> int:
     if recorded is not None:
         if recorded * processes > cores:
             logger.warning(
-                f"the run resumes with the {recorded} CPU threads it was started with, on {cores} cores: it is slow, "
+                f"the run resumes with its original {recorded} CPU threads on {cores} cores: it is slow, "
                 "but the results stay the same"
             )
         return recorded
@@ -83,6 +82,6 @@ def choose_threads(requested: int | None, recorded: int | None) -> int:
 
 
 def set_threads(threads: int) -> None:
-    """Compute with this many CPU threads from now on, and let the process keep the memory that tensors free."""
+    """Set the number of CPU threads, and let the process keep the memory of freed tensors."""
     torch.set_num_threads(threads)
     keep_freed_memory()

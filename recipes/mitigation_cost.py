@@ -1,11 +1,11 @@
 """
-What each mitigation costs: CPU time in a step and of an event, and memory.
+Measure the cost of each mitigation: CPU time per step and per event, and memory.
 
     python recipes/mitigation_cost.py --sizes 25K --rounds 8
     python recipes/mitigation_cost.py --sizes 2.5M --sequences 4
 
 Prints the tables of docs/mitigations.md. The time is CPU time in one thread, so that it does not depend on other
-programs. Rounds of all methods alternate; times are medians over the rounds.
+programs. Rounds of all methods alternate. Times are medians over the rounds.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from hf_plasticity import gpt2_config
 from hf_plasticity.mitigations import MITIGATIONS, make_mitigation
 
 
-# Arguments with which every method acts at the end of a round; its other arguments are the defaults.
+# Arguments with which every method acts at the end of a round. Other arguments have their defaults.
 ROUND = 10
 ACTING = {
     "redo": {"threshold": 0.5, "every": ROUND},

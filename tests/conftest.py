@@ -12,14 +12,14 @@ from support.launch import TINY, launch
 
 pytest.register_assert_rewrite("support.following", "support.runs", "support.trainers")
 
-# When this file is imported, before any test imports a Hugging Face library: the Hub is one on loopback, and no cache
-# outlives the session.
+# Set before any test imports a Hugging Face library: the Hub is a local server, and the caches are deleted after the
+# session.
 HOME = tempfile.mkdtemp(prefix="hf-plasticity-tests-")
 HUB = HubServer()
 os.environ |= {"HF_HOME": HOME, "HF_ENDPOINT": HUB.url, "HF_TOKEN": OWNER_TOKEN, "HF_HUB_DISABLE_XET": "1"}
 os.environ |= {"HF_UPDATE_DOWNLOAD_COUNTS": "0", "HF_HUB_DISABLE_TELEMETRY": "1", "TOKENIZERS_PARALLELISM": "true"}
 os.environ.pop("HF_HUB_OFFLINE", None)
-# For models this small a second thread costs more than it brings, and the more so on a busy machine.
+# For models this small, a second thread is slower.
 os.environ["OMP_NUM_THREADS"] = "1"
 
 
@@ -40,7 +40,7 @@ def corpus_dir() -> Path:
 
 @pytest.fixture
 def hub():
-    """The Hub on loopback that everything in this session talks to, free of faults."""
+    """The local Hub server of this session, without faults."""
     HUB.heal()
     yield HUB
     HUB.heal()
@@ -48,13 +48,13 @@ def hub():
 
 @pytest.fixture
 def repo_id(request: pytest.FixtureRequest) -> str:
-    """The name of a repository that no other test has used: the client's caches live as long as the session."""
+    """The name of a repository that no other test uses, because the client keeps its caches for the session."""
     return "org/" + re.sub(r"\W+", "-", request.node.name).strip("-")[-80:].lstrip("-")
 
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory):
-    """A tiny study run to its end, never interrupted."""
+    """A complete tiny run without interruption."""
     folder = tmp_path_factory.mktemp("runs") / "finished"
     process = launch(*TINY, f"--output_dir={folder}")
     assert process.returncode == 0, process.stderr[-3000:]
@@ -63,7 +63,7 @@ def finished(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def inline(tmp_path_factory):
-    """A tiny run that probes and diagnoses itself."""
+    """A tiny run with inline probes and diagnoses."""
     from support.following import train
 
     return train(tmp_path_factory.mktemp("runs") / "inline")
@@ -71,7 +71,7 @@ def inline(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def finished_deferred(tmp_path_factory):
-    """The same run with its probes left for later, finished."""
+    """The same run with deferred probes, complete."""
     from support.following import train
 
     return train(tmp_path_factory.mktemp("runs") / "deferred", "--probe=deferred")

@@ -1,4 +1,4 @@
-"""Freed memory stays with the process, unless the user has settings of their own."""
+"""Freed memory stays in the process, unless the user has other settings."""
 
 import os
 import platform
@@ -41,6 +41,6 @@ def test_freed_tensors_are_allocated_again_without_page_faults():
 @pytest.mark.parametrize(
     ("name", "value"), [("MALLOC_TRIM_THRESHOLD_", "131072"), ("GLIBC_TUNABLES", "glibc.malloc.trim_threshold=131072")]
 )
-def test_settings_of_the_user_stay_in_force(name, value):
+def test_settings_of_the_user_take_precedence(name, value):
     _, kept, after = run(**{name: value})
     assert not kept and after > 10_000

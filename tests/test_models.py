@@ -1,4 +1,4 @@
-"""Model sizes: the study's counts, to the parameter."""
+"""Model sizes: exactly the parameter counts of the study."""
 
 import math
 
@@ -38,7 +38,7 @@ def test_the_micro_ladder_is_named_by_its_parameters(size):
     assert count == MODEL_SIZES[size].num_non_embedding_parameters == pytest.approx(named, rel=0.06)
 
 
-def test_a_model_is_the_studys():
+def test_a_model_has_the_architecture_of_the_study():
     config = gpt2_config("25K", vocab_size=300, context_length=64)
     assert (config.activation_function, config.tie_word_embeddings) == ("gelu", True)
     assert config.resid_pdrop == config.embd_pdrop == config.attn_pdrop == 0

@@ -47,7 +47,7 @@ def test_a_damaged_line_is_named_and_the_others_are_read_and_kept(tmp_path):
     assert b'{"task": 2, "st\n' in path.read_bytes(), "a line that may still be repaired is kept"
 
 
-def test_a_torn_last_line_does_not_swallow_the_next_record(tmp_path):
+def test_an_incomplete_last_line_does_not_damage_the_next_record(tmp_path):
     path = tmp_path / "probes.jsonl"
     path.write_bytes(b'{"task": 1, "step": 10')
     with pytest.warns(DamagedRecordWarning, match=r"probes\.jsonl:1"):
@@ -56,7 +56,7 @@ def test_a_torn_last_line_does_not_swallow_the_next_record(tmp_path):
         assert [r["step"] for r in read_records(path)] == [20]
 
 
-def test_what_is_not_a_number_is_not_recorded(tmp_path):
+def test_nan_is_not_recorded(tmp_path):
     with pytest.raises(ValueError, match="not JSON compliant"):
         append_record(tmp_path / "probes.jsonl", probe(10, auc=float("nan")), PROBE_KEY)
     assert not (tmp_path / "probes.jsonl").exists()
@@ -76,7 +76,7 @@ def test_a_write_that_fails_leaves_the_old_lines(tmp_path, monkeypatch):
     assert [entry.name for entry in tmp_path.iterdir()] == ["probes.jsonl"]
 
 
-def test_a_run_folder_is_held_by_one_process_until_it_dies(tmp_path):
+def test_a_run_folder_is_locked_by_one_process_until_it_ends(tmp_path):
     hold = f"with run_lock({str(tmp_path)!r}): print('held', flush=True); input()"
     code = f"from hf_plasticity.records import run_lock\n{hold}"
     holder = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
@@ -93,7 +93,7 @@ def test_the_hash_of_a_configuration_does_not_depend_on_the_order_of_its_keys():
     assert config_hash({"a": 1, "b": [2]}) == config_hash({"b": [2], "a": 1}) != config_hash({"a": 1, "b": [3]})
 
 
-def test_a_configuration_comes_back_as_it_was(tmp_path):
+def test_a_saved_configuration_is_read_unchanged(tmp_path):
     config = {"size": "100K", "languages": ["en", "no"], "learning_rate": 1e-3, "note": "tiếng Việt"}
     write_config(tmp_path, config)
     assert read_config(tmp_path) == config

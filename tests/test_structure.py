@@ -23,9 +23,9 @@ else:
     tomllib = pytest.importorskip("tomllib")
 
 PACKAGE = "hf_plasticity"
-# What the rooms at the bottom import of this package besides themselves.
+# Imports of the lowest folders from this package, in addition to themselves.
 BOTTOM = {"records": {"errors"}, "models": {"errors"}, "metrics": {"errors"}, "network": {"errors"}}
-# Rooms, and the ones above them that they know nothing of, directly or through others.
+# Folders, and the folders above them that they must not import, directly or indirectly.
 ABOVE = {
     "data": {"trainer", "probing", "diagnostics", "experiment", "hub", "analysis"},
     "diagnostics": {"trainer", "probing", "experiment", "hub", "analysis"},
@@ -34,7 +34,7 @@ ABOVE = {
     "trainer": {"experiment", "hub", "analysis", "ladder", "planning", "cli"},
     "analysis": {"trainer", "probing", "network", "experiment", "hub", "cli"},
 }
-# Pages that are to be written.
+# Pages that may be missing.
 ANNOUNCED: set[str] = set()
 # Names of imports whose distribution has another name.
 DISTRIBUTIONS = {"yaml": "pyyaml", "huggingface_hub": "huggingface-hub"}
@@ -78,7 +78,7 @@ def room(module: str) -> str:
 
 
 def rooms() -> dict[str, set[str]]:
-    """For each room, the rooms that it imports, in functions too. The package itself has names only."""
+    """For each folder, the folders that it imports, also in functions. The package itself has only names."""
     graph: dict[str, set[str]] = {}
     for module in MODULES.keys() - {PACKAGE}:
         others = {room(name) for name in imports(module, in_functions=True) & MODULES.keys()}
@@ -88,21 +88,21 @@ def rooms() -> dict[str, set[str]]:
 
 def test_no_module_imports_one_that_imports_it():
     graph = {module: imports(module, in_functions=False) & MODULES.keys() - {PACKAGE} for module in MODULES}
-    order = list(TopologicalSorter(graph).static_order())  # raises CycleError, which names the circle
+    order = list(TopologicalSorter(graph).static_order())  # raises CycleError with the cycle
     assert len(order) >= len(MODULES) - 1
 
 
-def test_no_room_imports_one_that_imports_it_not_even_in_a_function():
+def test_no_folder_imports_one_that_imports_it_even_in_a_function():
     assert list(TopologicalSorter(rooms()).static_order())
 
 
 @pytest.mark.parametrize("name", BOTTOM)
-def test_the_rooms_at_the_bottom_import_nothing_above(name):
+def test_the_lowest_folders_import_nothing_above(name):
     assert rooms()[name] <= BOTTOM[name]
 
 
 @pytest.mark.parametrize("name", ABOVE)
-def test_a_room_knows_nothing_of_those_above(name):
+def test_a_folder_does_not_mention_those_above(name):
     graph, reached, waiting = rooms(), set(), [name]
     while waiting:
         for other in graph.get(waiting.pop(), set()) - reached:

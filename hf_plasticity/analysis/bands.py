@@ -20,17 +20,17 @@ def bands_figure(
     limits: tuple[float, float] | None = None,
 ) -> Figure:
     """
-    Draw the groups over training. Colors tell names apart and line styles schedules; with one name, colors tell the
-    schedules apart.
+    Draw the groups over training. Colors distinguish names, and line styles schedules. With one name, colors
+    distinguish schedules.
 
     Args:
-        groups (`Sequence[Group]`): One line each.
-        curve (`Callable`): From a member to its values by their place on the horizontal axis.
+        groups (`Sequence[Group]`): The groups, with one line each.
+        curve (`Callable`): Returns the values of a member by their position on the horizontal axis.
         title (`str`): The quantity with its unit.
-        unit (`str`): Of the horizontal axis, `"tokens"` or `"steps"`.
+        unit (`str`): The unit of the horizontal axis, `"tokens"` or `"steps"`.
         size (`tuple[int, int]`, *optional*): In CSS pixels.
         span (`float`, *optional*, defaults to 0): The vertical axis covers at least this much.
-        limits (`tuple[float, float]`, *optional*): Of the vertical axis.
+        limits (`tuple[float, float]`, *optional*): Limits of the vertical axis.
     """
     figure, axes = panel(title, size)
     names = list(dict.fromkeys(group.name for group in groups))
@@ -67,7 +67,7 @@ def bands_figure(
 
 
 def bands_caption(groups: Sequence[Group]) -> str:
-    """What the lines of such a figure are, or nothing where each is one run."""
+    """An explanation of the lines; empty if each is one run."""
     most = max((len(group.members) for group in groups), default=1)
     if most == 1:
         return ""

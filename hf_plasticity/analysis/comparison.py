@@ -1,4 +1,4 @@
-"""The probes of several runs whose AUCs may be compared, in groups of seeds."""
+"""The probes of several runs with comparable AUCs, in groups of seeds."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,12 +12,12 @@ from .text import Estimate
 @dataclass(frozen=True)
 class Comparison:
     """
-    Probes on one language by one adaptation for one number of steps. AUCs of other probes cannot be compared with
-    theirs.
+    Probes with the same language, adaptation and number of steps. Their AUCs cannot be compared with those of other
+    probes.
 
     Args:
         name (`str`): The language, adaptation and number of probe steps in words.
-        groups (`list[Group[ProbeSeries]]`): In each, probe configuration and reference of ΔAUC are the same.
+        groups (`list[Group[ProbeSeries]]`): Each group has one probe configuration and one reference of ΔAUC.
     """
 
     name: str
@@ -29,11 +29,11 @@ class Comparison:
 
     @property
     def unit(self) -> str:
-        """Of the horizontal axis, `"tokens"` or `"steps"`."""
+        """The unit of the horizontal axis, `"tokens"` or `"steps"`."""
         return shared_unit(probe for series in self.series for probe in series.trained)
 
     def by_reference(self) -> dict[str, list[Group[ProbeSeries]]]:
-        """The groups by what their ΔAUC refers to: only within one of these may ΔAUCs stand side by side."""
+        """The groups by the reference of their ΔAUC. Only ΔAUCs with the same reference can be compared."""
         found: dict[str, list[Group[ProbeSeries]]] = {}
         for group in self.groups:
             found.setdefault(group.members[0].label(group.members[0].reference), []).append(group)
@@ -41,7 +41,7 @@ class Comparison:
 
 
 def comparisons(runs: Sequence[RunRecord], onset_rule: str | None = None) -> list[Comparison]:
-    """All probes of trained models in these runs, by what may be compared."""
+    """All probes of trained models in these runs, as sets of comparable probes."""
     found: dict[str, list[ProbeSeries]] = {}
     for series in (series for run in runs for series in probe_series(run, onset_rule)):
         if series.trained:
@@ -55,18 +55,18 @@ def _apart(series: ProbeSeries) -> dict[str, str]:
 
 
 def auc_curve(series: ProbeSeries, unit: str) -> dict[float, Estimate]:
-    """AUC by place on the horizontal axis."""
+    """AUC by position on the horizontal axis."""
     return {position(probe, unit): auc(probe) for probe in series.trained}
 
 
 def delta_auc_curve(series: ProbeSeries, unit: str) -> dict[float, Estimate]:
-    """ΔAUC by place on the horizontal axis."""
+    """ΔAUC by position on the horizontal axis."""
     changes = zip(series.trained, series.changes, series.change_errors)
     return {position(probe, unit): Estimate(change, error) for probe, change, error in changes}
 
 
 def last_shared(groups: Sequence[Group[ProbeSeries]]) -> tuple[int, str] | None:
-    """The last step at which every seed of these groups was probed, and its name; `None` where there is none."""
+    """The last step at which every seed of these groups was probed, and its name; `None` if there is none."""
     series = [series for group in groups for series in group.members]
     steps = set.intersection(*({probe["step"] for probe in one.trained} for one in series))
     shared = [(probe["step"], series[0].label(probe)) for probe in series[0].trained if probe["step"] in steps]

@@ -1,8 +1,8 @@
 """
-How figures look, and how they become files.
+The style of figures, and how they are written to files.
 
-Matplotlib keeps its settings for the whole process and is not thread-safe. [`render`] is the only place that draws: it
-applies the style and holds the lock.
+Matplotlib has global settings and is not thread-safe. All figures are therefore drawn in [`render`], which applies the
+style and holds the lock.
 """
 
 import io
@@ -95,7 +95,7 @@ def shades(count: int) -> list:
 
 
 def legend(axes: Axes, columns: int = 0) -> None:
-    """The legend of the axes: inside them, or in so many columns below them."""
+    """The legend of the axes: inside them, or below them in this number of columns."""
     handles, labels = axes.get_legend_handles_labels()
     if handles and columns:
         axes.figure.legend(handles, labels, loc="outside lower left", ncols=min(len(handles), columns))
@@ -104,7 +104,7 @@ def legend(axes: Axes, columns: int = 0) -> None:
 
 
 def at_least(axes: Axes, span: float) -> None:
-    """Let the vertical axis cover at least `span`, so that noise does not fill it."""
+    """Make the vertical axis cover at least `span`, so that noise does not fill it."""
     low, high = axes.get_ylim()
     if high - low < span:
         axes.set_ylim((low + high - span) / 2, (low + high + span) / 2)
@@ -112,8 +112,8 @@ def at_least(axes: Axes, span: float) -> None:
 
 def is_log_spaced(places: Iterable[float]) -> bool:
     """
-    Whether checkpoints are log-spaced, at least at first: three or more of them lie at 1.5 times the place of the one
-    before, or farther. Of evenly spaced checkpoints (1, 2, 3, …) only two do.
+    Whether checkpoints are log-spaced, at least at first: three or more of them are at least 1.5 times as far as the
+    one before. Of evenly spaced checkpoints (1, 2, 3, …), only two are.
     """
     known = sorted({place for place in places if place > 0})
     return sum(later >= 1.5 * earlier for earlier, later in pairwise(known)) >= 3
@@ -124,9 +124,9 @@ def training_axis(axes: Axes, unit: str, places: Iterable[float]) -> None:
     The horizontal axis of a figure over training: from 0, or logarithmic for log-spaced checkpoints.
 
     Args:
-        axes (`Axes`): With everything drawn.
+        axes (`Axes`): The axes, with all curves.
         unit (`str`): `"tokens"` or `"steps"`.
-        places (`Iterable[float]`): Where there are checkpoints.
+        places (`Iterable[float]`): The positions of checkpoints.
     """
     places = set(places)
     axes.set_xlabel(f"training {unit}")

@@ -14,7 +14,7 @@ from .text import MISSING, Estimate
 
 
 SEEDS = ("seed", "data_seed")
-# With two seeds, the 95% interval of a mean is over twelve times as wide as the seeds are apart.
+# With two seeds, the 95% interval of a mean is more than twelve times as wide as the distance of the seeds.
 FEWEST_SEEDS, LEVEL = 3, 0.95
 
 Member = TypeVar("Member")
@@ -26,9 +26,9 @@ class Group(Generic[Member]):
     Runs, or series of probes, that differ only by their seed.
 
     Args:
-        name (`str`): The size, and the settings that tell it from other groups of that size and schedule.
-        schedule (`str`, *optional*): As in the configuration.
-        num_parameters (`int`, *optional*): Non-embedding parameters; `None` where they are not recorded.
+        name (`str`): The size, and the settings that distinguish it from other groups of that size and schedule.
+        schedule (`str`, *optional*): The schedule in the configuration.
+        num_parameters (`int`, *optional*): Non-embedding parameters; `None` if they are not recorded.
         members (`list`): One for each seed.
     """
 
@@ -44,12 +44,12 @@ def group_by_seed(
     apart: Callable[[Member], dict[str, str]] = lambda member: {},
 ) -> list[Group[Member]]:
     """
-    The members in groups that differ only by seed, the smallest models first.
+    Group members that differ only by seed, the smallest models first.
 
     Args:
-        members (`Sequence`): Runs, or what belongs to a run.
-        run_of (`Callable`): From a member to its run.
-        apart (`Callable`, *optional*): What must be equal in a group besides the settings of the run, by name.
+        members (`Sequence`): Runs, or objects of a run.
+        run_of (`Callable`): Returns the run of a member.
+        apart (`Callable`, *optional*): Further values that must be equal in a group, by name.
     """
     found: dict[tuple, list[Member]] = {}
     for member in sorted(members, key=lambda member: run_order(run_of(member))):
@@ -69,16 +69,15 @@ def group_by_seed(
 
 
 def run_order(run: RunRecord) -> tuple:
-    """By size, unknown sizes last; within a size by schedule and seed."""
+    """The sort key: by size (unknown sizes last), then by schedule and seed."""
     size = num_parameters(run)
     return size is None, size or 0, str(run.config.get("schedule")), str(run.config.get("seed")), run.name
 
 
 def identity(run: RunRecord) -> dict[str, str]:
     """
-    The settings that tell a run from others and are not its seed: those that its record lists as deciding the numbers
-    (`provenance.numerics`), or all settings where there is no such list. A run without a configuration is like no
-    other.
+    The settings that identify a run, except its seed: those in its list `provenance.numerics`, or all settings without
+    such a list. A run without a configuration is different from all others.
     """
     if not run.config:
         return {"folder": str(run.folder)}
@@ -89,8 +88,8 @@ def identity(run: RunRecord) -> dict[str, str]:
 
 def mean_curve(seeds: Sequence[dict[float, Estimate]]) -> dict[float, Estimate]:
     """
-    The mean over seeds with its standard error, at every place at which each seed has a value: where one is missing,
-    the mean would jump. One seed is its own mean and keeps its own errors.
+    The mean over seeds with its standard error, at every position at which all seeds have a value, because the mean
+    would jump if one is missing. A single seed keeps its values and errors.
     """
     if len(seeds) < 2:
         return dict(*seeds)
@@ -99,5 +98,5 @@ def mean_curve(seeds: Sequence[dict[float, Estimate]]) -> dict[float, Estimate]:
 
 
 def interval_factor(count: int) -> float:
-    """Standard errors in half the 95% interval of a mean over so many seeds (Student's t); 0 below three seeds."""
+    """Half the 95% interval of a mean over seeds, in standard errors (Student's t); 0 below three seeds."""
     return float(stats.t.ppf((1 + LEVEL) / 2, count - 1)) if count >= FEWEST_SEEDS else 0.0

@@ -1,4 +1,4 @@
-"""How the onset of plasticity loss grows with the size of a model: the study's power law, and your own."""
+"""The power law between the size of a model and the onset of plasticity loss: the study's, and your own."""
 
 import math
 from collections.abc import Sequence
@@ -21,8 +21,8 @@ class Prediction:
 
     Args:
         task (`float`): In task instances.
-        low, high (`float` or `None`): The interval in which the onset of one model of this size lies at the law's
-            level, its own scatter included. `None` where the law has no interval.
+        low, high (`float` or `None`): The interval for the onset of one model of this size at the law's level,
+            including its scatter. `None` if the law has no interval.
         tokens (`float`): `task` in training tokens.
     """
 
@@ -40,10 +40,11 @@ class OnsetLaw:
     Args:
         coefficient, exponent (`float`): The law.
         coefficient_interval, exponent_interval (`tuple[float, float]`, *optional*): Confidence intervals at `level`;
-            `None` where two measured onsets leave nothing to tell the noise by.
+            `None` with two measured onsets, from which the noise cannot be estimated.
         level (`float`, *optional*): Coverage of all intervals.
-        sublinear_p_value (`float`, *optional*): Of the one-sided test against an exponent of 1 or more. Small: larger
-            models gain less than in proportion to their size.
+        sublinear_p_value (`float`, *optional*): From the one-sided test against an exponent of 1 or more. It is small
+        if
+            the onset grows less than proportionally with size.
         loo_errors (`dict[str, float]`, *optional*): Mean relative leave-one-out error of the models `power`, `linear`,
             `log-linear` and `exponential`; `None` with too few points to leave one out.
         tokens_per_task (`float`, *optional*, defaults to 5e9): Training tokens in a task instance.
@@ -102,15 +103,15 @@ def fit_onset_law(
     Args:
         sizes (`Sequence[float | str]`): Non-embedding parameters, or names of `MODEL_SIZES`. A size may occur more
             than once, as with several seeds; the law and its intervals count sizes.
-        onsets (`Sequence[float | Onset]`): Onsets in task instances, or what `find_onset` returned. An [`Onset`] is
-            used as what it is: known between two probes, or an upper or a lower bound. A number is an exact onset.
-        censored (`Sequence[bool]`, *optional*): Which onsets are lower bounds; an [`Onset`] says so itself.
+        onsets (`Sequence[float | Onset]`): Onsets in task instances, or results of `find_onset`. An [`Onset`] is an
+            interval between two probes, or an upper or lower bound. A number is an exact onset.
+        censored (`Sequence[bool]`, *optional*): Which onsets are lower bounds; an [`Onset`] has this information.
         level (`float`, *optional*, defaults to 0.95): Coverage of the intervals. docs/experiments.md has the measured
             coverage.
         tokens_per_task (`float`, *optional*, defaults to 5e9): Training tokens in a task instance of these runs.
 
     Returns:
-        [`OnsetLaw`]: Without intervals where only two onsets were measured.
+        [`OnsetLaw`]: Without intervals if only two onsets were measured.
 
     Raises:
         [`PlasticityError`]: Fewer than two measured onsets at different sizes, lengths that differ, or a value that is

@@ -1,4 +1,4 @@
-"""When a run begins to lose plasticity, read off its probe records."""
+"""The onset of plasticity loss, from the probe records of a run."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -13,7 +13,7 @@ from ..metrics.probe_auc.definition import probe_auc
 
 
 SCATTER_PROBES = 5
-# Of a normal distribution, the standard deviation over the median of the absolute values.
+# The standard deviation of a normal distribution divided by the median of its absolute values.
 NORMAL_MEDIAN = 1.4826
 COMPARABLE = ("language", "adaptation", "probe_config_hash")
 
@@ -26,16 +26,17 @@ class Onset:
     The onset of plasticity loss in a run, or in several seeds of it.
 
     Args:
-        task (`float`): The onset in task instances. Where `censored`, the last task seen: a lower bound.
-        tokens (`float`): The training tokens at `task`, on a straight line between the probes around it.
+        task (`float`): The onset in task instances. If `censored`, the last probed task, a lower bound.
+        tokens (`float`): The training tokens at `task`, linearly interpolated between the probes around it.
         censored (`bool`): No onset was detected.
         rule (`str`): The rule by which the onset was determined.
-        at_first_probe (`bool`, *optional*, defaults to `False`): The curve rises from its first probe on: `task` is an
-            upper bound.
-        between (`tuple[float, float]`, *optional*): The probes before and after it, in task instances; 0 below the
-            first and infinity above the last.
+        at_first_probe (`bool`, *optional*, defaults to `False`): The curve rises from its first probe: `task` is an
+        upper
+            bound.
+        between (`tuple[float, float]`, *optional*): The probes before and after it, in task instances; 0 before the
+            first and infinity after the last.
         interval (`tuple[float, float]`, *optional*): The 95% interval; for the rule `"rise"`.
-        p_value (`float`, *optional*): Of the test for a rise; for the rule `"rise"`.
+        p_value (`float`, *optional*): The p-value of the test for a rise; for the rule `"rise"`.
         detectable_rise (`float`, *optional*): The lasting rise, in percent, that would have been detected with a
             probability of 80%; for the rule `"rise"`.
     """
@@ -57,19 +58,19 @@ class Onset:
 
 def find_onset(probes: Probes | Sequence[Probes], rule: str = "rise", z: float = 3.0) -> Onset:
     """
-    The onset of plasticity loss: the task instance from which the probe's area rises.
+    Find the onset of plasticity loss: the task instance after which the probe's area rises.
 
-    The study (huggingface.co/papers/2606.24752) reads an onset off each curve of areas and leaves open by which rule.
-    The rules offered here are ours, defined in `plasticity_onset`:
+    The study (huggingface.co/papers/2606.24752) reports an onset for each curve but does not state its rule. These
+    rules are ours, defined in `plasticity_onset`:
 
-    - `"rise"`: a test whether the area rises by more than noise, and where it does, the minimum of the smoothed curve.
-    - `"turning_point"`: the smallest area after which a larger one was seen. Finds an onset in nearly every curve.
-    - `"zero_crossing"`: where ΔAUC comes back to zero after the dip, linearly interpolated between probes.
-    - `"statistical"`: the first task from which on the area stays above its running minimum by more than `z` standard
+    - `"rise"`: a test whether the area rises by more than noise; if it does, the minimum of the smoothed curve.
+    - `"turning_point"`: the smallest area that is followed by a larger one. It finds an onset in nearly every curve.
+    - `"zero_crossing"`: the task at which ΔAUC returns to zero, linearly interpolated between probes.
+    - `"statistical"`: the first task after which the area stays above its running minimum by more than `z` standard
       errors.
 
-    The probe of the untrained model (task 0) is left out: it has nothing to lose yet, and its area lies far above all
-    others. A run in which no onset is detected gives a censored onset: its last task, a lower bound.
+    The probe of the untrained model (task 0) is left out: it cannot have lost plasticity, and its area is far above
+    all others. A run without a detected onset has a censored onset: its last task, a lower bound.
 
     Args:
         probes (`Sequence[Mapping]` or `Sequence[Sequence[Mapping]]`): Probe records (`records.PROBE_FIELDS`) of one
@@ -77,18 +78,18 @@ def find_onset(probes: Probes | Sequence[Probes], rule: str = "rise", z: float =
             task, over the tasks that all of them have. A record may carry `repeats`, a list of loss curves on the
             steps `probe_steps`, one for each probe data seed; their mean area is then its area.
         rule (`str`, *optional*, defaults to `"rise"`): One of the four above.
-        z (`float`, *optional*, defaults to 3.0): For `"statistical"`, how many standard errors are more than noise.
-            The standard error of an area comes from the seeds where there are several, else from a record's
-            `repeats`, else from its `auc_stderr`; where `probe_scatter` is larger, it is that.
+        z (`float`, *optional*, defaults to 3.0): For `"statistical"`, the number of standard errors that are more than
+            noise. The standard error of an area is from the seeds if there are several, otherwise from a record's
+            `repeats`, otherwise from its `auc_stderr`. `probe_scatter` is used if it is larger.
 
     Returns:
         [`Onset`]: In task instances and in tokens.
 
     Raises:
         [`PlasticityError`]: Records of different probes, a task probed twice in a run, a missing field, fewer than
-            two probes of the trained model, too few to know the noise for `"rise"` (eight of one run, three of each
-            of several), no probe after cycle 1 for `"zero_crossing"`, or neither standard errors nor five probes for
-            `"statistical"`.
+            two probes of the trained model, too few to estimate the noise for `"rise"` (eight of one run, three of
+            each of several), no probe after cycle 1 for `"zero_crossing"`, or neither standard errors nor five probes
+            for `"statistical"`.
 
     Example:
 
@@ -115,7 +116,7 @@ def find_onset(probes: Probes | Sequence[Probes], rule: str = "rise", z: float =
     if rule == "zero_crossing":
         first = [task for task in tasks if _field(by_task[0][task], "cycle") == 1]
         if not first:
-            raise PlasticityError("probes: there is none after cycle 1, against which zero_crossing takes ΔAUC")
+            raise PlasticityError("probes: there is none after cycle 1, the reference of zero_crossing")
         tasks = [task for task in tasks if task >= first[0]]
     curves = [[_area(run[task]) for task in tasks] for run in by_task]
     stderrs = [_standard_errors(tasks, curves, by_task)] * len(runs) if rule == "statistical" else None
@@ -170,11 +171,11 @@ def _area(probe: Mapping[str, Any]) -> float:
 
 def probe_scatter(tasks: Sequence[float], areas: Sequence[float]) -> float | None:
     """
-    By how much an area differs from the trend of its neighbours, as a standard deviation in the unit of the areas.
+    The scatter of an area about the trend of its neighbors, as a standard deviation in the unit of the areas.
 
     Each area is compared with the straight line between the two beside it (Gasser, Sroka & Jennen-Steinmetz 1986,
-    Biometrika 73, 625-633); the median of the differences keeps a bend of the curve, or one area that stands out, from
-    being taken for noise.
+    Biometrika 73, 625-633); the median of the differences is robust against a bend of the curve and against one
+    outlier.
 
     Args:
         tasks (`Sequence[float]`): Task instances trained before each probe, increasing.
@@ -196,15 +197,15 @@ def _standard_errors(
     tasks: list[float], curves: list[list[float]], runs: Sequence[Mapping[float, Mapping[str, Any]]]
 ) -> list[float]:
     """
-    What one area may be off by, by what is known of it: its repeats or seeds, and its neighbours. With several seeds,
-    the error of their mean times the root of their number.
+    The standard error of one area, from its repeats or seeds and its neighbors. With several seeds, the error of their
+    mean times the root of their number.
     """
     scatter = probe_scatter(tasks, np.mean(curves, axis=0).tolist())
     stderrs = [_standard_error([run[task] for run in runs]) for task in tasks]
     for task, stderr in zip(tasks, stderrs):
         if stderr is None and scatter is None:
             raise PlasticityError(
-                f"probes: the noise at task {task} is not known, which the statistical rule needs; pass five or more "
+                f"probes: the noise at task {task} is not known; the statistical rule requires five or more "
                 "probes, several seeds, or records with two or more repeats or an auc_stderr"
             )
     return [math.sqrt(len(runs)) * max(stderr or 0.0, scatter or 0.0) for stderr in stderrs]

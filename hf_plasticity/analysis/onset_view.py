@@ -1,4 +1,4 @@
-"""How an onset is shown. Nothing else in the report reads the fields of an [`Onset`]."""
+"""The presentation of an onset. Only this module reads the fields of an [`Onset`] for the report."""
 
 import math
 from collections.abc import Sequence
@@ -12,12 +12,12 @@ from .text import MISSING, plural
 
 
 def is_detected(onset: Onset | None) -> bool:
-    """Whether plasticity is lost while the run is watched."""
+    """Whether the run has a detected onset."""
     return onset is not None and not onset.censored
 
 
 def onset_sentence(seeds: Sequence[ProbeSeries]) -> str:
-    """The onset of a run or of several seeds, or that there is none, with the reason."""
+    """A sentence about the onset of a run or of several seeds."""
     onset, reason = onset_of_seeds(seeds)
     if onset is None:
         return f"No onset of plasticity loss can be stated: {reason}."
@@ -64,14 +64,14 @@ def detectable_cell(onset: Onset | None) -> str:
 
 
 def draw_onset_line(axes: Axes, series: ProbeSeries, unit: str) -> None:
-    """A vertical line at the onset of a run, where one was detected and the axis counts tokens."""
+    """A vertical line at the onset of a run, if one was detected and the axis has tokens."""
     if is_detected(series.onset) and unit == "tokens":
         label = f"onset: {onset_cell(series.onset)}"
         axes.axvline(series.onset.tokens, color=ACCENT, linewidth=1.4, linestyle="--", label=label)
 
 
 def draw_onset_marks(axes: Axes, sizes: Sequence[float], onsets: Sequence[Onset], seeds: int) -> None:
-    """A mark for each onset over the size of its model: measured, with the probes around it, at least, or at most."""
+    """A mark for each onset over the size of its model: measured (with the probes around it), at least, or at most."""
     of = f"onset of {plural(seeds, 'seed')}" if seeds > 1 else "onset of one run"
     for marker, text, censored, at_first_probe in (
         ("o", f"{of}, and the probes around it", False, False),

@@ -1,4 +1,4 @@
-"""The page of a report: sections of text, figures and tables, written as one HTML file that loads nothing else."""
+"""The page of a report: sections of text, figures and tables in one self-contained HTML file."""
 
 import base64
 import csv
@@ -25,9 +25,9 @@ class Drawing:
     A figure that is drawn when the page is written.
 
     Args:
-        name (`str`): What it shows: its alternative text, and the name of its files.
+        name (`str`): Its content, used as alternative text and as the name of its files.
         draw (`Callable[[], Figure]`): Draws it.
-        caption (`str`, *optional*): Below the figure.
+        caption (`str`, *optional*): The text below the figure.
     """
 
     name: str
@@ -41,10 +41,10 @@ class Table:
     A table, shown formatted and offered as CSV with full precision.
 
     Args:
-        columns (`dict[str, Callable[[Any], str]]`): For each heading how its values are shown.
-        rows (`list[list]`): The values, `None` for what was not recorded. An [`Estimate`] makes two columns in CSV.
-        caption (`str`, *optional*): Above the table.
-        folded (`bool`, *optional*, defaults to `False`): Whether the table is shown only on request.
+        columns (`dict[str, Callable[[Any], str]]`): The format of each column.
+        rows (`list[list]`): The values, `None` if not recorded. An [`Estimate`] has two columns in CSV.
+        caption (`str`, *optional*): The text above the table.
+        folded (`bool`, *optional*, defaults to `False`): Whether the table is folded at first.
     """
 
     columns: dict[str, Callable[[Any], str]]
@@ -74,15 +74,14 @@ class Table:
 @dataclass
 class Section:
     """
-    A heading with what is below it, in this order. A section without figures and tables is left out; its notes are
-    kept.
+    A section with its content in this order. A section without figures and tables is left out, except its notes.
 
     Args:
         title (`str`): The heading.
         text (`list[str]`, *optional*): Paragraphs.
         drawings (`list[Drawing]`, *optional*): Figures.
         tables (`list[Table]`, *optional*): Tables.
-        notes (`list[str]`, *optional*): What the records lack and what is therefore not shown, each in a sentence.
+        notes (`list[str]`, *optional*): One sentence for each missing part of the records.
         size (`str`, *optional*, defaults to `"half"`): The width of a figure: `"whole"`, `"half"` or `"small"`.
     """
 
@@ -101,8 +100,8 @@ class Page:
 
     Args:
         title (`str`): The name of the run or runs.
-        result (`list[str]`): What was found, or that nothing was.
-        summary (`str`): What was run.
+        result (`list[str]`): The result in sentences.
+        summary (`str`): A description of the runs.
         sections (`list[Section]`): In order.
     """
 
@@ -118,7 +117,7 @@ class Page:
 
 def write_page(page: Page, path: Path, figures: Path | None = None) -> None:
     """
-    Write a page to `path`, and every figure as SVG and PNG to the folder `figures` as well where one is given.
+    Write a page to `path`. If a folder `figures` is given, also write every figure to it, as SVG and PNG.
 
     Raises:
         [`PlasticityError`]: A file cannot be written.
@@ -145,7 +144,7 @@ def write_page(page: Page, path: Path, figures: Path | None = None) -> None:
 
 
 def data_uri(kind: str, data: bytes) -> str:
-    """The data as an address that holds it."""
+    """The data as a `data:` URL."""
     return f"data:{kind};base64,{base64.b64encode(data).decode()}"
 
 
@@ -156,10 +155,10 @@ def file_name(title: str) -> str:
 
 def write_file(option: str, path: Path, data: bytes) -> None:
     """
-    Write a file in one go; a reader finds the old one or the new one.
+    Write a file atomically.
 
     Raises:
-        [`PlasticityError`]: It cannot be written; `option` is the option that named it.
+        [`PlasticityError`]: It cannot be written; `option` is the option with its path.
     """
     try:
         write_atomically(path, data)

@@ -1,8 +1,8 @@
 """
 The statistics of a comparison of methods on the same seeds: intervals, sign-flip tests, Holm's correction, ranks.
 
-Everything works on differences that are paired by seed: ln(AUC of a method / AUC of the other) for each seed, so that
-what a seed does to every method cancels. Nothing here knows of runs.
+All functions use differences that are paired by seed, ln(AUC of a method / AUC of the other), so that effects of the
+seed on all methods cancel. They do not depend on runs.
 """
 
 import math
@@ -18,7 +18,7 @@ from ..errors import PlasticityError
 
 
 LEVEL = 0.05
-# All 2ⁿ assignments of signs are tried.
+# The test enumerates all 2ⁿ assignments of signs.
 MOST_SEEDS = 20
 
 
@@ -27,7 +27,7 @@ class Change(NamedTuple):
     A change in percent: the mean ratio of two methods over seeds (geometric), minus 1.
 
     Args:
-        percent (`float`): The change; below 0 where the method is lower.
+        percent (`float`): The change; below 0 if the method is lower.
         low (`float`, *optional*): Lower end of the 95% interval; `None` with one seed.
         high (`float`, *optional*): Upper end.
     """
@@ -46,7 +46,7 @@ def mean_interval(differences: ArrayLike, level: float = LEVEL) -> tuple[float, 
     """
     The interval of the mean of differences by Student's t.
 
-    It is exact where the differences are normal. In simulations with six seeds
+    It is exact if the differences are normal. In simulations with six seeds
     (tests/analysis/test_paired.py) a 95% interval contains the true mean in 95% of cases with normal differences, in
     96% with heavy tails (Student's t with three degrees of freedom), and in 82% with strong skew (log-normal).
 
@@ -72,7 +72,7 @@ def _t_quantile(probability: float, degrees: int) -> float:
 
 
 def percent_change(differences: ArrayLike, level: float = LEVEL) -> Change:
-    """The change in percent that differences of logarithms mean, with its interval."""
+    """The change in percent for differences of logarithms, with its interval."""
     ends = mean_interval(differences, level) or (None, None)
     return Change(*(None if one is None else 100 * math.expm1(one) for one in (float(np.mean(differences)), *ends)))
 
@@ -80,18 +80,18 @@ def percent_change(differences: ArrayLike, level: float = LEVEL) -> Change:
 def sign_flip_p(differences: ArrayLike) -> float:
     """
     The exact two-sided p-value of a mean difference of zero: the share of the 2ⁿ assignments of signs to the
-    differences whose mean is at least as far from zero. It assumes that the differences are symmetric about zero where
-    there is no effect, and nothing else of their distribution.
+    differences whose mean is at least as far from zero. It only assumes that the differences are symmetric about zero
+    if there is no effect.
 
     Args:
-        differences (`ArrayLike`): One for each seed, 20 at most.
+        differences (`ArrayLike`): One for each seed, at most 20.
 
     Raises:
-        [`PlasticityError`]: There are more.
+        [`PlasticityError`]: There are more than 20.
     """
     values = np.asarray(differences, dtype=float)
     if len(values) > MOST_SEEDS:
-        raise PlasticityError(f"seeds: {len(values)} are more than the {MOST_SEEDS} of which all signs are tried")
+        raise PlasticityError(f"seeds: {len(values)} are more than the supported {MOST_SEEDS}")
     sums = np.zeros(1)
     for value in values:
         sums = np.concatenate([sums + value, sums - value])
@@ -102,8 +102,8 @@ def sign_flip_p(differences: ArrayLike) -> float:
 
 def holm(p_values: Sequence[float]) -> list[float]:
     """
-    p-values corrected for the number of tests by Holm's step-down method: where those below α are called significant,
-    the probability of one false call among all tests is at most α.
+    p-values corrected for the number of tests by Holm's step-down method: if those below α are called significant,
+    the probability of at least one false positive among all tests is at most α.
     """
     count = len(p_values)
     corrected, largest = [0.0] * count, 0.0
@@ -114,12 +114,12 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def smallest_p(seeds: int, tests: int) -> float:
-    """The smallest corrected p-value that so many seeds can give in the first of so many tests."""
+    """The smallest possible corrected p-value for this number of seeds and tests."""
     return min(1.0, tests * 2.0 ** (1 - seeds))
 
 
 def seeds_needed(tests: int, level: float = LEVEL) -> int:
-    """The fewest seeds with which one of so many tests can be significant after the correction."""
+    """The smallest number of seeds with which one of the tests can be significant after the correction."""
     seeds = 1
     while smallest_p(seeds, tests) > level:
         seeds += 1
@@ -128,16 +128,16 @@ def seeds_needed(tests: int, level: float = LEVEL) -> int:
 
 def ranks(values: Sequence[ArrayLike], level: float = LEVEL) -> list[tuple[int, int]]:
     """
-    The ranks of methods, as far as they are supported. A method is above another only where the sign-flip test of the
-    two, corrected for all pairs, is significant.
+    The ranges of ranks of methods. A method is above another only if the sign-flip test of the two, corrected for all
+    pairs, is significant.
 
     Args:
         values (`Sequence[ArrayLike]`): For each method one value for each seed, such as ln AUC; lower is better.
-        level (`float`, *optional*, defaults to 0.05): Of the tests.
+        level (`float`, *optional*, defaults to 0.05): The level of the tests.
 
     Returns:
-        `list[tuple[int, int]]`: For each method its best and its worst possible rank. A method has a rank of its own
-        where every comparison with another is significant; methods in a tie share a range.
+        `list[tuple[int, int]]`: For each method its best and its worst possible rank. A method has a single rank if
+        every comparison with another is significant; tied methods share a range.
     """
     found = [[1, len(values)] for _ in values]
     for (better, worse), _, corrected in pairwise_tests(values):

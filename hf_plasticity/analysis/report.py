@@ -1,4 +1,4 @@
-"""`hf-plasticity report`: one self-contained HTML page about one run, or about several side by side."""
+"""`hf-plasticity report`: one self-contained HTML page about one run or several."""
 
 import os
 from collections.abc import Sequence
@@ -32,13 +32,13 @@ def write_report(
     onset_rule: str | None = None,
 ) -> Path:
     """
-    Write the report of one run, or of several side by side, as one HTML file that needs no network.
+    Write the report of one run or several as one HTML file that works offline.
 
     Args:
         runs (`Sequence[RunRecord]`): The runs, as [`~records.read_run`] returns them.
-        output (`str` or `os.PathLike`): The file to write. Its folder is created where it does not exist.
-        figures (`str` or `os.PathLike`, *optional*): A folder to write every figure to as well, as SVG and PNG.
-        onset_rule (`str`, *optional*): How onsets are determined, as in [`find_onset`], whose default it has.
+        output (`str` or `os.PathLike`): The file to write. Its folder is created if it does not exist.
+        figures (`str` or `os.PathLike`, *optional*): A folder in which every figure is also written, as SVG and PNG.
+        onset_rule (`str`, *optional*): The rule for onsets, as in [`find_onset`].
 
     Returns:
         `Path`: The file written.
@@ -82,7 +82,7 @@ def run_page(run: RunRecord, onset_rule: str | None = None) -> Page:
 
 
 def runs_page(runs: Sequence[RunRecord], onset_rule: str | None = None) -> Page:
-    """The report of several runs side by side."""
+    """The report of several runs."""
     compared = comparisons(runs, onset_rule)
     sections = [
         *(comparison_section(one) for one in compared),
@@ -97,7 +97,7 @@ def runs_page(runs: Sequence[RunRecord], onset_rule: str | None = None) -> Page:
 
 def missing_section(runs: Sequence[RunRecord]) -> Section:
     """Notes on runs without a configuration or without a probe."""
-    notes = [f"{run.name}: no config.yaml, so that it is not grouped with any run." for run in runs if not run.config]
+    notes = [f"{run.name}: no config.yaml, so it is not grouped with any run." for run in runs if not run.config]
     without = [run for run in runs if all(is_untrained(probe) for probe in run.probes)]
     notes += [f"{run.name}: no probe of the trained model." for run in without]
     return Section("", notes=notes)
@@ -108,11 +108,11 @@ def find_runs(paths: Sequence[str | os.PathLike]) -> list[str | os.PathLike]:
     The run folders among `paths`, with each folder of runs replaced by the run folders in it.
 
     Args:
-        paths (`Sequence[str | os.PathLike]`): Run folders, folders of run folders, or names on the Hub, which stay as
-            they are.
+        paths (`Sequence[str | os.PathLike]`): Run folders, folders of run folders, or names on the Hub, which are not
+            changed.
 
     Returns:
-        `list[str | os.PathLike]`: In the order of `paths`, those in one folder by name.
+        `list[str | os.PathLike]`: In the order of `paths`; those in one folder sorted by name.
     """
     found = []
     for path in paths:
@@ -129,10 +129,10 @@ def is_run(folder: Path) -> bool:
 
 def check_runs(runs: Sequence[RunRecord]) -> None:
     """
-    Check that every run is given once, and that every probe has the fields a report requires.
+    Check that there are no duplicate runs, and that every probe has the fields that a report requires.
 
     Raises:
-        [`PlasticityError`]: It does not.
+        [`PlasticityError`]: A check fails.
     """
     folders = [run.folder.resolve() for run in runs]
     for run, folder in zip(runs, folders):

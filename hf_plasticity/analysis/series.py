@@ -1,4 +1,4 @@
-"""The probes of a run that may be compared with each other: their AUCs, ΔAUCs, noise and onset."""
+"""Comparable probes of a run: their AUCs, ΔAUCs, noise and onset."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -37,9 +37,9 @@ class ProbeSeries:
         run ([`~records.RunRecord`]): The run.
         language (`str`): The probe language.
         adaptation (`str`): `"full"` or `"lora"`.
-        probe_config_hash (`str`): Identifies all other settings and the data of the probe.
+        probe_config_hash (`str`): The hash of all other settings and the data of the probe.
         probes (`list[dict]`): The probe records, by step.
-        onset_rule (`str`, *optional*): As in [`find_onset`], whose default it has.
+        onset_rule (`str`, *optional*): As in [`find_onset`].
     """
 
     run: RunRecord
@@ -68,7 +68,7 @@ class ProbeSeries:
 
     @property
     def reference(self) -> dict[str, Any] | None:
-        """The probe to which ΔAUC refers, as in the records: the first of the trained model."""
+        """The reference of ΔAUC, as in the records: the first probe of the trained model."""
         return self.trained[0] if self.trained else None
 
     @property
@@ -84,14 +84,14 @@ class ProbeSeries:
     @cached_property
     def change_errors(self) -> list[float | None]:
         """
-        Standard errors of `changes`, `None` where a probe was not repeated. Each repeat is compared with the same
-        repeat of the reference, which saw the same data, so that what they share does not count as noise.
+        Standard errors of `changes`, `None` if a probe was not repeated. Each repeat is compared with the repeat of
+        the reference that has the same data, so that shared effects do not count as noise.
         """
         return [_paired_error(probe, self.reference) for probe in self.trained]
 
     @cached_property
     def scatter(self) -> float | None:
-        """By how much an AUC differs from the trend of its neighbors; `None` with fewer than five."""
+        """The scatter of an AUC about the trend of its neighbors; `None` with fewer than five."""
         return probe_scatter([probe["step"] for probe in self.trained], [probe["auc"] for probe in self.trained])
 
     @property
@@ -111,8 +111,8 @@ class ProbeSeries:
     @property
     def least_span(self) -> float:
         """
-        How much of the AUC, in percent, an axis covers at least so that noise does not fill it: ten times the noise
-        (the larger of the scatter and the median error over repeats) and 1% at least, or 5% where it is not known.
+        The smallest range of an axis in percent of the AUC, so that noise does not fill it: ten times the noise (the
+        larger of the scatter and the median error over repeats) and at least 1%, or 5% if the noise is not known.
         """
         errors = [probe["auc_stderr"] for probe in self.trained if probe.get("auc_stderr") is not None]
         noise = max(median(errors or [0.0]), self.scatter or 0.0)
@@ -121,8 +121,8 @@ class ProbeSeries:
     @property
     def rises(self) -> bool | None:
         """
-        Whether the last AUC lies above the lowest by more than three standard errors of a difference of two AUCs that
-        scatter as those of this run. `None` with fewer than five.
+        Whether the last AUC is above the lowest by more than three standard errors of a difference of two AUCs with
+        the scatter of this run. `None` with fewer than five.
         """
         if self.scatter is None:
             return None
@@ -130,7 +130,7 @@ class ProbeSeries:
 
     @cached_property
     def onset(self) -> Onset | None:
-        """The onset of plasticity loss in this run alone; `None` where `no_onset` has the reason."""
+        """The onset of plasticity loss in this run; `None` if there is a reason in `no_onset`."""
         return onset_of_seeds([self])[0]
 
     @property
@@ -140,7 +140,7 @@ class ProbeSeries:
 
 
 def onset_of_seeds(seeds: Sequence[ProbeSeries]) -> tuple[Onset | None, str | None]:
-    """The onset of runs that differ only by their seed, taken together; or `None`, and why there is none."""
+    """The common onset of runs that differ only by their seed; or `None` and the reason."""
     probes = [probe for series in seeds for probe in series.trained]
     if any(probe.get("task") is None or probe.get("tokens") is None for probe in probes):
         return None, "the task instance or the tokens of its probes are not recorded"
@@ -150,7 +150,7 @@ def onset_of_seeds(seeds: Sequence[ProbeSeries]) -> tuple[Onset | None, str | No
     shared = len(set.intersection(*({probe["task"] for probe in series.trained} for series in seeds)))
     if rule == "rise" and shared < (FEWEST_PROBES if len(seeds) == 1 else FEWEST_PROBES_OF_SEEDS):
         return None, (
-            f"{plural(shared, 'probe')} of {plural(len(seeds), 'seed')} cannot tell a rise from noise, which requires "
+            f"{plural(shared, 'probe')} of {plural(len(seeds), 'seed')} are too few: the test for a rise requires "
             f"{FEWEST_PROBES} probes of one seed, or {FEWEST_PROBES_OF_SEEDS} of each of several"
         )
     try:
@@ -169,7 +169,7 @@ def _paired_error(probe: dict[str, Any], reference: dict[str, Any]) -> float | N
 
 
 def probe_series(run: RunRecord, onset_rule: str | None = None) -> list[ProbeSeries]:
-    """The probes of a run in groups that may be compared, in the order of their first probe."""
+    """The probes of a run in comparable groups, in the order of their first probe."""
     groups: dict[tuple, list[dict[str, Any]]] = {}
     for probe in run.probes:
         groups.setdefault((probe["language"], probe["adaptation"], probe["probe_config_hash"]), []).append(probe)
@@ -177,7 +177,7 @@ def probe_series(run: RunRecord, onset_rule: str | None = None) -> list[ProbeSer
 
 
 def is_untrained(probe: dict[str, Any]) -> bool:
-    """Whether a probe record is of the model before its first step."""
+    """Whether a probe record is that of the untrained model."""
     return probe["step"] == 0
 
 
@@ -187,7 +187,7 @@ def auc(probe: dict[str, Any]) -> Estimate:
 
 
 def position(record: dict[str, Any], unit: str) -> float:
-    """Where a record stands on the horizontal axis."""
+    """The position of a record on the horizontal axis."""
     return record["tokens" if unit == "tokens" else "step"]
 
 
@@ -206,15 +206,15 @@ def label(run: RunRecord, record: dict[str, Any]) -> str:
 
 def language_name(run: RunRecord, code: str) -> str:
     """
-    A language in words. Generated languages, and those of a run whose text source is not recorded, keep their code: a
-    code alone does not make a text Vietnamese.
+    The name of a language. Generated languages, and languages of a run without a recorded text source, are named by
+    their code.
     """
     source = SOURCES.get(run.config.get("source"))
     return LANGUAGE_NAMES.get(code, code) if source is not None and source.natural else code
 
 
 def num_parameters(run: RunRecord) -> int | None:
-    """Non-embedding parameters of a run's model, or `None` where they are not recorded."""
+    """Non-embedding parameters of a run's model, or `None` if they are not recorded."""
     provenance = run.config.get(PROVENANCE) or {}
     if provenance.get("num_non_embedding_parameters") is not None:
         return provenance["num_non_embedding_parameters"]

@@ -1,7 +1,7 @@
 """
-How often the onset rules and the law are right: simulated curves and ladders with known onsets.
+Simulated curves and ladders with known onsets, to measure the errors of the onset rules and of the law.
 
-Every number that the documentation states about false alarms, power, bias and coverage is computed here.
+The documented numbers for false alarms, power, bias and coverage are computed here.
 """
 
 import math
@@ -16,7 +16,7 @@ from ..metrics.plasticity_onset.rise import autocorrelated
 
 TASKS_PER_PROBE = 8
 COEFFICIENT, EXPONENT = 1.3e-5, 0.8269
-# Non-embedding parameters of sizes, the smallest first: any of the paper's.
+# Non-embedding parameters of the paper's sizes, the smallest first.
 SIZES = (5e6, 12e6, 27e6, 39e6, 53e6, 83e6, 106e6, 314e6)
 RULES = ("rise", "statistical", "turning_point")
 
@@ -33,8 +33,8 @@ def falling_curve(probes: int) -> np.ndarray:
 
 def turning_curve(probes: int, rise: float, turn: float = 0.5) -> np.ndarray:
     """
-    A curve that falls, first steeply and then by 4%, and from the share `turn` of its length on rises by `rise`, both
-    in straight lines.
+    A curve that falls, first steeply and then by 4%, and from the share `turn` of its length rises by `rise`, both
+    linearly.
     """
     share = np.arange(probes) / (probes - 1)
     fall = 0.15 * np.exp(-np.arange(probes) / 2) + 0.04 * np.clip(1 - share / turn, 0, None)
@@ -64,8 +64,8 @@ def location_errors(
     probes: int, turn: float, rise: float, seeds: int, noise: float, correlation: float, replicates: int, seed: int = 0
 ) -> dict[str, float]:
     """
-    Where the rule `"rise"` finds an onset that is there: the share found, and of these the mean error and the root
-    mean squared error in shares of the curve, and how often the interval holds the minimum of the curve.
+    The power of the rule `"rise"`: the share of onsets that are found, and for these the mean error and the root mean
+    squared error in shares of the curve, and the coverage of the interval.
     """
     curve, rng = turning_curve(probes, rise, turn), np.random.default_rng([seed, seeds, probes])
     truth = TASKS_PER_PROBE * (1 + float(np.argmin(curve)))
@@ -86,7 +86,7 @@ def location_errors(
 
 
 def law_of_flat_ladders(sizes: int, seeds: int, probes: int, noise: float, replicates: int, seed: int = 0) -> float:
-    """The share of ladders without any onset in which three sizes have one, which a law requires."""
+    """The share of ladders without an onset in which a law is fitted, because three sizes have a detected onset."""
     rng, laws = np.random.default_rng([seed, sizes]), 0
     for _ in range(replicates):
         ladders = level_curve(probes) + noise * rng.standard_normal((sizes, seeds, probes))
@@ -105,9 +105,9 @@ def law_errors(
     seed: int = 0,
 ) -> dict[str, float]:
     """
-    The law fitted to the paper's, with onsets that scatter (standard deviations of log T) and are known between two
-    probes `probe_every` tasks apart, in runs of `length` tasks. The mean exponent fitted to bounds and to the probes
-    taken as points, and how often the 95% interval of the exponent holds the truth.
+    Fits to onsets of the paper's law with scatter (standard deviations of log T), known to be between two probes
+    `probe_every` tasks apart, in runs of `length` tasks. Returns the mean exponent fitted to bounds and to points, and
+    the coverage of the 95% interval of the exponent.
     """
     rng = np.random.default_rng([seed, len(sizes), seeds])
     exponents, points, held = [], [], []
@@ -169,7 +169,7 @@ def tables(replicates: int) -> str:
             f"| {probes} | {seeds} | {noise:.0%} | {correlation} | {turn:.0%} | {rise:.0%} | {' | '.join(cells)} |"
         )
     flat = law_of_flat_ladders(5, 3, 24, 0.02, replicates)
-    lines += ["", f"Ladders of five sizes and three seeds without an onset in which a law is fitted: {flat:.1%}", ""]
+    lines += ["", f"A law is fitted in {flat:.1%} of ladders with five sizes, three seeds and no onset.", ""]
     lines += [
         "| sizes | seeds | scatter of sizes, seeds | probe every | exponent | as points | 95% interval holds .827 |",
         "|---|---|---|---|---|---|---|",

@@ -1,4 +1,4 @@
-"""The first lines of a report or a model card: what was found and what was run, in plain sentences."""
+"""The first lines of a report or a model card: the result, and a description of the runs."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -13,14 +13,14 @@ from .text import auc_text, compact, listed, plural
 
 
 SCHEDULES = {None: "", "rotation": " in rotation", "stationary": " mixed uniformly"}
-# Above so many sizes, their AUCs are left to the table.
+# With more sizes, their AUCs are only in the table.
 MOST_NAMES = 3
-# Above so many configurations, their onsets are left to the table.
+# With more configurations, their onsets are only in the table.
 MOST_ONSETS = 6
 
 
 def run_result(series: Sequence[ProbeSeries]) -> list[str]:
-    """What the probes of a run show, or that they show nothing yet, a sentence or two for each series."""
+    """The result of a run in one or two sentences for each series of probes."""
     if not series:
         return ["No result yet: no probe has been recorded."]
     several = len(series) > 1
@@ -52,7 +52,7 @@ def series_result(series: ProbeSeries) -> str:
 
 
 def unit_sentence(run: RunRecord) -> str:
-    """How many MLP units are dormant at the first and at the last diagnosis; empty without diagnoses of them."""
+    """The share of dormant MLP units at the first and the last diagnosis; empty if they were not diagnosed."""
     shares = [
         (record["measures"]["dormant_units"]["overall"], label(run, record))
         for record in run.diagnostics
@@ -70,7 +70,7 @@ def _against(probe: dict[str, Any], other: dict[str, Any]) -> str:
 
 
 def run_summary(run: RunRecord, series: Sequence[ProbeSeries]) -> str:
-    """What was trained and probed."""
+    """A description of the training and the probes of a run."""
     config, count = run.config, num_parameters(run)
     text = f"{config['size']} model" if config.get("size") else str(config.get("model") or "Model")
     if count is not None:
@@ -96,7 +96,7 @@ def run_summary(run: RunRecord, series: Sequence[ProbeSeries]) -> str:
 
 
 def runs_result(comparisons: Sequence[Comparison]) -> list[str]:
-    """What several runs show: the AUCs of the schedules of each size, and the onset of each configuration."""
+    """The result of several runs: the AUCs of the schedules of each size, and the onset of each configuration."""
     every = [series for comparison in comparisons for series in comparison.series]
     if not every:
         return ["No result yet: no probe of a trained model has been recorded."]
@@ -105,7 +105,7 @@ def runs_result(comparisons: Sequence[Comparison]) -> list[str]:
 
 
 def onset_sentences(comparison: Comparison) -> list[str]:
-    """The onset of each group of seeds, or in how many of many groups there is one."""
+    """The onset of each group of seeds, or the number of groups with an onset if there are many."""
     groups = [group for group in comparison.groups if group.members]
     if len(groups) <= MOST_ONSETS:
         several = len({group.schedule for group in groups}) > 1
@@ -124,7 +124,7 @@ def onset_sentences(comparison: Comparison) -> list[str]:
 
 
 def schedule_sentences(comparison: Comparison) -> list[str]:
-    """The AUCs of one schedule beside those of another, a sentence for each size with more than one schedule."""
+    """The AUCs of the schedules, in a sentence for each size with more than one schedule."""
     named: dict[str, list[Group[ProbeSeries]]] = {}
     for group in comparison.groups:
         named.setdefault(group.name, []).append(group)
@@ -139,7 +139,7 @@ def schedule_sentences(comparison: Comparison) -> list[str]:
 
 
 def runs_summary(runs: Sequence[RunRecord]) -> str:
-    """What was run: sizes, schedules, seeds."""
+    """A description of the runs: sizes, schedules, seeds."""
     ordered, parts = sorted(runs, key=run_order), []
     for field in ("size", "schedule", "seed"):
         values = list(dict.fromkeys(str(run.config[field]) for run in ordered if run.config.get(field) is not None))

@@ -1,4 +1,4 @@
-"""Numbers and words as reports and model cards show them."""
+"""Numbers and words for reports and model cards."""
 
 import json
 import math
@@ -10,7 +10,7 @@ MISSING = "–"
 
 
 class Estimate(NamedTuple):
-    """A value with its standard error, `None` where that is not known."""
+    """A value with its standard error, `None` if that is not known."""
 
     value: float
     error: float | None = None
@@ -65,7 +65,7 @@ def listed(names: Sequence[str]) -> str:
 
 
 def missing(value: Any, form: Callable[[Any], str] = str) -> str:
-    """`value` in its form, or a dash where it was not recorded."""
+    """The formatted `value`, or a dash if it was not recorded."""
     return MISSING if value is None else form(value)
 
 

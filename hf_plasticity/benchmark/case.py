@@ -1,4 +1,4 @@
-"""What one process of the benchmark measures."""
+"""The case that one process of the benchmark measures."""
 
 from dataclasses import dataclass, replace
 from typing import Any
@@ -15,25 +15,24 @@ PAPER_CONTEXT = 2_048
 @dataclass(frozen=True)
 class Case:
     """
-    One contender on one model. Numbers are read in windows of a few optimizer steps, or of one call.
+    One contender on one model. Times are measured in windows of a few optimizer steps, or of one call.
 
     Args:
         contender (`str`): A name of `contenders.CONTENDERS`.
-        size (`str`): A name of `MODEL_SIZES`.
-        vocab_size, context_length, batch_size (`int`): Of the model and of a micro-batch, which is an optimizer step.
-        bf16, compiled (`bool`): As in `TrainingArguments`.
+        size (`str`): A name of `MODEL_SIZES`. vocab_size, context_length, batch_size (`int`): Of the model and of a
+        micro-batch; an optimizer step has one micro-batch. bf16, compiled (`bool`): As in `TrainingArguments`.
         head_loss (`str`): `"logits"` or `"fused"`.
         window (`int`): Optimizer steps between two readings.
-        windows (`int`): How many readings.
+        windows (`int`): The number of readings.
         warmup (`int`): Optimizer steps before the first of them.
         device (`str`): `"cpu"` or `"cuda"`.
-        threads (`int`): Threads of torch on the CPU; 0 leaves them as they are.
-        processes (`int`): That train together.
-        backend (`str`): Of `torch.compile`.
+        threads (`int`): Threads of torch on the CPU; 0 for the default of torch.
+        processes (`int`): Processes that train together.
+        backend (`str`): Backend of `torch.compile`.
         shrinks (`bool`): Whether a batch that does not fit in memory is halved until it does.
-        compile_only (`bool`): Whether to fill the cache of `torch.compile` and to measure nothing.
+        compile_only (`bool`): Whether to only fill the cache of `torch.compile`, without a measurement.
         memory_gb (`float`): Limit on the memory of the GPU, in GB (10⁹ bytes); 0 for none.
-        options (`tuple[tuple[str, Any], ...]`): What this contender takes besides.
+        options (`tuple[tuple[str, Any], ...]`): Further options of the contender.
     """
 
     contender: str
@@ -84,7 +83,7 @@ class Case:
         return plan.compute.per_token
 
     def option(self, name: str) -> Any:
-        """What this contender takes besides, by name."""
+        """A further option of the contender, by name."""
         return dict(self.options)[name]
 
     def but(self, **changes: Any) -> "Case":

@@ -17,7 +17,7 @@ versions.
     python recipes/benchmark.py --suite cpu --output benchmark-cpu.md
     python recipes/benchmark.py --suite gpu --output benchmark-gpu.md
 
-The file is written after every row. A row that fails, or that the time limit excludes, says so.
+The file is written after every row. Rows that fail or exceed the time limit are marked.
 """
 
 
@@ -30,9 +30,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """
     parser = argparse.ArgumentParser(description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--suite", choices=("cpu", "gpu"), required=True)
-    parser.add_argument("--output", type=Path, metavar="FILE", help="write the tables to this file too")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="also write the tables to this file")
     parser.add_argument(
-        "--time_limit", type=float, default=3600.0, metavar="SECONDS", help="start no row after it (default: 3600)"
+        "--time_limit",
+        type=float,
+        default=3600.0,
+        metavar="SECONDS",
+        help="start no row after this time (default: 3600)",
     )
     parser.add_argument(
         "--parts",
@@ -40,7 +44,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         metavar="PART",
         help=f"only these parts, in this order; cpu: {', '.join(CPU_PARTS)}; gpu: {', '.join(PARTS)}",
     )
-    parser.add_argument("--dry", action="store_true", help="tiny work, to test the suite; the numbers mean nothing")
+    parser.add_argument(
+        "--dry", action="store_true", help="run with minimal work to test the suite; the numbers are meaningless"
+    )
     parser.add_argument(
         "--compile_only",
         action="store_true",

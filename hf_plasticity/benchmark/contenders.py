@@ -34,7 +34,7 @@ LANGUAGE = "a"
 
 
 class RandomBlocks:
-    """Blocks of random tokens from a small store: nothing is read from disk, so what is timed is the training."""
+    """Blocks of random tokens in memory. Nothing is read from disk, so that only the training is timed."""
 
     exhausted = False
     stored = 512
@@ -66,7 +66,7 @@ class RandomBlocks:
 
 
 def build_model(case: Case) -> GPT2LMHeadModel:
-    """The model of a case, fresh, on its device."""
+    """A new model of a case, on its device."""
     set_seed(0)
     with torch.device(case.device):
         model = GPT2LMHeadModel(gpt2_config(case.size, case.vocab_size, case.context_length))
@@ -91,12 +91,12 @@ def build_optimizer(model: nn.Module) -> torch.optim.AdamW:
 
 
 def autocast(case: Case) -> torch.autocast:
-    """Mixed precision as the case asks for it."""
+    """The mixed precision of the case."""
     return torch.autocast(case.device, torch.bfloat16, enabled=case.bf16)
 
 
 def bare_loop(case: Case, watch: "Watch") -> None:
-    """The least that training takes: what the others are compared with."""
+    """A minimal training loop, with which the others are compared."""
     model, stream = build_model(case), build_stream(case)
     optimizer = build_optimizer(model)
     for step in range(case.steps):
@@ -118,7 +118,7 @@ def training_step(
 
 
 def compiled_loop(case: Case, watch: "Watch") -> None:
-    """As nanoGPT trains: a compiled model, the next batch fetched while the device computes, from pinned memory."""
+    """Train as nanoGPT does: compiled, and with the next batch fetched from pinned memory during the step."""
     model, stream = build_model(case), build_stream(case)
     optimizer = build_optimizer(model)
     forward = torch.compile(model, backend=case.backend)
@@ -159,7 +159,7 @@ def common_arguments(case: Case, folder: str) -> dict[str, Any]:
 
 
 class Ticking(TrainerCallback):
-    """Tells the watch of every optimizer step of a Trainer, after all other callbacks."""
+    """Report every optimizer step of a Trainer to the watch, after all other callbacks."""
 
     def __init__(self, watch: "Watch"):
         self.watch = watch
@@ -224,7 +224,7 @@ def probe(case: Case, watch: "Watch") -> None:
 
 
 def plain_steps(case: Case, watch: "Watch") -> None:
-    """As many steps and evaluations as a probe has, in a bare loop."""
+    """The steps and evaluations of a probe in a bare loop."""
     model = build_model(case)
     forward = torch.compile(model, backend=case.backend) if case.compiled else model
     steps, sequences = case.option("steps"), case.option("eval_sequences")
@@ -244,7 +244,7 @@ def plain_steps(case: Case, watch: "Watch") -> None:
 
 
 def diagnosis(case: Case, watch: "Watch") -> None:
-    """[`diagnose`] with the measures of a run that diagnoses itself."""
+    """[`diagnose`] with the default measures of a run."""
     model = build_model(case)
     blocks = torch.as_tensor(first_batches(case, case.option("sequences")))
     for _ in range(1 + case.windows):
@@ -279,7 +279,7 @@ CONTENDERS: dict[str, Callable[[Case, "Watch"], None]] = {
 
 @contextlib.contextmanager
 def timed(device: str) -> Iterator[list[float]]:
-    """A list that holds, afterwards, the seconds that the block took."""
+    """A list that receives the duration of the block in seconds."""
     seconds: list[float] = []
     synchronize(device)
     started = time.perf_counter()

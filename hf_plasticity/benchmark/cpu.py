@@ -7,7 +7,17 @@ from ..threads import available_cores
 from .case import PAPER_CONTEXT, PAPER_VOCABULARY, Case
 from .processes import Worker, WorkerFailed, median_and_range
 from .report import Report
-from .sections import GB, diagnosing, late_cycles, model_label, probing, resuming, survives, training, two_processes
+from .sections import (
+    GB,
+    diagnosing,
+    late_cycles,
+    model_label,
+    probing,
+    records_failure,
+    resuming,
+    training,
+    two_processes,
+)
 
 
 TRAINERS = ("bare loop", "Trainer", "ContinualTrainer", "compiled loop")
@@ -16,11 +26,11 @@ SIDE_BY_SIDE_ROUNDS = 5
 
 def cpu_suite(report: Report, dry: bool, parts: list[str] | None = None) -> None:
     """
-    Measure everything that a CPU can show.
+    Run the suite for a CPU.
 
     Args:
-        report ([`Report`]): Gets the sections.
-        dry (`bool`): Whether to go through all of it with as little work as possible: the numbers mean nothing.
+        report ([`Report`]): Receives the sections.
+        dry (`bool`): Whether to run with minimal work; the numbers are meaningless.
         parts (`list[str]`, *optional*): Only these, of `CPU_PARTS`.
     """
     threads = available_cores()
@@ -67,7 +77,7 @@ CPU_PARTS = ("training", "probe", "diagnosis", "processes", "side", "head", "lon
 
 
 def contenders(model: Case) -> list[Case]:
-    """Everybody on one model."""
+    """All contenders on one model."""
     ours = model.but(contender="ContinualTrainer")
     return [
         *(model.but(contender=name, compiled=name == "compiled loop") for name in TRAINERS),
@@ -76,7 +86,7 @@ def contenders(model: Case) -> list[Case]:
     ]
 
 
-@survives
+@records_failure
 def side_by_side(report: Report, cases: list[Case], cores: int) -> None:
     """The runs of a ladder that share the cores of this machine."""
     report.section(
@@ -119,7 +129,7 @@ def shared_rates(report: Report, case: Case, count: int) -> list[float]:
         return rates[1:]  # the first message says that the warmup is done
 
 
-@survives
+@records_failure
 def head_losses(report: Report, cases: list[Case]) -> None:
     """A step with both head losses."""
     report.section(

@@ -10,11 +10,11 @@ from .case import PAPER_CONTEXT, PAPER_VOCABULARY, Case
 from .cpu import TRAINERS, long_runs
 from .processes import Worker, WorkerFailed, median_and_range
 from .report import Report
-from .sections import GB, diagnosing, label, probing, survives, training
+from .sections import GB, diagnosing, label, probing, records_failure, training
 
 
 PEAK_FLOPS = 989e12  # dense bf16 of an H100 or H200 (SXM), from NVIDIA's data sheets
-USUAL_FLOPS = 350e12  # a guess at what is reached, for the lengths of windows
+USUAL_FLOPS = 350e12  # estimated real speed, for the lengths of windows
 WINDOW_SECONDS = 0.35
 LARGEST_BATCH = 32
 LARGEST_LOGITS_BATCH = 16  # 32 sequences of 2,048 tokens have more than 120 GB of logits and their gradients
@@ -26,11 +26,11 @@ SIDE_BY_SIDE = (1, 2, 4, 8, 12, 16, 24)
 
 def gpu_suite(report: Report, dry: bool, device: str = "cuda", parts: list[str] | None = None) -> None:
     """
-    Measure everything that one GPU can show, the most important first.
+    Run the suite for one GPU, the most important parts first.
 
     Args:
-        report ([`Report`]): Gets the sections.
-        dry (`bool`): Whether to go through all of it with as little work as possible: the numbers mean nothing.
+        report ([`Report`]): Receives the sections.
+        dry (`bool`): Whether to run with minimal work; the numbers are meaningless.
         device (`str`, *optional*, defaults to `"cuda"`): `"cpu"` for a dry run without a GPU.
         parts (`list[str]`, *optional*): Only these, of `PARTS`.
     """
@@ -53,7 +53,7 @@ def gpu_suite(report: Report, dry: bool, device: str = "cuda", parts: list[str] 
         "mfu": lambda: utilization(report, paper, sizes, dry),
         "head": lambda: head_losses(report, paper, heads, dry),
         "compiled": lambda: compiled_utilization(report, paper, order, dry),
-        "side": lambda: side_by_side(report, micro, (1, 2) if dry else SIDE_BY_SIDE, dry),
+        "side": lambda: parallel_runs(report, micro, (1, 2) if dry else SIDE_BY_SIDE, dry),
         "micro": lambda: training(
             report,
             [([micro.but(contender=name, compiled=name == "compiled loop") for name in TRAINERS], 2 if dry else 7)],
@@ -87,12 +87,12 @@ def paper_case(dry: bool, device: str) -> Case:
 
 
 def options(steps: int, eval_every: int, eval_sequences: int) -> tuple[tuple[str, int], ...]:
-    """Of a probe."""
+    """The options of a probe."""
     return (("steps", steps), ("eval_every", eval_every), ("eval_sequences", eval_sequences))
 
 
 def sized(case: Case, dry: bool) -> Case:
-    """With windows of about a third of a second."""
+    """The case with windows of about a third of a second."""
     if dry:
         return case.but(window=1)
     if case.head_loss == "logits":
@@ -107,8 +107,8 @@ def utilization_section(report: Report, title: str) -> None:
         ("model", "contender", "micro-batch", "tokens/s", "MFU, %", "speed", "peak memory, GB"),
         f"bf16, vocabulary {PAPER_VOCABULARY:,}, context {PAPER_CONTEXT:,}. The micro-batch is the largest power of "
         f"two that fits, at most {LARGEST_BATCH}. The FLOPs of a token are 72·L·d² + 12·L·d·T + 6·d·V, as in "
-        "`hf-plasticity plan`: all keys of causal attention count; embeddings, norms, the optimizer and anything "
-        f"computed twice do not. The peak is {PEAK_FLOPS / 1e12:.0f} TFLOP/s, that of an H100 or H200 (SXM) in dense "
+        "`hf-plasticity plan`: they include all keys of causal attention, but not embeddings, norms, the optimizer "
+        f"and recomputation. The peak is {PEAK_FLOPS / 1e12:.0f} TFLOP/s, that of an H100 or H200 (SXM) in dense "
         "bf16. Speed is tokens per second divided by those of the bare loop, which is not compiled. Utilization in %: "
         "median and range of three windows.",
     )
@@ -144,7 +144,7 @@ def utilization_rows(report: Report, worker: Worker, base: float | None, dry: bo
 
 @contextlib.contextmanager
 def workers(groups: list[list[Case]], environment: dict[str, str] | None = None) -> Iterator[list[Worker]]:
-    """Workers that import meanwhile."""
+    """Workers that import their libraries in the background."""
     started = [Worker(*cases, environment=environment) for cases in groups]
     try:
         yield started
@@ -153,7 +153,7 @@ def workers(groups: list[list[Case]], environment: dict[str, str] | None = None)
             worker.close()
 
 
-@survives
+@records_failure
 def utilization(report: Report, paper: Case, sizes: tuple[str, ...], dry: bool) -> None:
     """Every size, not compiled."""
     utilization_section(report, "Model FLOPs utilization")
@@ -170,7 +170,7 @@ def utilization(report: Report, paper: Case, sizes: tuple[str, ...], dry: bool) 
 
 
 def started(report: Report, worker: Worker) -> None:
-    """Wait for it; one that fails to start fails in its rows too."""
+    """Wait for a worker; one that fails to start also fails in its rows."""
     with contextlib.suppress(WorkerFailed):
         worker.started(timeout=max(report.left(), 60))
 
@@ -182,9 +182,9 @@ def compiled_cases(paper: Case, size: str, dry: bool) -> list[Case]:
     return [sized(case, dry) for case in cases]
 
 
-@survives
+@records_failure
 def compiled_utilization(report: Report, paper: Case, order: tuple[str, ...], dry: bool) -> None:
-    """As many sizes as there is time for, compiled."""
+    """Compiled models, for as many sizes as the time allows."""
     utilization_section(report, "Model FLOPs utilization, compiled")
     bases = {
         row[0]: float(row[3].replace(",", ""))
@@ -200,7 +200,7 @@ def compiled_utilization(report: Report, paper: Case, order: tuple[str, ...], dr
 
 
 def fill_compile_cache(dry: bool, device: str) -> None:
-    """Compile what `compiled_utilization` measures, all sizes at a time, into the cache that torch keeps on disk."""
+    """Compile what `compiled_utilization` measures, for all sizes at the same time, into torch's cache on disk."""
     paper = paper_case(dry, device)
     order = ("25K",) if dry else COMPILED_ORDER
     groups = [
@@ -220,9 +220,9 @@ def fill_compile_cache(dry: bool, device: str) -> None:
                         worker.go()
 
 
-@survives
+@records_failure
 def head_losses(report: Report, paper: Case, sizes: tuple[str, ...], dry: bool) -> None:
-    """Time and memory of a step with both head losses, and how many sequences fit."""
+    """Time and memory of a step with both head losses, and the largest batch that fits."""
     small, large = (2, 4) if dry else (4, 12)
     header = tuple(f"fit in {limit} GB" for limit in LIMITS_GB)
     report.section(
@@ -277,8 +277,8 @@ def largest_that_fits(report: Report, case: Case, tries: list[int]) -> str:
     return f"fewer than {tries[-1]}"
 
 
-@survives
-def side_by_side(report: Report, case: Case, counts: tuple[int, ...], dry: bool) -> None:
+@records_failure
+def parallel_runs(report: Report, case: Case, counts: tuple[int, ...], dry: bool) -> None:
     """Several runs on one device."""
     report.section(
         "Runs side by side",

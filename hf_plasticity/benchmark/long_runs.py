@@ -1,4 +1,4 @@
-"""What only a long run shows: how fast it resumes, and whether its last cycle takes as long as its first."""
+"""Measurements of long runs: how fast they resume, and whether the last cycle is as fast as the first."""
 
 import functools
 import json
@@ -68,11 +68,11 @@ def checksum_of_zeros(size: int) -> int:
 
 
 class Reached(Exception):
-    """The step that was waited for begins."""
+    """Raised at the step that ends the measurement."""
 
 
 class UntilStep(ContinualTrainer):
-    """Notes when its first step begins, and gives up when it has taken one."""
+    """Record when the first step begins, and stop after it."""
 
     first_step: float | None = None
 
@@ -85,8 +85,8 @@ class UntilStep(ContinualTrainer):
 
 def resume_seconds(case: Case, folder: str) -> dict[str, Any]:
     """
-    Seconds from the making of the stream and the trainer to the first step: of a new run, and of one that resumes when
-    it has consumed nine tenths of the tokens.
+    Seconds from the creation of the stream and the trainer to the first step, for a new run and for a run that resumes
+    after nine tenths of the tokens.
     """
     from .contenders import build_model
 
@@ -138,7 +138,7 @@ def arguments(case: Case, folder: Path, cycles: int, task_steps: int, **settings
 
 
 class CycleClock(TrainerCallback):
-    """Notes when each cycle is over, its probe included. Must be the last callback."""
+    """Record the end of each cycle, including its probe. Must be the last callback."""
 
     def __init__(self, cycle_steps: int):
         self.cycle_steps = cycle_steps

@@ -1,4 +1,4 @@
-"""The parent's side of the workers: start them, let them take turns, and survive them."""
+"""The parent's side of the workers: start them, let them take turns, and handle their failures."""
 
 import dataclasses
 import json
@@ -24,11 +24,11 @@ class WorkerFailed(RuntimeError):
 
 class Worker:
     """
-    A process that measures cases, or several that train together; the first of them is heard.
+    A process that measures cases, or several that train together, of which only the first reports.
 
     Args:
-        cases (`Case`): What it measures, one after the other.
-        environment (`dict[str, str]`, *optional*): Added to that of this process.
+        cases (`Case`): The cases that it measures in turn.
+        environment (`dict[str, str]`, *optional*): Environment variables in addition to those of this process.
     """
 
     def __init__(self, *cases: Case, environment: dict[str, str] | None = None):
@@ -60,12 +60,12 @@ class Worker:
         self.close()
 
     def started(self, timeout: float = ANSWER_SECONDS) -> "Worker":
-        """Wait until it has imported what it needs; it then waits for `go`."""
+        """Wait until it has imported its libraries; it then waits for `go`."""
         self.hear(timeout)
         return self
 
     def go(self) -> None:
-        """Let the worker run until it has something to say."""
+        """Let the worker run until its next message."""
         if self._heard:
             try:
                 self._processes[0].stdin.write("\n")
@@ -76,10 +76,10 @@ class Worker:
 
     def hear(self, timeout: float = ANSWER_SECONDS) -> dict[str, Any]:
         """
-        What it has to say.
+        Its next message.
 
         Raises:
-            [`WorkerFailed`]: It has failed, or says nothing for `timeout` seconds.
+            [`WorkerFailed`]: It has failed, or sends no message for `timeout` seconds.
         """
         pipe = self._processes[0].stdout
         if not select.select([pipe], [], [], max(timeout, 0.0))[0]:
@@ -95,12 +95,12 @@ class Worker:
         return message
 
     def ask(self, timeout: float = ANSWER_SECONDS) -> dict[str, Any]:
-        """Let it run and wait for what it has to say."""
+        """Let it run, and wait for its next message."""
         self.go()
         return self.hear(timeout)
 
     def result(self, timeout: float = ANSWER_SECONDS) -> dict[str, Any]:
-        """Run one case to its end: its result, with the `seconds` of all its windows."""
+        """Run one case to its end. Returns its result, with the `seconds` of all its windows."""
         until, seconds, ready = time.monotonic() + timeout, [], 0.0
         while True:
             message = self.ask(until - time.monotonic())
@@ -127,12 +127,12 @@ def take_turns(cases: list[Case], rounds: int, timeout: float = ANSWER_SECONDS) 
     Let a worker for each case measure one window in each round.
 
     Args:
-        cases (`list[Case]`): The contenders; each needs `rounds` windows.
-        rounds (`int`): How many.
+        cases (`list[Case]`): The contenders; each must have `rounds` windows.
+        rounds (`int`): The number of rounds.
         timeout (`float`, *optional*): Seconds for all of it.
 
     Returns:
-        `list[dict | WorkerFailed]`: For each case its result, with the `seconds` of every round, or why it has none.
+        `list[dict | WorkerFailed]`: For each case its result, with the `seconds` of every round, or its failure.
     """
     until = time.monotonic() + timeout
     workers = [Worker(case.but(windows=rounds)) for case in cases]
@@ -165,7 +165,7 @@ def median_and_range(values: list[float], digits: int = 3) -> str:
 
 
 def free_port() -> int:
-    """A port that nobody listens on."""
+    """A free port."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return listener.getsockname()[1]

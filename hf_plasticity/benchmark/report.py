@@ -42,12 +42,12 @@ class Section:
 
 class Report:
     """
-    The whole document. What has been measured is on disk after every row.
+    The whole document. It is written to disk after every row.
 
     Args:
         suite (`str`): `"cpu"` or `"gpu"`.
-        path (`Path`, *optional*): Where it is written.
-        time_limit (`float`): Seconds after which no further row is begun.
+        path (`Path`, *optional*): The file.
+        time_limit (`float`): Seconds after which no further row is started.
     """
 
     def __init__(self, suite: str, path: Path | None, time_limit: float):
@@ -64,14 +64,14 @@ class Report:
         return self.sections[-1]
 
     def add(self, *cells: str) -> None:
-        """Add a row to the last section; a row that is too short is filled up."""
+        """Add a row to the last section; a short row is padded."""
         section = self.sections[-1]
         section.rows.append((*cells, *("",) * (len(section.header) - len(cells))))
         print(f"{self.left():5.0f} s left  {section.title}: {' | '.join(cells)}", file=sys.stderr, flush=True)
         self.write()
 
     def write(self) -> None:
-        """Write what there is."""
+        """Write the document so far."""
         if self.path is not None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self.path.write_text(self.markdown(), encoding="utf-8")

@@ -15,8 +15,8 @@ GB = 1e9
 MB = 1e6
 
 
-def survives(section: Callable[..., None]) -> Callable[..., None]:
-    """What fails in a section is a row of it, and the next section is measured all the same."""
+def records_failure(section: Callable[..., None]) -> Callable[..., None]:
+    """Record a failure of a section as a row, and continue with the next section."""
 
     @wraps(section)
     def surviving(report: Report, *arguments: Any, **options: Any) -> None:
@@ -29,7 +29,7 @@ def survives(section: Callable[..., None]) -> Callable[..., None]:
 
 
 def label(case: Case) -> str:
-    """The contender and what is special about it."""
+    """The contender and its special settings."""
     traits = ["torch_compile"] * (case.compiled and case.contender != "compiled loop")
     traits += ["bf16"] * case.bf16
     traits += [f"{case.head_loss} head"] * (case.head_loss != "logits")
@@ -41,13 +41,13 @@ def model_label(case: Case) -> str:
     return f"{case.size}, {case.context_length} × {case.batch_size}"
 
 
-@survives
+@records_failure
 def training(report: Report, groups: list[tuple[list[Case], int]]) -> None:
     """Contenders that take turns: `groups` of cases on one model, the first of which is the bare loop, and rounds."""
     report.section(
         "Training",
         ("model, context × batch", "contender", "tokens/s", "speed", "peak memory"),
-        "Each contender is a process of its own; they take turns, a window of a few optimizer steps each. Speed is "
+        "Each contender is a separate process. They take turns of a few optimizer steps. Speed is "
         "the time of the bare loop in a round divided by that of the contender: median and range over the rounds. "
         "Peak memory in MB, of the process on a CPU, of torch's tensors on a GPU. The compiled loop trains as nanoGPT "
         "does: `torch.compile`, and the next batch is fetched while the device computes.",
@@ -69,14 +69,14 @@ def training(report: Report, groups: list[tuple[list[Case], int]]) -> None:
             report.add(model_label(case), label(case), f"{rate:,.0f}", speed, f"{result['memory'] / MB:,.0f}")
 
 
-@survives
+@records_failure
 def probing(report: Report, cases: list[tuple[Case, int]]) -> None:
-    """A probe against as many plain steps and evaluations; each case is of the contender `probe`."""
+    """A probe compared with the same number of plain steps and evaluations; each case has the contender `probe`."""
     report.section(
         "Probe",
         ("model, context × batch", "probe", "seconds", "times the plain ones", "peak memory, times the plain ones"),
-        "`run_probe` from its call to its return, with the copy and the restoration of the model, against a bare loop "
-        "with as many training steps and evaluations, in turns.",
+        "`run_probe` from its call to its return, with the copy and the restoration of the model, compared with a "
+        "bare loop with the same number of training steps and evaluations, in turns.",
     )
     for case, rounds in cases:
         what = f"{case.option('steps')} steps, {1 + case.option('steps') // case.option('eval_every')} evaluations"
@@ -97,9 +97,9 @@ def probing(report: Report, cases: list[tuple[Case, int]]) -> None:
         )
 
 
-@survives
+@records_failure
 def diagnosing(report: Report, cases: list[tuple[Case, int]]) -> None:
-    """A diagnosis against the training steps of a cycle; each case is of the contender `diagnosis`."""
+    """A diagnosis compared with the training steps of a cycle; each case has the contender `diagnosis`."""
     report.section(
         "Diagnosis",
         ("model, context × batch", "sequences", "seconds", "training steps", "share of a cycle"),
@@ -125,9 +125,9 @@ def diagnosing(report: Report, cases: list[tuple[Case, int]]) -> None:
         )
 
 
-@survives
+@records_failure
 def two_processes(report: Report, cases: list[tuple[Case, int]]) -> None:
-    """The same global batch on one process with all threads and on two with half of them each."""
+    """The same global batch on one process with all threads, and on two with half of the threads each."""
     report.section(
         "Two processes",
         ("model, context × batch", "processes × threads", "tokens/s", "speed", "peak memory of a process"),
@@ -152,7 +152,7 @@ def two_processes(report: Report, cases: list[tuple[Case, int]]) -> None:
 
 
 def long_run(report: Report, case: Case) -> dict[str, Any] | None:
-    """The result of a case that is measured as a whole, or `None` after having said why there is none."""
+    """The result of a case that is measured as a whole; `None` if it failed, which is reported as a row."""
     if report.left() <= 0:
         report.add("not measured: time limit")
         return None
@@ -164,7 +164,7 @@ def long_run(report: Report, case: Case) -> dict[str, Any] | None:
             return None
 
 
-@survives
+@records_failure
 def resuming(report: Report, case: Case) -> None:
     """From a checkpoint to the first step."""
     report.section(
@@ -184,9 +184,9 @@ def resuming(report: Report, case: Case) -> None:
         )
 
 
-@survives
+@records_failure
 def late_cycles(report: Report, case: Case) -> None:
-    """The last cycles against the first."""
+    """The last cycles compared with the first."""
     count = case.option("cycles")
     report.section(
         f"Cycle {count} against cycle 1",

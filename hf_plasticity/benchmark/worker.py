@@ -1,8 +1,8 @@
 """
 A process that measures cases: `python -m hf_plasticity.benchmark.worker CASES`, with the cases as JSON.
 
-It writes one JSON object a line to its standard output, and after each waits for a line on its standard input. So the
-workers of several contenders can take turns, window by window, and slow neighbours slow all of them alike.
+It writes one JSON object per line to its standard output, and after each waits for a line on its standard input. The
+workers of several contenders can therefore take turns, so that other load on the machine slows all of them alike.
 """
 
 import contextlib
@@ -25,10 +25,10 @@ from .contenders import CONTENDERS, synchronize, timed
 
 class Watch:
     """
-    Reads the clock for a contender.
+    Measures the time of a contender.
 
     Args:
-        case ([`Case`]): Says how long the windows are.
+        case ([`Case`]): The case, with the length of the windows.
         say (`Callable[[dict], None]`): Sends a message and waits.
     """
 
@@ -39,7 +39,7 @@ class Watch:
         self.results: dict[str, Any] = {}
 
     def step(self) -> None:
-        """An optimizer step is done."""
+        """Called after each optimizer step."""
         self._count += 1
         beyond = self._count - self.case.warmup
         if beyond < 0 or beyond % self.case.window:
@@ -53,7 +53,7 @@ class Watch:
 
     @contextlib.contextmanager
     def call(self) -> Iterator[None]:
-        """Around a call; the first one is for warming up."""
+        """Measure one call; the first is a warmup."""
         with timed(self.case.device) as seconds:
             yield
         if self._began is not None:
@@ -62,7 +62,7 @@ class Watch:
             self._say({"seconds": seconds[0]})
 
     def ready(self) -> None:
-        """What comes next counts."""
+        """Start the measurement."""
         if self.case.device == "cuda":
             torch.cuda.reset_peak_memory_stats()
         self._say({"ready": time.perf_counter() - self._began})
@@ -70,7 +70,7 @@ class Watch:
 
 
 def measure(case: Case, say: Callable[[dict[str, Any]], None]) -> None:
-    """Run a case; if its memory does not suffice and it may shrink, with half the batch, until it does."""
+    """Run a case; if it does not fit in memory and may shrink, halve the batch until it fits."""
     if case.threads:
         torch.set_num_threads(case.threads)
     limit_memory(case.memory_gb)
@@ -87,7 +87,7 @@ def measure(case: Case, say: Callable[[dict[str, Any]], None]) -> None:
             if not shrinkable:
                 case = case.but(shrinks=False)
         result = {"done": True, "memory": peak_memory(case.device), "batch_size": case.batch_size, **watch.results}
-        forget()
+        reset_state()
         if problem is None:
             return say(result)
         if not case.shrinks or case.batch_size == 1:
@@ -97,13 +97,13 @@ def measure(case: Case, say: Callable[[dict[str, Any]], None]) -> None:
 
 def compile_only(case: Case) -> None:
     """
-    Let `torch.compile` fill its cache on disk. The memory is limited, so that many processes do this at a time: what
-    is compiled does not depend on whether it can be run afterwards.
+    Let `torch.compile` fill its cache on disk. The memory is limited so that many processes can do this at the same
+    time. The compiled code does not depend on this limit.
     """
     limit_memory(case.memory_gb)
     with contextlib.suppress(Exception):
         CONTENDERS[case.contender](case.but(warmup=1, windows=0), Watch(case, lambda message: None))
-    forget()
+    reset_state()
 
 
 def limit_memory(gigabytes: float) -> None:
@@ -114,14 +114,14 @@ def limit_memory(gigabytes: float) -> None:
 
 
 def peak_memory(device: str) -> int:
-    """Bytes that torch has allocated at most since the warmup, or on a CPU the process since it began."""
+    """Peak memory in bytes: of torch since the warmup on a GPU, of the process since its start on a CPU."""
     if device == "cuda":
         return torch.cuda.max_memory_allocated()
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def forget() -> None:
-    """What one case leaves in the process for the next."""
+def reset_state() -> None:
+    """Clear the state that one case leaves in the process."""
     AcceleratorState._reset_state()
     GradientState._reset_state()
     torch._dynamo.reset()
@@ -132,7 +132,7 @@ def forget() -> None:
 
 
 def main() -> None:
-    # What libraries print goes to stderr; the channel is for messages alone.
+    # Output of libraries goes to stderr; stdout is only for messages.
     channel = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     logging.set_verbosity_error()

@@ -1,1 +1,1 @@
-"""Mitigations compared under equal conditions: the same trials, the same seeds, intervals and tests."""
+"""Comparison of mitigations under equal conditions: the same trials and seeds, with intervals and tests."""

@@ -1,4 +1,4 @@
-"""`hf-plasticity compare`: mitigations under equal conditions, and one leaderboard."""
+"""`hf-plasticity compare`: compare mitigations under equal conditions, and write a leaderboard."""
 
 import argparse
 import json
@@ -19,7 +19,7 @@ LEADERBOARD_FILE, PAGE_FILE = "leaderboard.json", "leaderboard.html"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of the command; every other argument goes to `hf-plasticity train`."""
+    """Add the arguments of the command; all other arguments are passed to `hf-plasticity train`."""
     parser.add_argument(
         "--mitigations", nargs="+", required=True, metavar="NAME", help="none (the baseline), and mitigations"
     )
@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--trials", type=int, default=3, metavar="N", help="trials for each method (default: 3)")
     parser.add_argument(
-        "--tune_probe_language", required=True, metavar="LANGUAGE", help="held-out language that trials are scored on"
+        "--tune_probe_language", required=True, metavar="LANGUAGE", help="held-out language on which trials are scored"
     )
     parser.add_argument(
         "--tune_seeds", nargs="+", type=int, metavar="SEED", help="seeds of the trials (default: one, not in --seeds)"
@@ -44,10 +44,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run_comparison(options: argparse.Namespace) -> int:
     """
-    Tune every method, run all seeds with what was chosen, and write the leaderboard. The same command resumes.
+    Tune every method, run all seeds with the chosen trials, and write the leaderboard. The same command resumes.
 
     Raises:
-        [`PlasticityError`]: A value that is not possible, or a baseline that diverges.
+        [`PlasticityError`]: An invalid value, or a baseline that diverges.
     """
     from .plan import Comparison
     from .stages import IncompleteError, choose, run_final, tune
@@ -77,7 +77,7 @@ def run_comparison(options: argparse.Namespace) -> int:
 
 
 def announce(comparison: "Comparison") -> None:
-    """Print how many runs there will be, and what so many seeds cannot show."""
+    """Print the number of runs, and whether the seeds are enough to show a difference."""
     from ..analysis.paired import LEVEL, seeds_needed, smallest_p
 
     methods, seeds = len(comparison.methods), len(comparison.seeds)

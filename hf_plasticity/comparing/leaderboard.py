@@ -1,4 +1,4 @@
-"""The leaderboard: what each method gained or lost against the baseline, and which ranks the tests support."""
+"""The leaderboard: the change of each method relative to the baseline, and its rank."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -32,7 +32,7 @@ class Scored:
 
     Args:
         trial ([`Trial`]): The trial.
-        aucs (`dict[int, float | None]`): On the tuning language, by tuning seed; `None` where the run diverged.
+        aucs (`dict[int, float | None]`): On the tuning language, by tuning seed; `None` if the run diverged.
     """
 
     trial: Trial
@@ -40,7 +40,7 @@ class Scored:
 
     @property
     def score(self) -> float:
-        """The mean ln AUC, infinite where a run diverged."""
+        """The mean ln AUC; infinite if a run diverged."""
         if any(auc is None for auc in self.aucs.values()):
             return float("inf")
         return fmean(np.log(list(self.aucs.values())).tolist())
@@ -53,10 +53,10 @@ class Entry:
 
     Args:
         method (`str`): Its name.
-        control_of (`str`, *optional*): The compared method that it is a control for and whose choice it shares.
-        chosen ([`Trial`]): What its final runs train with.
-        results (`dict[int, Result | None]`): By seed, of the chosen trial; `None` where the run diverged.
-        defaults (`dict[int, Result | None]`): By seed, with the default arguments in the configuration as it stands.
+        control_of (`str`, *optional*): The compared method for which it is a control, and whose choice it shares.
+        chosen ([`Trial`]): The trial of its final runs.
+        results (`dict[int, Result | None]`): By seed, of the chosen trial; `None` if the run diverged.
+        defaults (`dict[int, Result | None]`): By seed, with the given configuration and default arguments.
         scored (`Sequence[Scored]`): Its trials; none for a control.
     """
 
@@ -76,24 +76,24 @@ class Entry:
 @dataclass
 class Row:
     """
-    A line of the leaderboard. Everything but `trial` is over the seeds, paired with the baseline.
+    A line of the leaderboard. All numbers except those of the trials are over seeds, paired with the baseline.
 
     Args:
         method (`str`): The name.
         rank (`tuple[int, int]`, *optional*): Best and worst rank that the tests allow; `None` if a run diverged.
         change (`Change`, *optional*): 100·(AUC / AUC of the baseline − 1) with its 95% interval.
-        p (`float`, *optional*): Of the sign-flip test against the baseline.
+        p (`float`, *optional*): The p-value of the sign-flip test against the baseline.
         corrected_p (`float`, *optional*): The same, corrected for the number of methods.
-        with_defaults (`Change`, *optional*): `change` with default arguments, against the baseline as configured.
+        with_defaults (`Change`, *optional*): `change` with default arguments, relative to the baseline as configured.
         auc, delta_auc (`float`, *optional*): The means over seeds.
-        training_loss_gap, forgetting_gap (`tuple`, *optional*): The mean difference to the baseline in nats a token,
+        training_loss_gap, forgetting_gap (`tuple`, *optional*): The mean difference to the baseline in nats per token,
             with the ends of its 95% interval.
         ms_per_step (`float`, *optional*): The mean over seeds.
-        state_bytes (`int`, *optional*): What the method holds in memory.
+        state_bytes (`int`, *optional*): The memory of the method.
         touched (`float`, *optional*): Units or entries reset or changed in a run, the mean over seeds.
-        trials (`int`): How many trials it had.
+        trials (`int`): The number of trials.
         chosen (`dict`): The chosen trial.
-        control_of (`str`, *optional*): The method that it is a control for.
+        control_of (`str`, *optional*): The method for which it is a control.
         diverged (`list[int]`): Seeds with which the chosen trial diverged.
     """
 
@@ -119,12 +119,12 @@ class Row:
 @dataclass(frozen=True)
 class Pair:
     """
-    Two methods.
+    A comparison of two methods.
 
     Args:
-        better, worse (`str`): Their names; the AUC of the first is lower in the mean.
+        better, worse (`str`): Their names; the first has the lower mean AUC.
         change (`Change`): 100·(AUC of the first / AUC of the second − 1) with its 95% interval.
-        p, corrected_p (`float`): Of the sign-flip test, and corrected for all pairs.
+        p, corrected_p (`float`): The p-value of the sign-flip test, and the same corrected for all pairs.
     """
 
     better: str
@@ -140,7 +140,7 @@ class Leaderboard:
     The result of a comparison.
 
     Args:
-        rows (`list[Row]`): The best mean first; methods that diverged last.
+        rows (`list[Row]`): Ordered by mean; methods that diverged are last.
         pairs (`list[Pair]`): All pairs of methods that did not diverge.
         seeds (`list[int]`): Of the final runs.
     """
@@ -159,7 +159,7 @@ class Leaderboard:
         return [row for row in self.rows if row.corrected_p is not None and row.corrected_p <= LEVEL]
 
     def to_dict(self) -> dict[str, Any]:
-        """For `leaderboard.json`."""
+        """The content of `leaderboard.json`."""
         tests = max(1, len(self.pairs))
         return {
             "seeds": self.seeds,
@@ -179,10 +179,10 @@ def make_leaderboard(entries: Sequence[Entry]) -> Leaderboard:
     Compare methods on the same seeds.
 
     Args:
-        entries (`Sequence[Entry]`): The methods, the baseline among them.
+        entries (`Sequence[Entry]`): The methods, including the baseline.
 
     Raises:
-        [`PlasticityError`]: The baseline diverged, or not all final runs were probed alike.
+        [`PlasticityError`]: The baseline diverged, or the final runs have different probes.
     """
     baseline = next(entry for entry in entries if entry.method == BASELINE)
     if baseline.diverged:
@@ -214,7 +214,7 @@ def _check_probes(entries: Sequence[Entry]) -> None:
     results = [one for entry in entries for one in entry.results.values() if one is not None]
     hashes = {one.probe_config_hash for one in results}
     if len(hashes) > 1:
-        raise PlasticityError(f"the final runs were probed in {len(hashes)} ways ({', '.join(sorted(hashes))})")
+        raise PlasticityError(f"the final runs have {len(hashes)} different probes ({', '.join(sorted(hashes))})")
 
 
 def _logs(entry: Entry) -> np.ndarray:

@@ -37,7 +37,7 @@ def leaderboard_page(comparison: Comparison, board: Leaderboard, entries: list[E
 
 
 def result(board: Leaderboard) -> list[str]:
-    """What the comparison found, or that it found no difference."""
+    """The result of the comparison."""
     sentences = []
     for row in board.supported():
         sentences.append(
@@ -50,24 +50,24 @@ def result(board: Leaderboard) -> list[str]:
     if board.smallest_p > LEVEL:
         tests = sum(row.corrected_p is not None for row in board.rows)
         sentences.append(
-            f"With {plural(len(board.seeds), 'seed')} and {plural(tests, 'method')} none could: the smallest "
-            f"corrected p-value is {board.smallest_p:.2g}. At least {seeds_needed(tests)} seeds are required."
+            f"With {plural(len(board.seeds), 'seed')} and {plural(tests, 'method')}, none can: the "
+            f"smallest corrected p-value is {board.smallest_p:.2g}. At least {seeds_needed(tests)} seeds are required."
         )
     return sentences
 
 
 def leaderboard_section(comparison: Comparison, board: Leaderboard) -> Section:
-    """The table with its figure, and how to read it."""
+    """The table with its figure and an explanation."""
     section = Section("Leaderboard", size="whole")
     section.text = [
         "AUC against the baseline is the mean ratio of a method to the baseline with the same seed: below zero is "
-        "faster learning. The 95% interval is by Student’s t over seeds. p is of the exact sign-flip test over seeds; "
-        "the corrected one is for the number of methods (Holm). A rank is a range: a method is above another only "
-        "where the sign-flip test of the two, corrected for all pairs, is below 0.05.",
+        "faster learning. The 95% interval is by Student’s t over seeds. p is from the exact sign-flip test over "
+        "seeds; the corrected p accounts for the number of methods (Holm). A rank is a range: a method is above "
+        "another only if the sign-flip test of the two, corrected for all pairs, is below 0.05.",
         f"Every method had {plural(comparison.trials, 'trial')}, scored on {comparison.tune_probe_language} with "
         f"{plural(len(comparison.tune_seeds), 'other seed')}. Learning rate and weight decay were searched for every "
-        "method, the baseline included, and the arguments of the method with them. The column “with defaults” is a "
-        "method with its default arguments against the baseline, both in the configuration as it stands.",
+        "method, including the baseline, together with the arguments of the method. The column “with defaults” "
+        "compares a method with default arguments to the baseline, both in the given configuration.",
     ]
     draw = partial(changes_figure, board)
     caption = "Change of the AUC against the baseline with its 95% interval. Filled: significant after correction."
@@ -101,8 +101,8 @@ def leaderboard_table(board: Leaderboard) -> Table:
     }
     rows = [_cells(row) for row in board.rows]
     caption = (
-        "Training loss and forgetting: mean difference to the baseline in nats a token. Memory: what the method "
-        "holds besides model and optimizer. Resets: units or weights reset or changed in a run"
+        "Training loss and forgetting: mean difference to the baseline in nats per token. Memory: of the "
+        "method, in addition to model and optimizer. Resets: units or weights reset or changed in a run"
     )
     return Table(columns, rows, caption)
 
@@ -178,7 +178,7 @@ def trials_section(comparison: Comparison, entries: list[Entry]) -> Section:
             rows.append(
                 [trial.method, trial.number, trial.learning_rate, trial.weight_decay, trial.arguments, aucs, chosen]
             )
-    caption = "trial 0 is the configuration as it stands with default arguments; –: the run diverged"
+    caption = "trial 0 is the given configuration with default arguments; –: the run diverged"
     return Section("Trials", tables=[Table(columns, rows, caption, folded=True)])
 
 

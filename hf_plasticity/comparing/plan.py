@@ -1,4 +1,4 @@
-"""A comparison before anything runs: its methods, trials and seeds, and the command of every run."""
+"""The plan of a comparison: its methods, trials and seeds, and the command of every run."""
 
 import json
 import sys
@@ -20,7 +20,7 @@ from .trials import BASELINE, Trial, trials_of
 
 PLAN_FILE = "comparison.json"
 TUNING, FINAL = "tuning", "final"
-# Of each run the comparison states these itself.
+# Settings that the comparison decides for each run.
 OWN = {
     "seed": "use --seeds and --tune_seeds",
     "mitigation": "use --mitigations",
@@ -36,7 +36,7 @@ class Run:
 
     Args:
         folder (`Path`): Its run folder.
-        trial ([`Trial`]): What it trains with.
+        trial ([`Trial`]): Its trial.
         seed (`int`): Its seed.
         settings (`list[str]`): All settings of `hf-plasticity train`.
     """
@@ -57,17 +57,17 @@ class Comparison:
     A comparison of mitigations.
 
     Args:
-        output_dir (`Path`): Where its runs and its leaderboard lie.
-        methods (`Sequence[str]`): Names of mitigations, `"none"` among them.
-        seeds (`Sequence[int]`): Of the final runs.
-        tune_seeds (`Sequence[int]`): Of the trials, other ones.
-        trials (`int`): For each method.
+        output_dir (`Path`): The folder of its runs and its leaderboard.
+        methods (`Sequence[str]`): Names of mitigations, including `"none"`.
+        seeds (`Sequence[int]`): The seeds of the final runs.
+        tune_seeds (`Sequence[int]`): The seeds of the trials, all different from `seeds`.
+        trials (`int`): The number of trials for each method.
         tune_probe_language (`str`): The held-out language on which trials are scored.
         cycle (`int`, *optional*): The cycle at whose end AUCs are compared; the last one by default.
         settings (`Sequence[str]`): Settings of `hf-plasticity train` that all runs share.
 
     Raises:
-        [`PlasticityError`]: A value that is not possible, in the comparison or in any of its runs.
+        [`PlasticityError`]: An invalid value, in the comparison or in any of its runs.
     """
 
     output_dir: Path
@@ -83,7 +83,7 @@ class Comparison:
         for word in self.settings:
             name = word.split("=")[0].lstrip("-")
             if word.startswith("--") and name in OWN:
-                raise PlasticityError(f"{name}: it differs from run to run in a comparison; {OWN[name]}")
+                raise PlasticityError(f"{name}: the comparison decides it for each run; {OWN[name]}")
         for method in self.methods:
             if method not in (BASELINE, *MITIGATIONS):
                 known = ", ".join((BASELINE, *MITIGATIONS))
@@ -98,15 +98,13 @@ class Comparison:
                 shown = "mitigations" if name == "methods" else name
                 raise PlasticityError(f"{shown}: '{' '.join(map(str, values))}' has a duplicate")
         if shared := sorted(set(self.seeds) & set(self.tune_seeds)):
-            raise PlasticityError(
-                f"tune_seeds: {shared[0]} is among the seeds of the final runs, which must be other ones"
-            )
+            raise PlasticityError(f"tune_seeds: {shared[0]} is also a seed of the final runs; choose other seeds")
         if len(self.seeds) > MOST_SEEDS:
             raise PlasticityError(f"seeds: {len(self.seeds)} are more than {MOST_SEEDS}")
         if self.trials < 1:
             raise PlasticityError(f"trials: {self.trials} is not a positive number")
         self._check_base()
-        # Nothing starts before every run is known to be possible.
+        # Check all runs before the first one starts.
         for run in (*self.tuning_runs(), *self.final_runs([self.trials_of(method)[0] for method in self.methods])):
             parse_experiment(run.settings)
 
@@ -148,11 +146,11 @@ class Comparison:
         return self.last_cycle * self.tasks_per_cycle * self.base.training.task_steps
 
     def tuned_methods(self) -> list[str]:
-        """The methods that have trials: all but controls whose method is compared too."""
+        """The methods that have trials: all except controls whose method is also compared."""
         return [method for method in self.methods if self.method_of(method) is None]
 
     def method_of(self, method: str) -> str | None:
-        """The compared method that this one is a control for, or `None`."""
+        """The compared method for which this one is a control, or `None`."""
         control_of = None if method == BASELINE else MITIGATIONS[method].control_of
         return control_of if control_of in self.methods else None
 
@@ -162,8 +160,8 @@ class Comparison:
         return trials_of(method, self.trials, training.learning_rate, training.weight_decay, training.task_steps)
 
     def tuning_runs(self) -> list[Run]:
-        """The runs in which the trials are scored."""
-        # As few probes as possible, and nothing that only a report needs.
+        """The runs that score the trials."""
+        # As few probes as possible, and nothing that only a report requires.
         training = self.base.training
         every = f"--probe_every_cycles={self.last_cycle}"
         if training.probe_every_tasks is not None:
@@ -176,20 +174,20 @@ class Comparison:
         return [self._run(TUNING, trial, seed, settings) for trial in trials for seed in self.tune_seeds]
 
     def final_runs(self, trials: Sequence[Trial]) -> list[Run]:
-        """The runs of some trials that the leaderboard is made of."""
+        """The final runs of some trials, for the leaderboard."""
         settings = [f"--probe_language={self.base.data.probe_language}"]
         return [self._run(FINAL, trial, seed, settings) for trial in trials for seed in self.seeds]
 
     def _run(self, stage: str, trial: Trial, seed: int, settings: list[str]) -> Run:
         folder = self.output_dir / stage / f"{trial.name}-seed{seed}"
-        # The probe stays as it is while the training's learning rate and weight decay change.
+        # The probe does not change with the training's learning rate and weight decay.
         base = self.base.settings()
         probe = [f"--{name}={base[name]}" for name in ("probe_learning_rate", "probe_weight_decay")]
         own = [*trial.settings(), *probe, *settings, f"--seed={seed}", f"--output_dir={folder}"]
         return Run(folder, trial, seed, [*self.settings, *own])
 
     def identity(self) -> dict[str, Any]:
-        """What decides the results, for `comparison.json`."""
+        """The settings that affect results, for `comparison.json`."""
         numerics = self.base.numerics()
         return {
             "mitigations": list(self.methods),
@@ -203,11 +201,11 @@ class Comparison:
 
     def take_folder(self) -> None:
         """
-        Write what the comparison is to its folder, or check that the folder is this comparison's. More mitigations may
-        be added to it.
+        Write the settings of the comparison to its folder, or check that the folder belongs to this comparison. It may
+        have more mitigations than before.
 
         Raises:
-            [`PlasticityError`]: The folder is another comparison's.
+            [`PlasticityError`]: The folder belongs to another comparison.
         """
         path, own = self.output_dir / PLAN_FILE, self.identity()
         if path.exists():
@@ -220,10 +218,10 @@ class Comparison:
                 if flat.get(name) != flat_own.get(name)
             ]
             if lacking := [name for name in known["mitigations"] if name not in self.methods]:
-                different.append(f"mitigations lack {', '.join(lacking)} here")
+                different.append(f"mitigations must include {', '.join(lacking)}")
             if different:
                 raise PlasticityError(
-                    f"output_dir: '{self.output_dir}' is of another comparison ({'; '.join(different)}); choose "
+                    f"output_dir: '{self.output_dir}' belongs to another comparison ({'; '.join(different)}); choose "
                     "another folder"
                 )
         write_atomically(path, json.dumps(own, indent=1, ensure_ascii=False).encode())

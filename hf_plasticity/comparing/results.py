@@ -1,4 +1,4 @@
-"""What one run of a comparison gave, read from its folder."""
+"""The results of one run of a comparison, read from its folder."""
 
 import re
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from ..ladder.jobs import LOG_FILE
 from ..records import PROVENANCE, RunRecord, read_run
 
 
-# As the errors of the trainer and of the probe say it.
+# Must match the errors of the trainer and of the probe.
 DIVERGENCE = re.compile(r"error: .*(loss is -?(nan|inf)|weights are not finite)")
 
 
@@ -21,14 +21,14 @@ class Result:
     The numbers of a run.
 
     Args:
-        auc (`float`): Of the probe at the step of the comparison.
-        delta_auc (`float`): Of the same probe.
+        auc (`float`): The AUC of the probe at the step of the comparison.
+        delta_auc (`float`): The ΔAUC of the same probe.
         training_loss (`float`): The mean over the last cycle.
         forgetting_loss (`float`, *optional*): The mean validation loss on the training languages at that step.
         ms_per_step (`float`, *optional*): The median time of an optimizer step.
         touched (`int`): Units or entries that the mitigation reset or changed.
-        state_bytes (`int`, *optional*): What the mitigation holds in memory.
-        probe_config_hash (`str`): Of the probe.
+        state_bytes (`int`, *optional*): The memory of the mitigation.
+        probe_config_hash (`str`): The hash of the probe.
     """
 
     auc: float
@@ -50,7 +50,7 @@ def read_result(folder: Path, step: int) -> Result:
         step (`int`): The optimizer step of the comparison.
 
     Raises:
-        [`PlasticityError`]: It has no probe at that step, or several.
+        [`PlasticityError`]: It does not have exactly one probe at that step.
     """
     run = read_run(folder)
     probes = [probe for probe in run.probes if probe["step"] == step]

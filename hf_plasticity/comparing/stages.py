@@ -1,4 +1,4 @@
-"""The two stages of a comparison: the trials of every method, and the final runs with what was chosen."""
+"""The two stages of a comparison: the trials of every method, and the final runs with the chosen trials."""
 
 import math
 import sys
@@ -7,17 +7,17 @@ from collections.abc import Sequence
 from ..errors import PlasticityError
 from ..experiment import parse_experiment
 from ..experiment.folder import is_complete
-from ..ladder.command import run_side_by_side
+from ..ladder.command import run_in_parallel
 from ..ladder.jobs import FAILED
 from ..records import differences, read_config
 from .leaderboard import Entry, Scored
 from .plan import Comparison, Run
 from .results import Result, divergence, read_result
-from .trials import Trial, with_choice_of
+from .trials import Trial, with_chosen_arguments
 
 
 class IncompleteError(Exception):
-    """Some runs failed, and what comes after them has to wait."""
+    """Some runs failed, so the next stage cannot start."""
 
 
 def tune(comparison: Comparison, at_once: int | None = None) -> dict[str, list[Scored]]:
@@ -63,7 +63,7 @@ def choose(comparison: Comparison, scored: dict[str, list[Scored]]) -> dict[str,
         chosen[method] = best.trial
     for method in comparison.methods:
         if (original := comparison.method_of(method)) is not None:
-            chosen[method] = with_choice_of(method, chosen[original])
+            chosen[method] = with_chosen_arguments(method, chosen[original])
     return chosen
 
 
@@ -71,7 +71,7 @@ def run_final(
     comparison: Comparison, scored: dict[str, list[Scored]], chosen: dict[str, Trial], at_once: int | None = None
 ) -> list[Entry]:
     """
-    Run all seeds with the chosen trials and with the default arguments, as far as they are not complete.
+    Run all seeds with the chosen trials and with the default arguments, unless they are complete.
 
     Args:
         comparison ([`Comparison`]): The comparison.
@@ -108,7 +108,7 @@ def run_final(
 
 def run_missing(runs: Sequence[Run], at_once: int | None) -> None:
     """
-    Run what is neither complete nor known to diverge.
+    Run everything that is neither complete nor known to diverge.
 
     Raises:
         [`IncompleteError`]: A run failed for another reason than divergence.
@@ -116,7 +116,7 @@ def run_missing(runs: Sequence[Run], at_once: int | None) -> None:
     missing = [run for run in runs if not is_done(run)]
     if not missing:
         return
-    jobs = run_side_by_side({run.folder: run.command for run in missing}, at_once, of=len(runs))
+    jobs = run_in_parallel({run.folder: run.command for run in missing}, at_once, of=len(runs))
     failed = [job for job in jobs if job.state == FAILED and divergence(job.folder) is None]
     for job in failed:
         print(f"failed: {job.folder}: {job.last_line()}", file=sys.stderr)
@@ -128,7 +128,7 @@ def is_done(run: Run) -> bool:
     """Whether a run with these settings is complete, or diverged."""
     config, recorded = parse_experiment(run.settings), read_config(run.folder)
     if recorded is None or differences(recorded, config.numerics()):
-        return False  # if it has begun with other settings, the run itself says so
+        return False  # if it has begun with other settings, the run reports it
     return is_complete(config) or divergence(run.folder) is not None
 
 

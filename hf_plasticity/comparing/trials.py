@@ -1,4 +1,4 @@
-"""What is tried for each method: learning rate, weight decay and the arguments of the mitigation."""
+"""The trials of each method: learning rate, weight decay and the arguments of the mitigation."""
 
 import dataclasses
 import hashlib
@@ -13,7 +13,7 @@ from ..mitigations.search import LogUniform
 
 
 BASELINE = "none"
-# Searched for every method, the baseline included: the learning rate as a factor of that of the configuration.
+# Searched for every method, including the baseline. The learning rate is a factor of the configured one.
 LEARNING_RATE_FACTOR, WEIGHT_DECAY = LogUniform(1 / 3, 3), LogUniform(0.01, 1)
 
 
@@ -25,9 +25,9 @@ class Trial:
     Args:
         method (`str`): A key of `MITIGATIONS`, or `"none"`.
         number (`int`): From 0. Trial 0 has the default arguments, and learning rate and weight decay as configured.
-        learning_rate (`float`): Of the training.
-        weight_decay (`float`): Of the training.
-        arguments (`dict`, *optional*): Of the mitigation, where they are not its defaults.
+        learning_rate (`float`): The learning rate of the training.
+        weight_decay (`float`): The weight decay of the training.
+        arguments (`dict`, *optional*): The arguments of the mitigation that differ from the defaults.
     """
 
     method: str
@@ -53,9 +53,9 @@ class Trial:
 
 def trials_of(method: str, count: int, learning_rate: float, weight_decay: float, task_steps: int) -> list[Trial]:
     """
-    The trials of a method. Trial 0 is the configuration as it stands, with the default arguments. Every other one is a
-    random draw. It depends on the method and its number alone; learning rates and weight decays depend on the number
-    alone, so that every method tries the same ones.
+    The trials of a method. Trial 0 is the given configuration with the default arguments. The others are random draws,
+    which depend only on the method and the number of the trial. Learning rates and weight decays depend only on the
+    number, so that all methods try the same ones.
 
     Args:
         method (`str`): A key of `MITIGATIONS`, or `"none"`.
@@ -73,8 +73,8 @@ def trials_of(method: str, count: int, learning_rate: float, weight_decay: float
     return trials
 
 
-def with_choice_of(control: str, chosen: Trial) -> Trial:
-    """The trial of a control that goes with the chosen trial of its method: the same values of the same arguments."""
+def with_chosen_arguments(control: str, chosen: Trial) -> Trial:
+    """The trial of a control that corresponds to the chosen trial of its method, with the same arguments."""
     known = {one.name for one in dataclasses.fields(MITIGATIONS[control])}
     arguments = {name: value for name, value in chosen.arguments.items() if name in known}
     return dataclasses.replace(chosen, method=control, arguments=arguments)

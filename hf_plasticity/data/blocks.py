@@ -1,6 +1,6 @@
 """
 Blocks: documents joined by an end-of-text token and cut into token sequences of one length, stored in memory-mapped
-files. They are prepared once and found by a hash of everything that they are made from.
+files. They are prepared once and found by a hash of all their inputs.
 """
 
 import contextlib
@@ -124,8 +124,8 @@ class Blocks:
         The first blocks: `(count, context_length)`.
 
         Args:
-            count (`int`): How many.
-            setting (`str`): The setting that asks for them, for the error message.
+            count (`int`): The number of blocks.
+            setting (`str`): The setting that requests them, for the error message.
 
         Raises:
             [`PlasticityError`]: There are fewer blocks.
@@ -137,8 +137,8 @@ class Blocks:
         Prepare the first `count` blocks.
 
         Args:
-            count (`int`): How many.
-            setting (`str`): The setting that asks for them, for the error message.
+            count (`int`): The number of blocks.
+            setting (`str`): The setting that requests them, for the error message.
 
         Returns:
             [`Blocks`]: Itself.
@@ -211,7 +211,7 @@ class Blocks:
         return result if np.ndim(indices) else result[0]
 
     def release(self, start: int, stop: int) -> None:
-        """Delete the shards whose blocks all lie in `start … stop − 1`. They are written again when needed."""
+        """Delete the shards whose blocks all lie in `start … stop − 1`. They are prepared again when required."""
         for shard, (first, end) in enumerate(pairwise(self._ends)):
             if start <= first and end <= stop and (path := self._shard_path(shard)).exists():
                 path.unlink(missing_ok=True)
@@ -219,7 +219,7 @@ class Blocks:
                 self._verified.discard(shard)
 
     def documents(self) -> Iterator[str]:
-        """The documents of this split that the prepared blocks are made from, in order, read from the source again."""
+        """The documents of the prepared blocks of this split, in order, read from the source again."""
         following = self._index["next"]
         if following == START:
             return
@@ -264,7 +264,7 @@ class Blocks:
         return tokens
 
     def _damaged(self, path: Path) -> PlasticityError:
-        return PlasticityError(f"'{path}' is damaged; delete the folder '{self.folder}' to have it prepared again")
+        return PlasticityError(f"'{path}' is damaged; delete the folder '{self.folder}' to prepare it again")
 
     def _make_shard(
         self, shard: int, start: dict[str, Any], bar: tqdm | None
@@ -335,7 +335,7 @@ def check_context_length(context_length: int) -> None:
         [`PlasticityError`]: A block of this length has no token to predict.
     """
     if context_length < 2:
-        raise PlasticityError(f"context_length: {context_length} leaves no token to predict; give 2 or more")
+        raise PlasticityError(f"context_length: {context_length} leaves no token to predict; use 2 or more")
 
 
 def blocks_on_disk(num_blocks: int, context_length: int) -> int:

@@ -19,22 +19,22 @@ class DataConfig:
         dataset (`str`, *optional*):
             For `"hub"`: `culturax`, `c4`, `fineweb-2`, `wikipedia`, or any dataset by name or folder.
         dataset_configs (`dict` or `str`, *optional*):
-            For `"hub"`: the dataset's configuration for each language where it is not the language code, as a mapping
-            or as a template such as `"20231101.{language}"`.
+            For `"hub"`: the dataset's configuration for each language if it is not the language code, as a mapping or
+            as a template such as `"20231101.{language}"`.
         text_column (`str`, *optional*, defaults to `"text"`):
-            For `"local"` and `"hub"`: the field of a document that holds its text.
+            For `"local"` and `"hub"`: the field of a document with its text.
         languages (`list[str]`, *optional*):
             The training languages in the order of a cycle. By default the eight of the paper, or eight synthetic ones.
         probe_language (`str`, *optional*):
             The held-out language. By default Vietnamese, or a ninth synthetic one.
         fresh_languages (`bool`, *optional*, defaults to `False`):
-            For `"synthetic"`: trains every cycle on new languages. Cycle n replaces `syn1` by `syn1.<n>`, and so on;
-            the probe language stays the same.
+            For `"synthetic"`: trains every cycle on new languages. Cycle n replaces `syn1` with `syn1.<n>`, and so on.
+            The probe language stays the same.
         validation_fraction (`float`, *optional*, defaults to 0.05):
             Share of the documents of each language, chosen by a hash of their text, that is held out of training for
             evaluation.
 
-    > Parameters that turn text into blocks
+    > Parameters that convert text to blocks
 
     Args:
         tokenizer (`str`, *optional*, defaults to `"byte"`):
@@ -45,9 +45,9 @@ class DataConfig:
         context_length (`int`, *optional*, defaults to 128):
             Tokens in a sequence (the paper: 2,048).
         permute_tokens (`bool`, *optional*, defaults to `False`):
-            Applies to each task instance its own random permutation of the vocabulary (permuted MNIST, for text). The
-            permutation is a function of the seed and the task instance. Special tokens, the end-of-text token among
-            them, are not permuted, nor is the text of probes and evaluations.
+            Applies a separate random permutation of the vocabulary to each task instance (permuted MNIST, for text).
+            The permutation depends on the seed and the task instance. Special tokens, including the end-of-text token,
+            and the text of probes and evaluations are not permuted.
         data_cache_dir (`str`, *optional*):
             The folder of prepared blocks. By default `hf_plasticity/` in the Hugging Face cache.
         streaming (`bool`, *optional*, defaults to `False`):
@@ -78,7 +78,7 @@ class DataConfig:
     )
     context_length: int = setting(128, help="Tokens in a sequence.")
     permute_tokens: bool = setting(
-        False, help="Train each task instance on text under its own random permutation of the vocabulary."
+        False, help="Apply a separate random permutation of the vocabulary to each task instance."
     )
     data_cache_dir: str | None = setting(
         help="The folder of prepared blocks; in the Hugging Face cache by default.", role=MACHINE

@@ -1,5 +1,5 @@
 """
-How much of the validation text also occurs in the training text.
+The share of the validation text that also occurs in the training text.
 
 Splits share no document, but different documents can share passages: licenses, boilerplate, translations of the same
 manual. The measure is the share of the pieces of the validation documents that occur verbatim in training documents.
@@ -19,7 +19,7 @@ from .blocks import Blocks
 PIECE_LENGTH = 50
 PART_LENGTH = 2**18  # long documents are searched in parts
 PREFILTER_BITS = 22
-MULTIPLIER = 0x9E3779B97F4A7C15  # odd, so that it has an inverse modulo 2⁶⁴
+MULTIPLIER = 0x9E3779B97F4A7C15  # odd, so it has an inverse modulo 2⁶⁴
 
 
 class TextTooShortError(PlasticityError):
@@ -30,8 +30,8 @@ class TextTooShortError(PlasticityError):
 class Overlap:
     """
     Args:
-        pieces (`int`): Pieces of validation text that were looked for.
-        repeated (`int`): How many of them occur in the training text.
+        pieces (`int`): Pieces of validation text that were searched for.
+        repeated (`int`): The number of them that occur in the training text.
         characters (`int`): Characters of training text that were searched.
     """
 
@@ -61,15 +61,15 @@ def measure_overlap(
     """
     The share of the validation text that occurs verbatim in training text.
 
-    Every validation document is cut into pieces of 50 characters, from its beginning; a shorter rest is left out. A
-    piece is repeated if it occurs anywhere in a training document, with the same case and whitespace. Only documents
-    that blocks were prepared from are read. Memory is bounded by `max_pieces`: training text is read in batches, and a
-    rolling hash selects the places that are compared with the pieces.
+    Every validation document is cut into pieces of 50 characters, from its beginning; a shorter remainder is left out.
+    A piece is repeated if it occurs anywhere in a training document, with the same case and whitespace. Only documents
+    of prepared blocks are read. Memory is bounded by `max_pieces`: training text is read in batches, and a rolling
+    hash selects the positions that are compared with the pieces.
 
     Args:
         validation ([`Blocks`]): Prepared blocks of the validation split.
         training (iterable of [`Blocks`]): Prepared blocks of training splits, of any languages.
-        max_pieces (`int`, *optional*, defaults to 20,000): The first pieces are taken, in the order of the source.
+        max_pieces (`int`, *optional*, defaults to 20,000): The number of pieces, taken in the order of the source.
         max_characters (`int`, *optional*, defaults to 20,000,000): The first characters of each training split are
             searched, up to the end of a document.
 
@@ -101,7 +101,7 @@ def measure_overlap(
 
 
 def _pieces(blocks: Blocks, most: int) -> Counter[str]:
-    """The first pieces of the documents, with how often each occurs among them."""
+    """The first pieces of the documents, with their counts."""
     pieces: Counter[str] = Counter()
     count = 0
     for document in blocks.documents():

@@ -1,10 +1,10 @@
 """
-The schedule: which language each task instance trains on, and which sequence of it each slot of the run takes.
+The schedule: the language of each task instance, and the sequence of each slot of the run.
 
-A run is a row of *slots*, one for each training sequence: step s of a run with B sequences in a global batch takes the
-slots `s·B … (s+1)·B − 1`, and task instance k the slots `k·W … (k+1)·W − 1`, where W is its number of steps times B.
-Arithmetic turns a slot into a language and an *ordinal*, the number of the sequence within its language. Any slot can
-be looked up without the earlier ones, on any process, after any restart.
+A run consists of *slots*, one for each training sequence. Step s of a run with B sequences in a global batch has the
+slots `s·B … (s+1)·B − 1`, and task instance k has the slots `k·W … (k+1)·W − 1`, where W is its number of steps times
+B. Each slot is mapped to a language and an *ordinal*, the number of the sequence within its language. Any slot can be
+computed without the earlier ones, on any process and after any restart.
 """
 
 from abc import ABC, abstractmethod
@@ -27,13 +27,13 @@ class Schedule(ABC):
     Args:
         languages (`Sequence[str]`): The task instances of one cycle, in order. A language may occur more than once.
         task_slots (`int`): Sequences in a task instance (W).
-        fresh_languages (`bool`, *optional*, defaults to `False`): Whether every cycle has languages of its own: cycle
-            n, from 2 on, replaces `"<language>"` by `"<language>.<n>"`.
+        fresh_languages (`bool`, *optional*, defaults to `False`): Whether every cycle has new languages: cycle n ≥ 2
+            replaces `"<language>"` with `"<language>.<n>"`.
     """
 
     def __init__(self, languages: Sequence[str], task_slots: int, fresh_languages: bool = False):
         self.cycle = tuple(languages)
-        self.languages = tuple(dict.fromkeys(self.cycle))  # of the first cycle, where the languages are fresh
+        self.languages = tuple(dict.fromkeys(self.cycle))  # of the first cycle if the languages are fresh
         self.task_slots = task_slots
         self.fresh_languages = fresh_languages
         self._language_of_task = np.array([self.languages.index(language) for language in self.cycle])
@@ -70,7 +70,7 @@ class Schedule(ABC):
         """
 
     def sequences_used(self, tasks: int) -> dict[str, int]:
-        """For each language, the sequences that the first `tasks` task instances consist of."""
+        """For each language, the sequences in the first `tasks` task instances."""
         counts = dict.fromkeys(self.languages, 0)
         for task in range(tasks):
             language = self._language_of(*divmod(task, self.tasks_per_cycle))
@@ -78,7 +78,7 @@ class Schedule(ABC):
         return counts
 
     def sequences_needed(self, tasks: int) -> dict[str, int]:
-        """For each language, the sequences that have to be available for a run of `tasks` task instances."""
+        """For each language, the sequences required for a run of `tasks` task instances."""
         return self.sequences_used(tasks)
 
     def _language_of(self, cycle: int, position: int) -> str:
@@ -107,8 +107,8 @@ class RotationSchedule(Schedule):
 
 class StationarySchedule(Schedule):
     """
-    All task instances of a cycle at once. The slots take the languages of the cycle in turn, so that every batch is as
-    even a mixture as possible, and after every cycle the run has consumed the same data as a rotation.
+    All task instances of a cycle mixed. The slots iterate over the languages of the cycle, so every batch is as even a
+    mixture as possible, and each cycle uses the same data as in a rotation.
     """
 
     def task_language(self, task: int) -> str:
@@ -134,11 +134,11 @@ class StationarySchedule(Schedule):
 class GradualSchedule(Schedule):
     """
     A rotation with blended boundaries: around each boundary, over `blend` of a task instance, the share of the next
-    language rises linearly from 0 to 1. Every task instance still consumes the data that it has in a rotation.
+    language rises linearly from 0 to 1. Every task instance uses the same data as in a rotation.
 
     Args:
         blend (`float`): Length of a boundary in task instances, above 0 and at most 1.
-        seed (`int`): Decides which slots of a boundary change over early.
+        seed (`int`): Chooses the slots of a boundary that change early.
     """
 
     def __init__(
@@ -157,7 +157,7 @@ class GradualSchedule(Schedule):
         return self._of_task(*self._sequence_of(slots))
 
     def sequences_needed(self, tasks: int) -> dict[str, int]:
-        """The last boundary of the run takes sequences of the task instance that would follow, in any order."""
+        """The last boundary of the run uses sequences of the next task instance, in any order."""
         counts = self.sequences_used(tasks)
         if self.half:
             language = self.task_language(tasks)
@@ -169,21 +169,21 @@ class GradualSchedule(Schedule):
         slots = np.asarray(slots)
         task, offset = np.divmod(slots, self.task_slots)
         number = offset.copy()
-        # The boundary after task instance k takes the last `half` slots of k and the first `half` of k + 1.
+        # The boundary after task instance k has the last `half` slots of k and the first `half` of k + 1.
         near_start = (offset < self.half) & (task > 0)
         near_end = offset >= self.task_slots - self.half
         boundary = np.where(near_start, task - 1, np.where(near_end, task, -1))
         for k in np.unique(boundary[boundary >= 0]):
             inside = boundary == k
             position = slots[inside] - ((k + 1) * self.task_slots - self.half)
-            coming = self._coming(int(k))
+            coming = self._next_task_slots(int(k))
             rank = np.where(coming, np.cumsum(coming), np.cumsum(~coming)) - 1
             task[inside] = k + coming[position]
             number[inside] = np.where(coming[position], 0, self.task_slots - self.half) + rank[position]
         return task, number
 
-    def _coming(self, boundary: int) -> np.ndarray:
-        """Which slots of a boundary belong to the next task instance: half of them, mostly the later ones."""
+    def _next_task_slots(self, boundary: int) -> np.ndarray:
+        """The slots of a boundary that belong to the next task instance: half of them, mostly the later ones."""
         length = 2 * self.half
         noise = np.random.default_rng([self.seed, boundary]).random(length) - 0.5
         order = np.argsort((np.arange(length) + 0.5) / length + noise, kind="stable")
@@ -201,7 +201,7 @@ def make_schedule(
     fresh_languages: bool = False,
 ) -> Schedule:
     """
-    The schedule of a name, or of a list of languages.
+    Make a schedule from a name or a list of languages.
 
     Args:
         schedule (`str`): `"rotation"`, `"stationary"`, `"gradual"`, or the task instances of a cycle separated by
@@ -210,7 +210,7 @@ def make_schedule(
         task_slots (`int`): Sequences in a task instance.
         blend (`float`, *optional*, defaults to 0.5): Length of a boundary of `"gradual"`, in task instances.
         seed (`int`, *optional*, defaults to 0): Seed of the boundaries of `"gradual"`.
-        fresh_languages (`bool`, *optional*, defaults to `False`): Whether every cycle has languages of its own, see
+        fresh_languages (`bool`, *optional*, defaults to `False`): Whether every cycle has new languages, see
             [`Schedule`].
 
     Raises:
@@ -220,7 +220,7 @@ def make_schedule(
         raise PlasticityError("languages: none given; name at least one")
     if len(set(languages)) < len(languages):
         raise PlasticityError(
-            f"languages: '{' '.join(languages)}' names a language twice; to revisit one within a cycle, "
+            f"languages: '{' '.join(languages)}' has a duplicate; to train on a language twice in a cycle, "
             f"give the order as schedule: {','.join(languages)}"
         )
     if schedule == "rotation":

@@ -1,4 +1,4 @@
-"""The training stream: the sequences of a whole run as one map-style dataset, a function of its configuration."""
+"""The training stream: the sequences of a whole run as one map-style dataset."""
 
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
@@ -20,24 +20,25 @@ class TrainingStream(Dataset):
 
     The sequences of a language are divided into windows of the length of a task instance, and the order within each
     window is shuffled by `(seed, language, window)`. Neighboring blocks of a document are therefore rarely in one
-    batch, and the text of a task instance is the same for every seed. Nothing depends on the number of processes, on
-    what was read before, or on the length of the run.
+    batch, and the text of a task instance is the same for every seed. The stream does not depend on the number of
+    processes, on earlier reads, or on the length of the run.
 
     Args:
         blocks (`Mapping[str, Blocks]`): The training blocks of each language of the run.
         schedule ([`Schedule`]): Maps slots to languages.
         tasks (`int`): Length of the run in task instances.
-        seed (`int`): Decides the order within a task instance, and the permutations of `permute_tokens`.
-        allow_repeats (`bool`, *optional*, defaults to `False`): Whether a language that runs out of text starts again.
-        streaming (`bool`, *optional*, defaults to `False`): Whether blocks are prepared when they are needed and
-            deleted one task instance later, instead of all being prepared at the start.
+        seed (`int`): The seed of the order within a task instance, and of the permutations of `permute_tokens`.
+        allow_repeats (`bool`, *optional*, defaults to `False`): Whether text may be used again if a language has too
+        little.
+        streaming (`bool`, *optional*, defaults to `False`): Whether blocks are prepared when they are required and
+            deleted one task instance later, instead of preparing all blocks at the start.
         permute_tokens (`bool`, *optional*, defaults to `False`): Whether each task instance has its own random
-            permutation of the vocabulary, a function of `(seed, task instance)`. Special tokens, the end-of-text token
-            among them, are not permuted.
+            permutation of the vocabulary, which depends on `(seed, task instance)`. Special tokens, including the
+            end-of-text token, are not permuted.
 
     Raises:
-        [`PlasticityError`]: A language has fewer tokens than the run needs (with `streaming`: raised when it runs
-            out), or the vocabulary cannot be permuted.
+        [`PlasticityError`]: A language has fewer tokens than the run requires (with `streaming`: raised when the
+            text ends), or the vocabulary cannot be permuted.
     """
 
     def __init__(
@@ -69,7 +70,7 @@ class TrainingStream(Dataset):
             have, need = blocks.num_tokens, needed * self.context_length
             if have < need and not self.allow_repeats:
                 raise PlasticityError(
-                    f"languages: '{language}' has {have:,} training tokens and the run needs {need:,}; "
+                    f"languages: '{language}' has {have:,} training tokens and the run requires {need:,}; "
                     "give it more text, shorten the run (cycles, task_steps), or set allow_repeats"
                 )
 
@@ -84,7 +85,8 @@ class TrainingStream(Dataset):
 
     def epochs(self, slot: int) -> dict[str, float]:
         """
-        For each language that repeats, how many passes over its text precede `slot`; empty while all tokens are fresh.
+        For each language that repeats, the number of passes over its text before `slot`; empty while all tokens are
+        fresh.
         """
         passes = {}
         for language, used in self.schedule.sequences_used(slot // self.schedule.task_slots).items():
@@ -114,7 +116,7 @@ class TrainingStream(Dataset):
         return languages, numbers
 
     def _release(self, language: int, blocks: Blocks, first_window: int, last_window: int) -> None:
-        """Delete the blocks of a language that no window needs from the one before `first_window` to `last_window`."""
+        """Delete the blocks of a language that are not used from the window before `first_window` to `last_window`."""
         length, count = self.schedule.task_slots, len(blocks)
         start, stop = max(first_window - 1, 0) * length, (last_window + 1) * length
         # The blocks to keep. If the text repeats, the interval wraps around.

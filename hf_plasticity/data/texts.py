@@ -25,9 +25,9 @@ def text_blocks(
     validation_fraction: float = 0.05,
 ) -> np.ndarray:
     """
-    Token blocks from a dataset or any iterable of texts: the documents joined by the end-of-text token and cut into
-    sequences of one length, as in the study. Null and blank texts are skipped. Reading stops soon after `max_blocks`
-    blocks are filled.
+    Make token blocks from a dataset or any iterable of texts. The documents are joined by the end-of-text token and
+    cut into sequences of one length, as in the study. Null and blank texts are skipped. Reading stops soon after
+    `max_blocks` blocks.
 
     With `split`, only the documents of that split are used. The split is chosen by a hash of the document's text, so
     the blocks of `"train"` and of `"validation"` never share a document, even if the dataset repeats it.
@@ -36,8 +36,8 @@ def text_blocks(
         texts (`datasets.Dataset`, `datasets.IterableDataset` or iterable of `str` or `dict`): The documents.
         tokenizer (`PreTrainedTokenizerBase`): A fast tokenizer with an end-of-text token (`eos_token`).
         context_length (`int`, *optional*, defaults to 128): Tokens in a block.
-        text_column (`str`, *optional*, defaults to `"text"`): The column of a dataset that holds the text.
-        max_blocks (`int`, *optional*): The most blocks to make; by default all that the texts fill.
+        text_column (`str`, *optional*, defaults to `"text"`): The column of a dataset with the text.
+        max_blocks (`int`, *optional*): The maximum number of blocks; unlimited by default.
         split (`str`, *optional*): `"train"` or `"validation"`; by default both.
         validation_fraction (`float`, *optional*, defaults to 0.05): With `split`: share of the documents in the
             validation split.
@@ -92,10 +92,10 @@ def _documents(texts: Iterable[str | Mapping[str, Any]], text_column: str) -> It
         raise PlasticityError("texts: a single string; give an iterable of documents, such as a list of strings")
     if isinstance(texts, Mapping):
         raise PlasticityError(f"texts: a mapping of {', '.join(map(str, texts))}; give one of its values")
-    import datasets  # takes a second
+    import datasets  # slow
 
     if isinstance(texts, datasets.Dataset | datasets.IterableDataset) and text_column in (texts.column_names or ()):
-        texts = texts.select_columns([text_column])  # or every column of every row is decoded
+        texts = texts.select_columns([text_column])  # otherwise all columns of every row are decoded
     for number, row in enumerate(texts):
         if isinstance(row, Mapping):
             if text_column not in row:

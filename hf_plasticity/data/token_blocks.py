@@ -1,4 +1,4 @@
-"""Token blocks from what a script has in memory: arrays, tensors, lists, datasets."""
+"""Token blocks from objects in memory: arrays, tensors, lists, datasets."""
 
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -16,8 +16,8 @@ TokenBlocks: TypeAlias = "Blocks | np.ndarray | torch.Tensor"
 
 def as_blocks(blocks: Any) -> TokenBlocks:
     """
-    Token blocks from what a user has: [`Blocks`], an array, a tensor, a list of lists, or a `datasets.Dataset` with
-    `input_ids` of one length.
+    Convert [`Blocks`], an array, a tensor, a list of lists, or a `datasets.Dataset` with `input_ids` of one length to
+    token blocks.
 
     Returns:
         [`Blocks`], or `np.ndarray` or `torch.Tensor` of shape `(num_blocks, context_length)`.

@@ -34,7 +34,7 @@ def train_tokenizer(texts: Iterator[str], vocab_size: int) -> PreTrainedTokenize
     Train a byte-level BPE tokenizer that splits text into words as GPT-2 does. Decoding returns any text exactly.
 
     Args:
-        texts (`Iterator[str]`): The documents to learn from; read once.
+        texts (`Iterator[str]`): The training documents; read once.
         vocab_size (`int`): Number of tokens, 258 or more. The last one is the end-of-text token.
 
     Raises:
@@ -42,7 +42,7 @@ def train_tokenizer(texts: Iterator[str], vocab_size: int) -> PreTrainedTokenize
     """
     if vocab_size < 258:
         raise PlasticityError(
-            f"vocab_size: {vocab_size} leaves no token to train besides the 256 bytes and the end of text; give 258 "
+            f"vocab_size: {vocab_size} leaves no token to train besides the 256 bytes and the end of text; use 258 "
             "or more, or use the tokenizer 'byte'"
         )
     tokenizer = Tokenizer(models.BPE())
@@ -107,8 +107,8 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBa
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
     """
-    Hexadecimal digits that identify what the tokenizer does: vocabulary, merges, normalizer, pre-tokenizer and special
-    tokens. They do not depend on the path it was loaded from, or on the truncation and padding that it last used.
+    A hexadecimal hash of the tokenizer: vocabulary, merges, normalizer, pre-tokenizer and special tokens. It does not
+    depend on the path from which it was loaded, or on its last truncation and padding.
     """
     content = json.loads(tokenizer.backend_tokenizer.to_str())
     del content["truncation"], content["padding"]

@@ -15,7 +15,7 @@ from ..settings import MACHINE, OUTPUT, setting
 @dataclass
 class DeferredConfig:
     """
-    Which run is probed, and on which machine. The configuration of the run decides the probe.
+    The run to probe, and the settings of this machine. The configuration of the run decides the probe.
 
     Args:
         model (`str`):
@@ -23,7 +23,7 @@ class DeferredConfig:
         follow (`bool`, *optional*, defaults to `True`):
             Probe its checkpoints as they appear, until the run is complete.
         poll_seconds (`float`, *optional*, defaults to 30.0):
-            How often to look for new checkpoints.
+            Seconds between two checks for new checkpoints.
         push_to_hub (`bool`, *optional*, defaults to `True`):
             For a repository: whether to upload the records.
         output_dir (`str`, *optional*):
@@ -33,14 +33,14 @@ class DeferredConfig:
         per_device_train_batch_size (`int`, *optional*):
             Sequences in one forward pass; that of the run by default.
         cpu_threads (`int`, *optional*):
-            CPU threads of each process; those of the run by default, since the last bits depend on them.
+            CPU threads of each process; those of the run by default, because the last bits depend on them.
         data_dir, data_cache_dir, dataset (`str`, *optional*):
-            Where the text of the run is on this machine, if the path differs.
+            The location of the run's text on this machine, if it differs.
     """
 
     model: str | None = setting(None, help="The folder or the repository of a run.", role=OUTPUT)
     follow: bool = setting(True, help="Probe the checkpoints of a run with probe: deferred.", role=OUTPUT)
-    poll_seconds: float = setting(30.0, help="How often to look for new checkpoints.", role=OUTPUT)
+    poll_seconds: float = setting(30.0, help="Seconds between two checks for new checkpoints.", role=OUTPUT)
     push_to_hub: bool = setting(True, help="For a repository: whether to upload the records.", role=OUTPUT)
     output_dir: str | None = setting(None, help="For a repository: the folder of the records.", role=OUTPUT)
     share: str = setting(BATCH, help="What several processes share: batch or checkpoints.", role=MACHINE)
@@ -48,19 +48,19 @@ class DeferredConfig:
         None, help="Sequences in one forward pass; that of the run by default.", role=MACHINE
     )
     cpu_threads: int | None = setting(None, help="CPU threads; those of the run by default.", role=MACHINE)
-    data_dir: str | None = setting(None, help="Where the run's local text is on this machine.", role=MACHINE)
+    data_dir: str | None = setting(None, help="Location of the run's local text on this machine.", role=MACHINE)
     data_cache_dir: str | None = setting(None, help="Folder of prepared blocks on this machine.", role=MACHINE)
-    dataset: str | None = setting(None, help="Where the run's dataset is on this machine.", role=MACHINE)
+    dataset: str | None = setting(None, help="Location of the run's dataset on this machine.", role=MACHINE)
     disable_tqdm: bool = setting(False, help="Show no progress bars.", role=OUTPUT)
-    use_cpu: bool = setting(False, help="Leave accelerators unused.", role=MACHINE)
+    use_cpu: bool = setting(False, help="Use only the CPU.", role=MACHINE)
 
 
 def parse_deferred(arguments: Sequence[str] | None = None, description: str | None = None) -> DeferredConfig:
     """
-    The run that a command line asks to probe.
+    Parse the run to probe from a command line.
 
     Raises:
-        [`PlasticityError`]: An unknown setting, one that the run decides, or a value that is not possible.
+        [`PlasticityError`]: An unknown setting, one that the run decides, or an invalid value.
     """
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     own = {one.name for one in dataclasses.fields(DeferredConfig)}

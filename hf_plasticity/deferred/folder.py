@@ -1,4 +1,4 @@
-"""A run in a folder whose probes are deferred: its configuration, its checkpoints, and where its records go."""
+"""A run with deferred probes in a folder: its configuration, its checkpoints and its records."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -43,7 +43,7 @@ class DeferredFolder:
     A run in a folder on this machine.
 
     Args:
-        folder (`str` or `Path`): The run folder. The records go there too.
+        folder (`str` or `Path`): The run folder, which also receives the records.
     """
 
     def __init__(self, folder: str | Path):
@@ -51,10 +51,10 @@ class DeferredFolder:
 
     def check(self) -> None:
         """
-        Check that the folder holds a run, or is empty and may hold one soon.
+        Check that the folder has a run, or is empty so that a run may start in it.
 
         Raises:
-            [`PlasticityError`]: It does not exist, or holds something else.
+            [`PlasticityError`]: It does not exist, or has other files.
         """
         if not self.folder.is_dir():
             raise PlasticityError(f"model: there is no run folder '{self.folder}'")
@@ -63,7 +63,7 @@ class DeferredFolder:
             raise PlasticityError(f"model: '{self.folder}' has other files ({others[0]}) and no run")
 
     def check_rights(self) -> None:
-        """Check before anything is computed that the records can be written."""
+        """Check that the records can be written."""
 
     def config(self) -> dict[str, Any] | None:
         """The configuration of the run, or `None` while there is none."""
@@ -82,7 +82,7 @@ class DeferredFolder:
         """Called when a checkpoint is probed. Does nothing: the run keeps its checkpoints."""
 
     def deliver(self, records: list[dict[str, Any]]) -> bool:
-        """Write the record of each probe into its checkpoint, as an inline probe does. Returns whether it is done."""
+        """Write the record of each probe into its checkpoint, as inline probes do. Returns whether this succeeded."""
         for record in records:
             checkpoint = self.checkpoint(self.name_of(record))
             path = checkpoint / RECORD_FILE

@@ -41,7 +41,7 @@ PATIENCE = 600.0
 NUMERIC_PACKAGES = ("torch", "transformers")
 # Every checkpoint has the trained tokenizer.
 NOT_TAKEN = ("train_tokenizer",)
-# Further settings of the run that apply: what is measured, and the memory of a probe.
+# Further settings of the run that apply: the measurements, and the memory of a probe.
 TAKEN = (
     "data_dir", "cycles", "diagnose", "diagnostics_measures", "diagnostics_sequences", "gradient_checkpointing",
     "gradient_checkpointing_kwargs", "per_device_train_batch_size",
@@ -86,13 +86,13 @@ def _open_run(deferred: DeferredConfig) -> DeferredFolder | DeferredRepository:
 
 def _wait_for_config(run: DeferredFolder, poll_seconds: float) -> dict[str, Any]:
     """The configuration of a run. Waits for a run that has just started to write it."""
-    told = False
+    announced = False
     while (recorded := run.config()) is None or not run.progress().checkpoints:
         if recorded is not None:
             check_deferred(run.name, recorded)
-        if not told:
+        if not announced:
             print(f"waiting for '{run.name}' to start", flush=True)
-            told = True
+            announced = True
         time.sleep(poll_seconds)
     check_deferred(run.name, recorded)
     return recorded
@@ -119,7 +119,7 @@ class DeferredProber:
     Args:
         run ([`DeferredFolder`] or [`DeferredRepository`]): The run.
         config ([`ExperimentConfig`]): Its configuration, for this machine.
-        recorded (`Mapping[str, Any]`): Its `config.yaml`.
+        recorded (`Mapping[str, Any]`): The content of its `config.yaml`.
         deferred ([`DeferredConfig`]): The settings of this command.
         use_cpu (`bool`): Whether the processes compute on the CPU.
 
@@ -170,7 +170,7 @@ class DeferredProber:
             self._load,
             make_accelerator(recorded["bf16"], use_cpu),
             share=deferred.share,
-            # This machine may not have Triton, which changes the rounding only.
+            # This machine may not have Triton, which only changes rounding.
             head_loss=FUSED if provenance["head_loss"] != LOGITS else LOGITS,
             diagnostics=DiagnosticsConfig(measures=training.diagnostics_measures),
             diagnostics_blocks=eval_blocks.first(training.diagnostics_sequences, "diagnostics_sequences")
@@ -215,8 +215,8 @@ class DeferredProber:
         first = self.timeline.steps_between(every, unit)
         if not self.recorder.has_reference(self.run.folder) and max(steps) > first and first not in steps:
             raise PlasticityError(
-                f"model: the checkpoint {self.timeline.checkpoint_name(first)} of '{self.run.name}' is missing, and "
-                "ΔAUC refers to its probe"
+                f"model: the checkpoint {self.timeline.checkpoint_name(first)} of '{self.run.name}' is missing, but "
+                "its probe is the reference of ΔAUC"
             )
 
     def _recorded(self, step: int) -> None:

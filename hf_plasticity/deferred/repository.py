@@ -1,4 +1,4 @@
-"""A run on the Hub whose probes are deferred: its checkpoints are branches, and the records are uploaded to it."""
+"""A run with deferred probes on the Hub: its checkpoints are branches, and the records are uploaded to it."""
 
 import json
 import shutil
@@ -111,7 +111,7 @@ class DeferredRepository(DeferredFolder):
             heads = self._heads()
         for name, commit in heads.items():
             if CHECKPOINT_NAME.fullmatch(name) and self._seen.get(name) != commit:
-                self._look_at(name, commit)
+                self._register_branch(name, commit)
 
     def _download_records(self, commit: str) -> None:
         files = download(self.api, self.name, [CONFIG_FILE, TRAINER_STATE_FILE, *RECORD_KEYS], commit)
@@ -135,7 +135,7 @@ class DeferredRepository(DeferredFolder):
         here, there = (read_config(self.folder) or config)[PROVENANCE][RUN_ID], config[PROVENANCE][RUN_ID]
         if here != there:
             raise PlasticityError(
-                f"output_dir: '{self.folder}' holds the probes of another run ({RUN_ID} {here}, and {there} is "
+                f"output_dir: '{self.folder}' has the probes of another run ({RUN_ID} {here}, and {there} is "
                 f"that of '{self.name}'); choose another folder"
             )
 
@@ -143,7 +143,7 @@ class DeferredRepository(DeferredFolder):
         tree = self.api.list_repo_tree(self.name, revision=commit)
         return {entry.path for entry in tree if isinstance(entry, RepoFile)}
 
-    def _look_at(self, name: str, commit: str) -> None:
+    def _register_branch(self, name: str, commit: str) -> None:
         """Register a branch that has its checkpoint. A branch is created before its files are uploaded."""
         files = self._files(commit)
         if not any(path.endswith(".safetensors") for path in files):
@@ -176,7 +176,7 @@ class DeferredRepository(DeferredFolder):
 
     def check_rights(self) -> None:
         """
-        Check before anything is computed that the records can be uploaded.
+        Check that the records can be uploaded.
 
         Raises:
             [`PlasticityError`]: The repository is not writable.
@@ -191,7 +191,7 @@ class DeferredRepository(DeferredFolder):
             raise PlasticityError(f"{error}; or keep the records here with --push_to_hub false") from None
 
     def deliver(self, records: list[dict[str, Any]]) -> bool:
-        """Upload each record to the branch of its checkpoint, and all to `main`. Returns whether that is done."""
+        """Upload each record to the branch of its checkpoint, and all to `main`. Returns whether this succeeded."""
         if self._repository is None:
             return True
         try:

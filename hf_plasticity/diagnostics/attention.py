@@ -19,24 +19,24 @@ from .observer import Observer
 
 IMPLEMENTATION = "hf_plasticity_entropy"
 DEFAULT_MIN_CONTEXT = 256
-# Attention weights held at a time: 2^24 floats are 64 MiB, and about three tensors of that size live at once.
+# Attention weights in memory at a time: 2^24 floats are 64 MiB, and about three such tensors exist at once.
 CHUNK_ELEMENTS = 2**24
 
 
 def default_min_context(context_length: int) -> int:
-    """The fewest keys a query must see to count: 256, or half the context where that is under 512; 2 at least."""
+    """The fewest visible keys of a counted query: 256, or half the context if it is under 512; at least 2."""
     return max(2, min(DEFAULT_MIN_CONTEXT, context_length // 2))
 
 
 def maximum_entropy(context_length: int, min_context: int | None = None, window: int | None = None) -> float:
     """
-    H_max: the mean, over the queries that see at least `min_context` keys, of the largest entropy each could have,
-    ln t for t keys.
+    H_max: the mean of the largest possible entropy, ln t for t visible keys, over the queries with at least
+    `min_context` visible keys.
 
     Args:
-        context_length (`int`): Tokens in a sequence; query t of it sees t keys.
-        min_context (`int`, *optional*): Fewest keys; by default 256, or half the context where that is under 512.
-        window (`int`, *optional*): The sliding window: no query sees more keys than this.
+        context_length (`int`): Tokens in a sequence; query t has t visible keys.
+        min_context (`int`, *optional*): Fewest keys; by default 256, or half the context if it is under 512.
+        window (`int`, *optional*): The sliding window, the maximum number of visible keys.
 
     Example:
 
@@ -61,8 +61,8 @@ def _maximum_entropy(queries: torch.Tensor, min_context: int) -> float:
 
 class HeadStatistics:
     """
-    Sums over the queries of one layer, sorted by the number of keys a query sees, so that which queries count can be
-    decided when all have been seen.
+    Sums over the queries of one layer by the number of visible keys, so that the counted queries can be chosen at the
+    end.
 
     Args:
         heads (`int`): Query heads.
@@ -79,9 +79,9 @@ class HeadStatistics:
         Add queries.
 
         Args:
-            keys (`torch.Tensor` of shape `(n,)`): How many keys each sees.
+            keys (`torch.Tensor` of shape `(n,)`): The number of visible keys of each.
             sees_first (`torch.Tensor` of shape `(n,)`): Whether the first token is among them.
-            entropy (`torch.Tensor` of shape `(n, heads)`): Of the query's attention, in nats.
+            entropy (`torch.Tensor` of shape `(n, heads)`): Entropy of the query's attention, in nats.
             share (`torch.Tensor` of shape `(n, heads)`): The attention that goes to the first token.
         """
         missing = int(keys.max()) + 1 - len(self.queries)
@@ -96,24 +96,24 @@ class HeadStatistics:
 
     @property
     def context(self) -> int:
-        """The most keys that a query sees: the sequence, or the window."""
+        """The largest number of visible keys: the sequence, or the window."""
         return len(self.queries) - 1
 
 
 class AttentionObserver(Observer):
     """
-    `attention_entropy`: for each query head the entropy −Σ a ln a of its attention, averaged over the queries that
-    see at least `min_context` keys, divided by H_max, the mean of ln t over these very queries (t keys). `lazy_heads`:
-    the fraction of heads above 0.9, nearly uniform. `collapsed_heads`: the fraction below 0.1, nearly one-hot
-    (huggingface.co/papers/2606.24752; that queries with under 256 keys are left out is reconstructed from its
-    H_max = 6.9215 at context 2,048). `first_token_attention`: the mean attention that goes to the first token of the
-    sequence, over the same queries as far as they see it (attention sinks, huggingface.co/papers/2309.17453).
+    `attention_entropy`: for each query head the entropy −Σ a ln a of its attention, averaged over the queries with at
+    least `min_context` visible keys, divided by H_max, the mean of ln t over the same queries (t visible keys).
+    `lazy_heads`: the fraction of heads above 0.9, nearly uniform. `collapsed_heads`: the fraction below 0.1, nearly
+    one-hot (huggingface.co/papers/2606.24752; the limit of 256 keys is inferred from its H_max = 6.9215 at context
+    2,048). `first_token_attention`: the mean attention that goes to the first token of the sequence, over the same
+    queries if it is visible to them (attention sinks, huggingface.co/papers/2309.17453).
 
-    In a layer with a sliding window a query sees the window at most, and both H_max and the default of `min_context`
-    refer to the keys that it sees. Padding is neither query nor key.
+    In a layer with a sliding window, H_max and the default of `min_context` refer to the keys within the window.
+    Padding is excluded from queries and keys.
 
     All four range from 0 to 1. Cost: attention without a fused kernel, instead of that of the model: 2·B·H·T²·D
-    multiply-adds a layer. At most `CHUNK_ELEMENTS` attention weights are in memory at a time.
+    multiply-adds per layer. At most `CHUNK_ELEMENTS` attention weights are in memory at a time.
     """
 
     names = ("attention_entropy", "lazy_heads", "collapsed_heads", "first_token_attention")
@@ -218,7 +218,7 @@ class AttentionObserver(Observer):
             k, v = key.float()[:, :, None], value.float()[:, :, None]
             for start in range(0, length, chunk):
                 stop = min(start + chunk, length)
-                # Under the causal mask alone no query of the chunk sees a key after it.
+                # Without further masks, keys after the chunk are not visible to its queries.
                 keys = stop if attention_mask is None else length
                 visible = self._visible(attention_mask, start, stop, keys, query.device)  # (B or 1, 1, 1, c, keys)
                 logits = q[..., start:stop, :] @ k[..., :keys, :].transpose(-1, -2) * scaling

@@ -21,15 +21,15 @@ from .drift import save_weights
 
 class DiagnosticsCallback(PeriodicCallback):
     """
-    Diagnoses the model while it trains and writes one line to `diagnostics.jsonl` for each diagnosis. Training itself
-    is bit-identical to training without the callback.
+    Diagnose the model during training and write one line to `diagnostics.jsonl` for each diagnosis. The training is
+    bit-identical to a training without the callback.
 
-    The overall value of each measure also goes through `Trainer.log` as `diagnostics/<measure>`. A diagnosis that is
-    already recorded for this training is not recorded twice.
+    The overall value of each measure is also logged through `Trainer.log` as `diagnostics/<measure>`. A diagnosis that
+    is already recorded for this training is not recorded twice.
 
     Args:
         blocks (`torch.Tensor` or `np.ndarray` of shape `(N, T)`): Token ids to diagnose on, the same on every rank. A
-            list of lists or a `datasets.Dataset` with `input_ids` works too.
+            list of lists or a `datasets.Dataset` with `input_ids` also works.
         config ([`DiagnosticsConfig`], *optional*): What to measure, and the thresholds.
         every (`int` or `float`, *optional*, defaults to 0.1): Units of training between two diagnoses. With the unit
             `"steps"`, a number below 1 is a share of the training.
@@ -102,7 +102,7 @@ class DiagnosticsCallback(PeriodicCallback):
         elif not path.exists():
             raise PlasticityError(
                 f"track_initialization: '{path}' does not exist, and the run resumes at step {state.global_step}, "
-                "so the initial weights are not known; pass track_initialization=False"
+                "so the initial weights are not available; pass track_initialization=False"
             )
 
     def act(self, step: int, model: nn.Module, tokenizer: Any, folder: Path, args: TrainingArguments) -> None:

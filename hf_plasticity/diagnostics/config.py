@@ -9,7 +9,7 @@ from ..errors import PlasticityError
 @dataclass(frozen=True)
 class DiagnosticsConfig:
     """
-    The settings of a diagnosis. Together with the blocks they decide every number in it.
+    The settings of a diagnosis. Together with the blocks, they determine all of its numbers.
 
     Args:
         measures (`Sequence[str]`, *optional*): Names from `MEASURES`. By default the cheap ones, `DEFAULT_MEASURES`,
@@ -19,9 +19,9 @@ class DiagnosticsConfig:
 
         > Parameters that control units and heads
 
-        tau (`float`, *optional*, defaults to `0.01`): A unit is dormant where its score is at most τ.
-        min_context (`int`, *optional*): Queries that see fewer keys are left out of the attention measures. Without
-            it 256, or half the context where that is under 512; in a layer with a sliding window the context is the
+        tau (`float`, *optional*, defaults to `0.01`): A unit is dormant if its score is at most τ.
+        min_context (`int`, *optional*): Queries with fewer visible keys are left out of the attention measures. By
+            default 256, or half the context if it is under 512. In a layer with a sliding window, the context is the
             window.
         lazy_threshold (`float`, *optional*, defaults to `0.9`): A head is lazy above this share of H_max.
         collapsed_threshold (`float`, *optional*, defaults to `0.1`): A head is collapsed below this share of H_max.
@@ -34,7 +34,7 @@ class DiagnosticsConfig:
             measures; also the sequences in one backward pass.
         hessian_sequences (`int`, *optional*, defaults to `8`): The number of blocks on which the Hessian is
             computed; rounded down to full mini-batches, at least one.
-        hessian_iterations (`int`, *optional*, defaults to `50`): Most steps of each power iteration.
+        hessian_iterations (`int`, *optional*, defaults to `50`): Maximum steps of each power iteration.
         hessian_tolerance (`float`, *optional*, defaults to `1e-2`): Power iteration ends when
             ‖Hv − λv‖ ≤ tolerance·|λ|.
         seed (`int`, *optional*, defaults to `0`): Seed of the start vector of power iteration.

@@ -26,10 +26,10 @@ class Eigenvalue:
 
     Args:
         value (`float`): The Rayleigh quotient v·Hv of the last unit vector v.
-        residual (`float`): ‖Hv − value·v‖: some eigenvalue lies within this distance of `value`.
+        residual (`float`): ‖Hv − value·v‖: there is an eigenvalue within this distance of `value`.
         radius (`float`): ‖Hv‖, which tends to the largest absolute value of an eigenvalue.
         iterations (`int`): Products with H.
-        converged (`bool`): Whether the residual came below tolerance·|value|.
+        converged (`bool`): Whether the residual is below tolerance·|value|.
     """
 
     value: float
@@ -48,7 +48,7 @@ def power_iteration(
     Args:
         product (`Callable`): v ↦ Hv for a symmetric H; vectors are lists of tensors.
         start (`list[torch.Tensor]`): A vector to start from, not orthogonal to the eigenvector (a random one).
-        iterations (`int`): Most products.
+        iterations (`int`): Maximum number of products.
         tolerance (`float`): Ends when ‖Hv − λv‖ ≤ tolerance·|λ|.
         shift (`float`, *optional*, defaults to `0.0`): Iterates on H + shift·I; the result is about H.
     """
@@ -72,10 +72,10 @@ def largest_eigenvalue(
     """
     The algebraically largest eigenvalue of H.
 
-    Plain power iteration finds the one of largest absolute value. Where that is negative, or where its sign is open
-    because the residual is large (two of equal size and opposite sign never converge), a second run on H + ρI, all of
-    whose eigenvalues are positive, finds the largest. Every Rayleigh quotient is a lower bound, so the larger of the
-    two is kept.
+    Plain power iteration finds the eigenvalue with the largest absolute value. If that is negative, or if its sign is
+    uncertain because the residual is large (two of equal size and opposite sign never converge), a second run on H +
+    ρI, whose eigenvalues are all positive, finds the largest. Every Rayleigh quotient is a lower bound, so the larger
+    of the two is returned.
     """
     first = power_iteration(product, start, iterations, tolerance)
     if first.value >= 0 and first.residual <= first.value / 2:
@@ -92,20 +92,20 @@ def measure_curvature(
 ) -> dict[str, Measure]:
     """
     `hessian_largest_eigenvalue`: λ_max of the Hessian of the loss L of `measure_gradients`, on the first
-    `hessian_sequences` blocks, by all parameters that require a gradient, found by power iteration with exact
+    `hessian_sequences` blocks, with respect to all parameters that require a gradient, by power iteration with exact
     Hessian-vector products (the "sharpness"; PyHessian, huggingface.co/papers/1912.07145; for curvature and plasticity
     huggingface.co/papers/2312.00246).
 
-    Any real number. Recorded with it are `residual`, `iterations` and `converged`: unconverged it is a lower bound.
-    Cost: each product is a backward pass through a backward pass, about three times a gradient; `hessian_iterations`
-    products at most, twice that where the largest eigenvalue is not the largest in absolute value. Memory: eager
-    attention and two graphs of a mini-batch, four copies of the parameters.
+    Any real number. `residual`, `iterations` and `converged` are also recorded. Without convergence it is a lower
+    bound. Cost: each product is a backward pass through a backward pass, about three times a gradient;
+    `hessian_iterations` products at most, or twice that if the largest eigenvalue is not the largest in absolute
+    value. Memory: eager attention and two graphs of a mini-batch, four copies of the parameters.
 
     Raises:
         [`PlasticityError`]: No parameter requires a gradient.
     """
     if is_fsdp(model):
-        gap = "a second backward pass does not go through FSDP's sharded parameters"
+        gap = "FSDP's sharded parameters do not support a second backward pass"
         return {NAMES[0]: Measure(None, gap=gap)}
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if not parameters:

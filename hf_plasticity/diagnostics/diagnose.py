@@ -125,11 +125,11 @@ def diagnose(
     implementation are restored.
 
     Dropout is off. Memory beyond the model is bounded by `batch_size` and does not grow with the number of blocks.
-    Under DDP every rank measures the same blocks and gets the same numbers; under FSDP2 all ranks must call this
-    together.
+    Under DDP every rank measures the same blocks and gets the same numbers; under FSDP2 all ranks must call
+    this.
 
     Args:
-        model (`PreTrainedModel`): A causal language model of Transformers: as it is, compiled, wrapped by DDP or PEFT,
+        model (`PreTrainedModel`): A causal language model of Transformers: plain, compiled, wrapped by DDP or PEFT,
             or sharded by FSDP2. PEFT's adapters are part of the model; hidden units behind them are not measured.
         blocks (`torch.Tensor` or `np.ndarray` of shape `(N, T)`): Token ids, two or more in a sequence. A list of
             lists or a `datasets.Dataset` with `input_ids` works too.
@@ -228,7 +228,7 @@ def plain_model(model: nn.Module) -> PreTrainedModel:
     if model.active_peft_config.is_prompt_learning:
         raise PlasticityError(
             f"model: its {model.active_peft_config.peft_type.value} adapter adds virtual tokens to the input, which "
-            "a diagnosis does not know; diagnose `model.get_base_model()`"
+            "are not supported; diagnose `model.get_base_model()`"
         )
     return model.get_base_model()
 
@@ -242,7 +242,7 @@ def _observe(
         for input_ids, mask in batches:
             for observer in observers:
                 observer.tokens = None if mask is None else mask.bool()
-            # No measure reads the logits, so only those of the last position are computed.
+            # No measure uses the logits, so only those of the last position are computed.
             model(input_ids=input_ids, attention_mask=mask, use_cache=False, logits_to_keep=1)
     reshard(model)
     return {name: measure for observer in observers for name, measure in observer.measures().items()}
@@ -302,7 +302,7 @@ def _check_blocks(
         if len(blocks) == config.gradient_batch_size:
             raise PlasticityError(
                 f"gradient_batch_size: {config.gradient_batch_size} leaves one mini-batch of {len(blocks)} blocks; "
-                "two or more are needed"
+                "two or more are required"
             )
     return blocks, mask
 

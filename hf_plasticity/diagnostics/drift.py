@@ -1,4 +1,4 @@
-"""How far the weights have moved from a reference, such as their initialization."""
+"""Distances of the weights from a reference, such as their initialization."""
 
 import math
 import os
@@ -48,8 +48,8 @@ class SavedWeights(Mapping):
 
 def save_weights(model: PreTrainedModel, path: str | os.PathLike, write: bool = True) -> None:
     """
-    Save every parameter of a model, each shared one once, for use as a reference. Under FSDP2 every rank must call
-    this; only those with `write` keep the weights and write.
+    Save every parameter of a model for use as a reference, shared parameters once. Under FSDP2, every rank must call
+    this; only ranks with `write` keep the weights and write the file.
     """
     weights = {}
     for name, parameter in model.named_parameters():

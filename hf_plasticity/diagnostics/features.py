@@ -16,21 +16,20 @@ from .ranks import RANK_NAMES, singular_values_from_gram, spectrum_ranks
 class FeatureObserver(Observer):
     """
     `feature_effective_rank`, `feature_stable_rank`, `feature_srank`, `feature_approximate_rank`: the four ranks of
-    `ranks.py` of the feature matrix, one row for each token, not centered. Per layer the features are the residual
-        stream
-    after it; overall they are what the output head reads (after the final norm), the penultimate features of Kumar et
-    al. (huggingface.co/papers/2010.14498).
+    `ranks.py` of the feature matrix, one row for each token, not centered. Per layer, the features are the residual
+    stream after it. Overall, they are the input of the output head (after the final norm), the penultimate features of
+    Kumar et al. (huggingface.co/papers/2010.14498).
 
     From 1 to min(d_model, tokens): fewer tokens than d_model bound the rank, so the number of tokens is recorded. 0
-    for features that are all zero. Cost: 2·d² operations a token and layer in float64, a twelfth of the forward pass
-    by count, and d² numbers of memory a layer.
+    for features that are all zero. Cost: 2·d² operations per token and layer in float64, a twelfth of the forward
+    pass, and memory for d² numbers per layer.
     """
 
     names = tuple(f"feature_{name}" for name in RANK_NAMES)
 
     def __init__(self, model: PreTrainedModel, structure: Structure, config: DiagnosticsConfig):
         super().__init__(model, structure, config)
-        # One d × d Gram matrix a layer, and under the number of layers that of the decoder's output.
+        # One d × d Gram matrix per layer; the key after the last layer is that of the decoder's output.
         self.grams: dict[int, torch.Tensor] = {}
         self.count = 0
 
@@ -46,9 +45,7 @@ class FeatureObserver(Observer):
     def measures(self) -> dict[str, Measure]:
         final = len(self.structure.layers)
         if final not in self.grams:
-            return {
-                name: Measure(None, gap="the features that the output head reads were not seen") for name in self.names
-            }
+            return {name: Measure(None, gap="the input of the output head was not observed") for name in self.names}
         ranks = {
             index: spectrum_ranks(singular_values_from_gram(gram), self.config.delta)
             for index, gram in self.grams.items()

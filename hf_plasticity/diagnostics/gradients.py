@@ -1,4 +1,4 @@
-"""Measures of the gradient: its norm, its agreement between mini-batches, and which units it reaches."""
+"""Measures of the gradient: its norm, its agreement between mini-batches, and units with small gradients."""
 
 import math
 from collections.abc import Callable, Iterable
@@ -23,7 +23,7 @@ NAMES = ("gradient_norm", "gradient_diversity", "optimization_readiness", "gradi
 @dataclass
 class GradientSummary:
     """
-    The gradients of n mini-batches, summed up.
+    A summary of the gradients of n mini-batches.
 
     Args:
         loss (`float`): L, the mean of the mini-batch losses.
@@ -42,7 +42,7 @@ class GradientSummary:
 
     @property
     def diversity(self) -> float | None:
-        """Σ‖g_B‖² / ‖Σ g_B‖²; `None` where the gradients cancel."""
+        """Σ‖g_B‖² / ‖Σ g_B‖²; `None` if the gradients cancel."""
         count, square = len(self.squared_norms), math.fsum(self.mean_squared_norms.values())
         return math.fsum(self.squared_norms) / (count**2 * square) if square else None
 
@@ -57,7 +57,7 @@ def summarize_gradients(
     parameters: dict[str, nn.Parameter], losses: Iterable[Callable[[], torch.Tensor]]
 ) -> GradientSummary:
     """
-    Take the gradient of each mini-batch's loss, holding one and their sum at a time.
+    Compute the gradient of each mini-batch's loss, with one gradient and the sum in memory at a time.
 
     Args:
         parameters (`dict[str, nn.Parameter]`): The parameters to differentiate with respect to; `grad` is empty
@@ -69,7 +69,8 @@ def summarize_gradients(
     for loss_of in losses:
         for parameter in parameters.values():
             parameter.grad = None
-        # backward() and not autograd.grad(): under FSDP2 only the former gathers the gradient of sharded parameters.
+        # backward() instead of autograd.grad(), because only backward() gathers gradients of sharded parameters
+        # (FSDP2).
         loss = loss_of()
         loss.backward()
         values.append(loss.item())
@@ -96,22 +97,22 @@ def measure_gradients(
     batches: Iterable[tuple[torch.Tensor, torch.Tensor | None]],
 ) -> dict[str, Measure]:
     """
-    Four measures from one backward pass over mini-batches B of `gradient_batch_size` sequences, with dropout off, by
-    all parameters that require a gradient, embeddings included. L is the mean of the mini-batches' losses, each the
-    mean next-token cross-entropy of its tokens in nats, and g_B their gradients.
+    Four measures from one backward pass over mini-batches B of `gradient_batch_size` sequences, with dropout off, with
+    respect to all parameters that require a gradient, including embeddings. L is the mean of the mini-batches' losses,
+    each the mean next-token cross-entropy of its tokens in nats, and g_B their gradients.
 
     - `gradient_norm`: ‖∇L‖₂, overall and of each layer's parameters. From 0 up.
     - `gradient_diversity`: Σ‖g_B‖² / ‖Σ g_B‖² (Yin et al., huggingface.co/papers/1706.05699, definition 1, with
-      mini-batches as the terms of the sum). From 1/n for n equal gradients up; 1 where they are orthogonal.
+      mini-batches as the terms of the sum). At least 1/n (n equal gradients); 1 if they are orthogonal.
     - `optimization_readiness`: ‖∇L‖⁴ / (L · E‖g_B‖²), 0 where a denominator is 0 (huggingface.co/papers/2605.09044;
       the formula is from notes on the paper, a single source). From 0 up. With few mini-batches ‖∇L‖² is
       overestimated by the noise in it: compare only diagnoses with the same blocks and batch size.
     - `gradient_activity`: GraMa (huggingface.co/papers/2505.24061): the fraction of hidden units whose score
-      E|∂L/∂hᵢ| / meanₖ E|∂L/∂hₖ| is at most τ, the expectation over tokens: ReDo's score with the gradient in the
-      place of the activation (our reading; the threshold of the paper's networks need not be this τ). From 0 to 1.
+      E|∂L/∂hᵢ| / meanₖ E|∂L/∂hₖ| is at most τ, the expectation over tokens: ReDo's score with the gradient
+      instead of the activation (our reading; the paper's threshold may differ from this τ). From 0 to 1.
 
-    Cost: three forward passes' worth, the memory of a training step without an optimizer (one more copy of the
-    parameters for ∇L, and the logits of a mini-batch).
+    Cost: the time of three forward passes, and the memory of a training step without an optimizer (one more copy of
+    the parameters for ∇L, and the logits of a mini-batch).
 
     Raises:
         [`PlasticityError`]: No parameter requires a gradient.
@@ -177,8 +178,8 @@ def causal_lm_loss(
 
     Args:
         input_ids (`torch.Tensor` of shape `(B, T)`): Token ids.
-        attention_mask (`torch.Tensor` of shape `(B, T)`, *optional*): 0 for padding, which is neither read nor
-            predicted.
+        attention_mask (`torch.Tensor` of shape `(B, T)`, *optional*): 0 for padding, which is neither input nor
+            target.
     """
     logits = model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).logits[:, :-1]
     labels = input_ids[:, 1:]

@@ -14,7 +14,7 @@ class Measure:
     The result of one measure.
 
     Args:
-        overall (`float`, *optional*): The value for the whole model; `None` where nothing could be measured.
+        overall (`float`, *optional*): The value for the whole model; `None` if nothing could be measured.
         per_layer (`list[float | None]`): A value for each decoder layer, `None` for one that could not be measured;
             empty for a measure without layers.
         per_head (`list[list[float] | None]`, *optional*): For each layer a value for each query head.
@@ -22,7 +22,7 @@ class Measure:
         scores (`list[torch.Tensor | None]`, *optional*): For each layer a score for each unit; kept in memory, not
             recorded.
         gap (`str`, *optional*): What cannot be measured for models of this kind, and why.
-        undefined (`str`, *optional*): Why it has no value for these weights, though the model is of the right kind.
+        undefined (`str`, *optional*): Why it has no value for these weights, although the model is supported.
     """
 
     overall: float | None

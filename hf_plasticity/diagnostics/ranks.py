@@ -36,7 +36,7 @@ def srank(singular_values: torch.Tensor, delta: float = 0.01) -> float:
 def approximate_rank(singular_values: torch.Tensor, delta: float = 0.01) -> float:
     """
     The smallest k with Σ_{i≤k} σᵢ² ≥ (1 − δ) Σσ² (Yang et al., huggingface.co/papers/1909.12255): srank on the
-    squares, the number of principal directions that hold 1 − δ of the energy. From 1 to the rank; 0 for a zero matrix.
+    squares, the number of principal directions with 1 − δ of the energy. From 1 to the rank; 0 for a zero matrix.
     """
     return _smallest_k(singular_values.square(), delta)
 
@@ -55,8 +55,8 @@ def singular_values_from_gram(gram: torch.Tensor) -> torch.Tensor:
     """
     The singular values of A, largest first, from AᵀA or AAᵀ in float64.
 
-    A Gram matrix of d × d takes the place of n × d features that would not fit in memory. Squaring costs half the
-    digits: singular values below about 1e-7·σ₁ are rounding and are set to zero. All are NaN where the matrix is not
+    A d × d Gram matrix replaces the n × d features, which would not fit in memory. Squaring loses half of the digits:
+    singular values below about 1e-7·σ₁ are rounding errors and are set to zero. All are NaN if the matrix is not
     finite.
     """
     if not gram.isfinite().all():

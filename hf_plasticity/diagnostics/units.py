@@ -20,7 +20,7 @@ TAU_GRID = (0.0, *(digit * 10.0**exponent for exponent in range(-6, 1) for digit
 def unit_scores(magnitudes: torch.Tensor) -> torch.Tensor:
     """
     sᵢ = E|hᵢ| / meanₖ E|hₖ|: the score of each unit of a layer, mean 1 over the layer (Sokar et al.,
-    huggingface.co/papers/2302.12902, definition 3.1). All zero in a layer in which no unit ever activates.
+    huggingface.co/papers/2302.12902, definition 3.1). All zero in a layer without any active unit.
 
     Args:
         magnitudes (`torch.Tensor` of shape `(units,)`): E|hᵢ|, the mean over tokens.
@@ -30,7 +30,7 @@ def unit_scores(magnitudes: torch.Tensor) -> torch.Tensor:
 
 
 def fraction_at_or_below(scores: torch.Tensor, tau: float) -> float:
-    """The fraction of units whose score is at most τ; NaN where a score is."""
+    """The fraction of units whose score is at most τ; NaN if a score is NaN."""
     return torch.nan if scores.isnan().any() else (scores <= tau).double().mean().item()
 
 
@@ -90,9 +90,9 @@ class UnitMagnitudes:
 class UnitObserver(Observer):
     """
     `dormant_units`: the fraction of MLP hidden units, after the activation, whose score `unit_scores` is at most τ;
-    the expectation runs over every token of every sequence. In a gated MLP a unit is act(gate)·up.
+    the expectation is over every token of every sequence. In a gated MLP a unit is act(gate)·up.
 
-    Range 0 to 1. Cost: one pass over the hidden units, negligible beside the forward pass.
+    Range 0 to 1. Cost: one pass over the hidden units, negligible compared with the forward pass.
     """
 
     names = ("dormant_units",)

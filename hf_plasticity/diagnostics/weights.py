@@ -17,8 +17,8 @@ WEIGHT_RANK_NAMES = tuple(f"weight_{name}" for name in RANK_NAMES)
 def measure_magnitude(model: PreTrainedModel, structure: Structure) -> dict[str, Measure]:
     """
     `parameter_magnitude`: the mean of |w| over the non-embedding parameters, weights, biases and norms alike
-    (huggingface.co/papers/2606.24752 and 2306.13812). Overall and per layer it is a mean over scalars, so that a
-    large matrix counts for more; `by_kind` gives it for each kind of parameter, over all layers.
+    (huggingface.co/papers/2606.24752 and 2306.13812). Overall and per layer it is a mean over scalars, so that large
+    matrices have more weight; `by_kind` gives it for each kind of parameter, over all layers.
 
     From 0 up. Cost: reading every parameter once.
     """
@@ -52,7 +52,7 @@ def measure_weight_ranks(
     `weight_effective_rank`, `weight_stable_rank`, `weight_srank`, `weight_approximate_rank`: the four ranks of
     `ranks.py` of every matrix in the decoder layers, embeddings left out. Per layer the mean over its matrices,
     overall the mean over all; `by_kind` has for each kind of matrix its value in each layer. A fused matrix (GPT-2's
-    `c_attn` holds queries, keys and values) is measured as the one matrix it is.
+    `c_attn` holds queries, keys and values) is measured as one matrix.
 
     From 1 to the smaller side of the matrix; 0 for a zero matrix. Cost: for an m × n matrix, m ≤ n, 2·m²·n + O(m³)
     operations in float64, at d_model 1,280 about half a forward pass of 16,384 tokens.

@@ -29,7 +29,7 @@ class ModelConfig:
         size (`str`, *optional*, defaults to `"100K"`):
             A name of `MODEL_SIZES`: the paper's `5M` to `314M`, or of the micro ladder below them.
         vocab_size (`int`, *optional*, defaults to the tokenizer's length):
-            Rows of the embedding, to round it up (the paper: 151,680).
+            Rows of the embedding, for example rounded up (the paper: 151,680).
     """
 
     size: str = setting("100K", help="Model size: 1.8K to 2.5M (micro), 5M to 314M (the paper).")
@@ -57,7 +57,7 @@ class ExperimentConfig:
         return roles_of(self.model) | roles_of(self.data) | roles_of(self.training, ROLES)
 
     def settings(self) -> dict[str, Any]:
-        """The flat settings of `config.yaml`: passed back with `--config`, they give the same run."""
+        """The flat settings of `config.yaml`: with `--config`, they repeat the run."""
         training = self.training.to_dict()
         training["per_device_train_batch_size"] = self.training.micro_batch_size
         batch_size = self.training.global_batch_tokens // self.data.context_length
@@ -70,7 +70,7 @@ class ExperimentConfig:
         }
 
     def numerics(self) -> dict[str, Any]:
-        """The settings that decide the results. They identify the run."""
+        """The settings that affect the results. They identify the run."""
         roles = self.roles
         return {name: value for name, value in self.settings().items() if roles[name] == NUMERICS}
 
@@ -93,7 +93,7 @@ def parse_experiment(
         [`ExperimentConfig`]: With every default resolved.
 
     Raises:
-        [`PlasticityError`]: An unknown setting, or a value that is not possible.
+        [`PlasticityError`]: An unknown setting, or an invalid value.
     """
     parser = SettingsParser(
         (ModelConfig, DataConfig, ContinualConfig), refused=tuple(REFUSED), description=description
@@ -105,7 +105,7 @@ def parse_experiment(
     data.probe_language = data.probe_language or source.default_probe_language
     if data.probe_language in data.languages:
         raise PlasticityError(
-            f"probe_language: '{data.probe_language}' is a training language too; the probe language must be held out"
+            f"probe_language: '{data.probe_language}' is also a training language; the probe language must be held out"
         )
     if training.evaluate_forgetting and (data.permute_tokens or data.fresh_languages):
         name = "permute_tokens" if data.permute_tokens else "fresh_languages"

@@ -23,13 +23,13 @@ from .config import ExperimentConfig
 
 
 TOKENIZER_FOLDER, TRAINED_FROM_FILE = "tokenizer", "trained_from.json"
-# Of each language; enough for the largest vocabulary of the study.
+# Characters of each language, enough for the largest vocabulary of the study.
 TOKENIZER_TRAINING_CHARACTERS = 2_000_000
 
 
 class BlocksOfSplit(Mapping[str, Blocks]):
     """
-    The blocks of one split by language, opened when they are first looked up: with `fresh_languages` a run has more
+    The blocks of one split by language, opened at the first access, because with `fresh_languages` a run has more
     languages than its configuration lists.
 
     Args:
@@ -66,7 +66,7 @@ class RunData:
     validation: Mapping[str, Blocks]
 
     def fingerprints(self) -> dict[str, dict[str, str]]:
-        """Hashes of everything that the blocks of each language are made from."""
+        """Hashes of all inputs of the blocks of each language."""
         return {
             language: {"train": self.train[language].fingerprint, "validation": self.validation[language].fingerprint}
             for language in self.train
@@ -75,8 +75,8 @@ class RunData:
 
 def open_data(config: ExperimentConfig) -> RunData:
     """
-    Open the tokenizer and the blocks of a run. Blocks are not prepared yet. A tokenizer that is to be trained is
-    trained and saved to the run folder.
+    Open the tokenizer and the blocks of a run. Blocks are not prepared yet. With `train_tokenizer`, the
+    tokenizer is trained and saved in the run folder.
 
     Raises:
         [`PlasticityError`]: The text or the tokenizer is not available.
@@ -116,7 +116,7 @@ def _tokenizer(config: ExperimentConfig, source: Source) -> PreTrainedTokenizerB
     folder = Path(config.training.output_dir) / TOKENIZER_FOLDER
     trained_from = _trained_from(config, source)
     if _read_json(folder / TRAINED_FROM_FILE) != trained_from:
-        # There is no tokenizer yet, or a start with other settings left one before the run began.
+        # There is no tokenizer yet, or it is from an earlier start with other settings.
         partial = folder.with_name(f".{TOKENIZER_FOLDER}.partial")
         for path in (folder, partial):
             shutil.rmtree(path, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""The folder of a run: whether a run may use it, and what `config.yaml` states about the run."""
+"""The folder of a run: checks whether a run may use it, and `config.yaml`."""
 
 import contextlib
 import importlib.metadata
@@ -67,7 +67,7 @@ def _take_folder(config: ExperimentConfig, stack: contextlib.ExitStack) -> None:
     recorded = read_config(folder)
     if recorded is None and has_started(folder):
         raise PlasticityError(
-            f"output_dir: '{folder}' has checkpoints or records and no {CONFIG_FILE}, so that they may be those of "
+            f"output_dir: '{folder}' has checkpoints or records but no {CONFIG_FILE}, so they may be those of "
             "another training; choose another folder"
         )
     if config.training.probe == INLINE:
@@ -94,7 +94,7 @@ def _take_folder(config: ExperimentConfig, stack: contextlib.ExitStack) -> None:
         unprobed = [path.name for path in probed_checkpoints(folder) if not (path / RECORD_FILE).exists()]
         if unprobed:
             raise PlasticityError(
-                f"probe: {', '.join(unprobed)} of '{folder}' are not probed yet, and ΔAUC refers to the first probe; "
+                f"probe: {', '.join(unprobed)} of '{folder}' are not probed yet, but ΔAUC refers to the first probe; "
                 "probe them with `hf-plasticity probe --follow` (`hf-plasticity push` downloads the records of a "
                 "probe process that uploaded them), or resume with --probe deferred"
             )
@@ -110,7 +110,7 @@ def has_started(folder: str | Path) -> bool:
 
 
 def _clear(folder: Path) -> None:
-    """Delete the records and the untrained checkpoint of a start that saved no checkpoint of its training."""
+    """Delete the records and the untrained checkpoint of a start without a training checkpoint."""
     for name in (PROBES_FILE, PROTOCOLS_FILE, DIAGNOSTICS_FILE, MITIGATIONS_FILE, INITIAL_WEIGHTS_FILE, CONFIG_FILE):
         (folder / name).unlink(missing_ok=True)
     shutil.rmtree(folder / cycle_name(0), ignore_errors=True)
@@ -153,7 +153,7 @@ def write_run_config(config: ExperimentConfig, data: RunData, trainer: Continual
         "num_non_embedding_parameters": num_non_embedding_parameters(trainer.model),
         "tasks_per_cycle": trainer.schedule.tasks_per_cycle,
         "head_loss": trainer.head_loss,
-        # The settings that decide the results, so that reports know which runs differ by their seed only.
+        # The settings that affect the results, so that reports can find runs that differ only by their seed.
         "numerics": sorted(config.numerics()),
         "data": fingerprints,
         "versions": versions(),
@@ -164,7 +164,7 @@ def write_run_config(config: ExperimentConfig, data: RunData, trainer: Continual
 
 
 def versions() -> dict[str, str]:
-    """The versions of this package and of those that its numbers depend on."""
+    """The versions of this package and of the packages that affect its numbers."""
     return {"hf-plasticity": __version__} | {name: importlib.metadata.version(name) for name in PACKAGES}
 
 

@@ -39,7 +39,7 @@ REPORTED_FILES = (PROBES_FILE, DIAGNOSTICS_FILE, FORGETTING_FILE, MITIGATIONS_FI
 
 def build_trainer(config: ExperimentConfig, data: RunData) -> ContinualTrainer:
     """
-    Build the model from its seed, and its trainer.
+    Build the model from the seed, and the trainer.
 
     Raises:
         [`PlasticityError`]: Too little text, a batch that does not divide, or a vocabulary that is too small.
@@ -142,7 +142,7 @@ def announce(config: ExperimentConfig) -> None:
 
 
 def _unit(probes: list[dict[str, Any]], tasks_per_cycle: int | None) -> str:
-    """The largest unit (cycle, task or step) of which all probes come after a whole number."""
+    """The largest unit (cycle, task or step) for which all probes are at a whole number."""
     if any(probe["task"] is None for probe in probes):
         return "step"
     if tasks_per_cycle and all(probe["task"] % tasks_per_cycle == 0 for probe in probes):
@@ -164,7 +164,7 @@ def run_experiment(config: ExperimentConfig) -> None:
     Run the experiment in its folder, resume it, or report that it is complete.
 
     Raises:
-        [`PlasticityError`]: The configuration is not possible, or the Hub rejects the upload.
+        [`PlasticityError`]: The configuration is invalid, or the Hub rejects the upload.
         [`TrainingDivergedError`], [`ProbeDivergedError`]: A loss is not finite.
         [`TrainingInterrupted`]: A signal stopped the run. The same call resumes it.
     """

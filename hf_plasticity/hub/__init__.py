@@ -1,4 +1,4 @@
-"""Runs on the Hub: one repository a run, `main` with all of its records, a branch for each probed checkpoint."""
+"""Runs on the Hub: a repository for each run, `main` with all records, and a branch for each probed checkpoint."""
 
 from .loading import load_probe_checkpoint, load_run
 

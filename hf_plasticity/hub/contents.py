@@ -120,10 +120,10 @@ def main_files(
     Args:
         folder (`Path`): The run folder.
         repo_id (`str`): The repository.
-        run_id (`str`): Written to the configuration, to identify the run that the repository belongs to.
+        run_id (`str`): The id in the configuration that identifies the run of the repository.
         branches (`list[str]`): The branches of probed checkpoints in the repository.
         finished_at (`int`, *optional*): The optimizer steps of a finished run, `None` before that.
-        has_model (`bool`, *optional*, defaults to `False`): Whether the repository has the final model already.
+        has_model (`bool`, *optional*, defaults to `False`): Whether the repository already has the final model.
     """
     run = read_run(folder)
     run.config, run.name = public(run.config), repo_id.split("/")[-1]

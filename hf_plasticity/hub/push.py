@@ -151,7 +151,7 @@ def _write_upload_state(folder: str | Path, state: dict[str, Any]) -> None:
 
 class RunPusher:
     """
-    Uploads a run from a background thread while it trains. Errors of the Hub do not affect the training: a failed
+    Upload a run from a background thread during training. Errors of the Hub do not affect the training: a failed
     upload is retried after 2 seconds, then 4, up to every 10 minutes.
 
     Args:
@@ -210,7 +210,7 @@ class RunPusher:
         while not self._stopped.is_set():
             self._news.clear()
             ending, self.failure = self._ending.is_set(), None
-            disable_progress_bars()  # every time, because the Trainer enables them again when it ends
+            disable_progress_bars()  # each time, because the Trainer enables them again at its end
             try:
                 if not self.repository.is_open:
                     self.repository.open()
@@ -244,7 +244,7 @@ class PushCallback(PeriodicCallback):
 
     Args:
         pusher ([`RunPusher`]): A started pusher.
-        timeline ([`Timeline`]): Of the training.
+        timeline ([`Timeline`]): The timeline of the training.
         every (`int`): Units between two probes.
         unit (`str`): `"tasks"` or `"cycles"`.
     """

@@ -1,4 +1,4 @@
-"""The repository of a run on the Hub: access, the run that it belongs to, and commits that are never repeated."""
+"""The repository of a run on the Hub: access, identity, and commits without duplicates."""
 
 import hashlib
 import time
@@ -26,8 +26,7 @@ from .contents import RUN_ID
 
 
 MAIN = "main"
-# Seconds without data after which a request fails. The client has no timeout of its own (seen in huggingface_hub
-# 2.4.0).
+# Seconds without data after which a request fails. The client has no timeout (seen in huggingface_hub 2.4.0).
 TIMEOUT = 120.0
 # Files that a repository created by hand may have.
 UNCLAIMED = {".gitattributes", ".gitignore", "README.md", "LICENSE"}
@@ -37,7 +36,7 @@ warnings.filterwarnings("ignore", message="It seems that you are about to commit
 
 
 def with_timeout(api: HfApi) -> HfApi:
-    """The client with a timeout. Call this before each request, because the client renews its sessions."""
+    """Set the timeout of the client. Call this before each request, because the client renews its sessions."""
     get_session().timeout = TIMEOUT
     return api
 
@@ -60,7 +59,7 @@ def download(api: HfApi, repo_id: str, names: Iterable[str], commit: str) -> dic
 
 
 class HubAccessError(PlasticityError):
-    """The Hub rejects an upload: no token, no write access, or a repository that belongs to something else."""
+    """The Hub rejects an upload: no token, no write access, or a repository with other content."""
 
 
 class BranchMovedError(OSError):
@@ -75,7 +74,7 @@ class RunRepository:
         repo_id (`str`): `org/name`, or `name` for a repository of the user.
         identity (`Mapping[str, Any]`): The settings that identify the run, without private values.
         run_id (`str`): Distinguishes the run from others with the same settings.
-        token (`str`, *optional*): By default the token that the user is logged in with.
+        token (`str`, *optional*): By default the token of the logged-in user.
         private (`bool`, *optional*): Whether a new repository is private.
     """
 
@@ -102,7 +101,7 @@ class RunRepository:
         Create the repository if it does not exist, and check that it belongs to this run and is writable.
 
         Raises:
-            [`HubAccessError`]: It is not; the message says what to change.
+            [`HubAccessError`]: It is not; the message has the solution.
         """
         try:
             user = self.api.whoami()["name"]
@@ -186,7 +185,7 @@ class RunRepository:
             branch (`str`): The branch; created from the first commit of `main` if it does not exist.
             files (`Mapping[str, Path | bytes]`): The files by their path in the repository.
             message (`str`): The title of the commit.
-            parent (`str`, *optional*): The commit that has to be the newest one of the branch.
+            parent (`str`, *optional*): The commit that must be the newest of the branch.
 
         Returns:
             `str`: The newest commit of the branch.

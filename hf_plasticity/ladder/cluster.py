@@ -11,7 +11,7 @@ from ..errors import PlasticityError
 from .jobs import Job
 
 
-# How often a job is queued again at its time limit; submitit's default of 3 would end a run of some days.
+# The number of times that a job is queued again at its time limit. submitit's default of 3 is too small for long runs.
 MAX_REQUEUES = 1_000
 
 
@@ -28,7 +28,8 @@ class ClusterRun:
         self.process: subprocess.Popen | None = None
 
     def __call__(self) -> int:
-        # Slurm announces the time limit to every process of a job, and this signal would end the run at once.
+        # Slurm sends this signal to every process of a job before the time limit, and it would end the run
+        # immediately.
         self.process = subprocess.Popen(self.command, preexec_fn=_ignore_announcement)
         status = self.process.wait()
         if status != 0:
@@ -40,7 +41,7 @@ class ClusterRun:
         from submitit.helpers import DelayedSubmission
 
         if self.process is not None:
-            # This is a signal handler that interrupts `Popen.wait`, whose lock a second call would wait for forever.
+            # This signal handler interrupts `Popen.wait`. A second call would wait forever for its lock.
             with contextlib.suppress(ProcessLookupError, ChildProcessError):
                 os.kill(self.process.pid, signal.SIGTERM)
                 os.waitid(os.P_PID, self.process.pid, os.WEXITED | os.WNOWAIT)
@@ -59,14 +60,15 @@ def submit_jobs(jobs: Sequence[Job], cluster: str, folder: str, parameters: dict
     Args:
         jobs (`Sequence[Job]`): The runs.
         cluster (`str`): `"slurm"`, or `"local"` for subprocesses of this machine.
-        folder (`str`): Where submitit keeps its logs.
-        parameters (`dict[str, Any]`): Of `submitit.AutoExecutor.update_parameters`: `timeout_min`, `gpus_per_node`, ….
+        folder (`str`): The folder of submitit's logs.
+        parameters (`dict[str, Any]`): Arguments of `submitit.AutoExecutor.update_parameters`: `timeout_min`,
+        `gpus_per_node`, ….
 
     Returns:
         `list[submitit.Job]`: The submitted jobs.
 
     Raises:
-        [`PlasticityError`]: submitit is not installed, or the cluster is not there.
+        [`PlasticityError`]: submitit is not installed, or the cluster is not available.
     """
     try:
         import submitit

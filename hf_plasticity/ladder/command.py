@@ -19,7 +19,7 @@ EXECUTORS = ("local", "slurm")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of the command; every other argument goes to `hf-plasticity train`."""
+    """Add the arguments of the command; all other arguments are passed to `hf-plasticity train`."""
     parser.add_argument("--sizes", nargs="+", required=True, help="model sizes")
     parser.add_argument("--seeds", nargs="+", type=int, default=[42], help="seeds (default: 42)")
     parser.add_argument("--schedules", nargs="+", default=["rotation"], help="schedules (default: rotation)")
@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--num_processes", metavar="N", help="processes of each run, as in `hf-plasticity train`")
     parser.add_argument("--accelerate_config", metavar="FILE", help="as in `hf-plasticity train`")
-    parser.add_argument("--executor", default="local", help="local (default), or slurm: one job of the cluster a run")
+    parser.add_argument("--executor", default="local", help="local (default), or slurm: one cluster job per run")
     parser.add_argument("--timeout_min", type=int, default=240, help="with slurm: time limit; runs are queued again")
     parser.add_argument("--slurm_partition", help="with slurm: the partition")
     parser.add_argument("--gpus_per_node", type=int, metavar="N", help="with slurm: GPUs of a run (default: none)")
@@ -42,8 +42,8 @@ def run_ladder(options: argparse.Namespace) -> int:
     Run all combinations of sizes, schedules and seeds. The same command resumes.
 
     Raises:
-        [`PlasticityError`]: A setting that differs from run to run, a value that is given twice, or a number of jobs
-            or an executor that is not possible.
+        [`PlasticityError`]: A setting that the ladder decides, a duplicate value, or an invalid number of jobs or
+            executor.
     """
     commands = ladder_commands(options)
     if options.print_commands:
@@ -54,7 +54,7 @@ def run_ladder(options: argparse.Namespace) -> int:
 
 
 def run_commands(commands: dict[Path, list[str]], options: argparse.Namespace) -> int:
-    """Run the commands of run folders, side by side or on a cluster, and write one report of all runs."""
+    """Run the commands of run folders in parallel or on a cluster, and write one report of all runs."""
     from .jobs import COMPLETE, FAILED, Job
 
     if options.executor not in EXECUTORS:
@@ -64,7 +64,7 @@ def run_commands(commands: dict[Path, list[str]], options: argparse.Namespace) -
     if options.executor == "slurm":
         return _submit([Job(folder, words) for folder, words in commands.items()], options)
     try:
-        jobs = run_side_by_side(commands, options.jobs)
+        jobs = run_in_parallel(commands, options.jobs)
     finally:
         write_ladder_report(options.output_dir, list(commands))
     for job in jobs:
@@ -73,15 +73,15 @@ def run_commands(commands: dict[Path, list[str]], options: argparse.Namespace) -
     return 0 if all(job.state == COMPLETE for job in jobs) else 1
 
 
-def run_side_by_side(commands: dict[Path, list[str]], at_once: int | None, of: int | None = None) -> "list[Job]":
+def run_in_parallel(commands: dict[Path, list[str]], at_once: int | None, of: int | None = None) -> "list[Job]":
     """
     Run the commands of run folders on this machine.
 
     Args:
         commands (`dict[Path, list[str]]`): The command of each run by its folder.
         at_once (`int`, *optional*): Runs at the same time; one for each GPU, or each CPU core, by default.
-        of (`int`, *optional*): Among how many runs the machine is shared, where these are what is left of more: a run
-            then has the same CPU threads whether it is the first or the last.
+        of (`int`, *optional*): The number of runs that share the machine, if `commands` are only the remaining ones.
+            Then all runs have the same CPU threads.
 
     Returns:
         `list[Job]`: The finished jobs, in the order of `commands`.
@@ -104,7 +104,7 @@ def ladder_commands(options: argparse.Namespace) -> dict[Path, list[str]]:
     """The command of each run by its folder."""
     for name, plural in (("--size", "--sizes"), ("--seed", "--seeds"), ("--schedule", "--schedules")):
         if any(setting.split("=")[0] == name for setting in options.settings):
-            raise PlasticityError(f"{name[2:]}: it differs from run to run in a ladder; use {plural}")
+            raise PlasticityError(f"{name[2:]}: the ladder decides it for each run; use {plural}")
     if any(setting.split("=")[0] in ("--hub_token", "--hub-token") for setting in options.settings):
         # submitit writes the commands to files.
         raise PlasticityError(
@@ -131,7 +131,7 @@ def ladder_commands(options: argparse.Namespace) -> dict[Path, list[str]]:
 
 
 class _Share:
-    """The share of the machine that each of the runs gets: CPU threads, or a GPU."""
+    """The share of the machine for each run: CPU threads, or a GPU."""
 
     def __init__(self, threads: int | None, gpus: int):
         self.arguments = [] if threads is None else [f"--cpu_threads={threads}"]
@@ -143,7 +143,7 @@ class _Share:
 
 
 def _share_of_machine(jobs: int | None, runs: int) -> tuple[int, _Share]:
-    """How many runs there are at a time, and what each gets."""
+    """The number of runs at a time, and the share of the machine for each."""
     import torch
 
     from ..threads import available_cores

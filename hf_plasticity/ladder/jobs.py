@@ -1,4 +1,4 @@
-"""Runs side by side on one machine: started, watched in one table, and stopped together."""
+"""Parallel runs on one machine, shown in one table and stopped together."""
 
 import contextlib
 import os
@@ -30,9 +30,9 @@ class Job:
     One run of a ladder.
 
     Args:
-        folder (`Path`): The run folder. Everything that the run prints goes to `log.txt` in it.
+        folder (`Path`): The run folder. The output of the run is written to `log.txt` in it.
         command (`list[str]`): The command.
-        environment (`dict[str, str]`): Environment variables of the run, besides those of this process.
+        environment (`dict[str, str]`): Environment variables of the run, in addition to those of this process.
     """
 
     folder: Path
@@ -42,7 +42,7 @@ class Job:
     process: subprocess.Popen | None = None
 
     def start(self) -> None:
-        """Start the run in a process group of its own, so that Ctrl-C reaches it only through `stop`."""
+        """Start the run in a separate process group, so that Ctrl-C reaches it only through `stop`."""
         self.folder.mkdir(parents=True, exist_ok=True)
         with open(self.folder / LOG_FILE, "a", encoding="utf-8") as log:
             self.process = subprocess.Popen(
@@ -72,7 +72,7 @@ class Job:
         return lines[-1] if lines else ""
 
     def progress(self) -> tuple[float | None, str]:
-        """The share of its steps that a job has made, and the time left as its log states it; `None` and "" before."""
+        """The completed share of a job's steps, and the remaining time from its log; `None` and "" at first."""
         share, left = None, ""
         for line in self._last_lines():
             if step := STEP.match(line):
@@ -93,11 +93,11 @@ class Job:
 
 def run_jobs(jobs: Sequence[Job], at_once: int) -> None:
     """
-    Run all jobs, some at the same time, in their order. A failed job leaves the others alone.
+    Run all jobs in order, some at the same time. A failed job does not affect the others.
 
     Args:
-        jobs (`Sequence[Job]`): The jobs; their `state` says afterwards what became of them.
-        at_once (`int`): How many run at the same time.
+        jobs (`Sequence[Job]`): The jobs; their `state` has the result afterwards.
+        at_once (`int`): The number of jobs at the same time.
 
     Raises:
         `KeyboardInterrupt`: By Ctrl-C or SIGTERM, after every running job has saved a checkpoint and ended.
@@ -165,7 +165,7 @@ def _table(jobs: Sequence[Job]) -> Table:
             f"[{styles.get(job.state, 'dim')}]{job.state}",
             "" if share is None else f"{share:.0%}",
             left,
-            # Not as markup: an error may have brackets.
+            # Not as markup, because an error may have brackets.
             Text(job.last_line() if job.state == FAILED else ""),
         )
     return table

@@ -1,9 +1,9 @@
 """
 The metrics of the study as `evaluate` modules, each in a folder with the layout of a Space on the Hub.
 
-A folder `<name>` holds `definition.py`, the definition as plain functions of NumPy (and SciPy), which the rest of this
-package uses, and `<name>.py`, the `evaluate.Metric` around it. They are separate files because importing `evaluate`
-imports Transformers and torch, which reading a record must not require.
+A folder `<name>` has `definition.py`, the definition in NumPy (and SciPy) that the rest of this package uses, and
+`<name>.py`, the `evaluate.Metric` around it. They are separate files because importing `evaluate` imports Transformers
+and torch, which are not required to read records.
 """
 
 from pathlib import Path
@@ -21,8 +21,8 @@ METRICS = ("probe_auc", "delta_auc", "bits_per_byte", "plasticity_onset", "onset
 
 def load(name: str) -> "EvaluationModule":
     """
-    Load a metric of this package. Nothing is downloaded. Inputs are kept in memory, because `evaluate` writes them to
-    a cache file that all processes of a user share, and its lock makes a second process wait (seen in evaluate 0.4.6).
+    Load a metric of this package. Nothing is downloaded. Inputs are kept in memory, because the cache file of
+    `evaluate` is shared by all processes of a user, and its lock makes a second process wait (seen in evaluate 0.4.6).
 
     Args:
         name (`str`): One of `METRICS`.

@@ -1,7 +1,7 @@
 """
-Mitigations of loss of plasticity: what may keep a model able to learn.
+Mitigations: methods that reduce the loss of plasticity.
 
-Each is one file with one class and one line in `MITIGATIONS`. They work on models of Transformers with a plain or a
+Each is one file with one class and one line in `MITIGATIONS`. They support models of Transformers with a plain or a
 gated MLP and with grouped-query attention, in a training loop ([`Mitigation`]) and in any Trainer
 ([`MitigationCallback`]).
 """
@@ -74,14 +74,14 @@ MITIGATIONS: dict[str, type[Mitigation]] = {
 
 def make_mitigation(name: str, arguments: Mapping[str, Any] | None = None) -> Mitigation:
     """
-    A mitigation from its name.
+    Make a mitigation from its name.
 
     Args:
         name (`str`): A key of `MITIGATIONS`.
-        arguments (`Mapping[str, Any]`, *optional*): Its arguments; those that are missing have their defaults.
+        arguments (`Mapping[str, Any]`, *optional*): Its arguments; missing ones have their defaults.
 
     Raises:
-        [`PlasticityError`]: An unknown name or argument, or a value that is not possible.
+        [`PlasticityError`]: An unknown name or argument, or an invalid value.
     """
     if name not in MITIGATIONS:
         raise PlasticityError(f"mitigation: '{name}' is unknown; choose from {', '.join(MITIGATIONS)}")
@@ -95,7 +95,7 @@ def make_mitigation(name: str, arguments: Mapping[str, Any] | None = None) -> Mi
 
 def make_mitigations(names: Sequence[str], arguments: Mapping[str, Any] | None = None) -> list[Mitigation]:
     """
-    Several mitigations from settings.
+    Make several mitigations from settings.
 
     Args:
         names (`Sequence[str]`): Keys of `MITIGATIONS`, in the order in which they act.
@@ -103,7 +103,7 @@ def make_mitigations(names: Sequence[str], arguments: Mapping[str, Any] | None =
             single mitigation may be given directly, `{"threshold": 0.1}`.
 
     Raises:
-        [`PlasticityError`]: As [`make_mitigation`]; a name twice, or arguments of a mitigation that is not named.
+        [`PlasticityError`]: As [`make_mitigation`]; a duplicate name, or arguments of a mitigation that is not named.
     """
     arguments = arguments or {}
     for name in names:

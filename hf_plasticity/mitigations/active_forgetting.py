@@ -13,9 +13,9 @@ from .search import Steps
 @dataclass(eq=False, kw_only=True)
 class ActiveForgetting(Mitigation):
     """
-    Active forgetting: every K steps, or at the end of task instances, draw the token embeddings anew.
+    Active forgetting: every K steps, or at the end of task instances, reinitialize the token embeddings.
 
-    The embeddings get a fresh draw from the initial law, and the optimizer starts anew for them. The body of the model
+    The embeddings are drawn from the initial distribution, and their optimizer state is reset. The body of the model
     does not change.
 
     Reference: Chen et al. 2023, "Improving Language Plasticity via Pretraining with Active Forgetting"
@@ -23,8 +23,8 @@ class ActiveForgetting(Mitigation):
 
     Cost: one write of the embedding.
 
-    Limits: where the output head is tied to the embedding, it is reset too. The authors advise against the method
-    where there is much text of the new language. Position embeddings stay.
+    Limits: an output head that is tied to the embedding is also reset. The authors advise against the method if there
+    is much text in the new language. Position embeddings do not change.
 
     Args:
         every (`int`, *optional*, defaults to 1000):
@@ -49,7 +49,7 @@ class ActiveForgetting(Mitigation):
         weight = self.model.get_input_embeddings().weight
         [self.embedding] = [name for name, one in self.model.named_parameters() if one is weight]
         self.check_trained({self.embedding: weight})
-        self.law.draw(self.embedding, self.seed)
+        self.initialization.draw(self.embedding, self.seed)
 
     def step_end(self, step: int) -> None:
         if self.every is not None and step % self.every == 0:
@@ -63,6 +63,6 @@ class ActiveForgetting(Mitigation):
     def _reset(self, step: int) -> None:
         self.changing()
         parameter = self.trained()[self.embedding]
-        local(parameter).copy_(shard_of(self.law.draw(self.embedding, self.seed, step), parameter))
+        local(parameter).copy_(shard_of(self.initialization.draw(self.embedding, self.seed, step), parameter))
         self.restart_moments(parameter)
         self.record(step, "reset", {self.embedding: parameter.numel()})

@@ -12,10 +12,10 @@ class EntrySteps:
     """
     Corrects Adam's updates of entries whose moments were set to zero.
 
-    Adam keeps one step count t for a whole tensor. An entry whose moments restarted k updates ago is updated with
-    m / (1 − β₁ᵗ) and v / (1 − β₂ᵗ), where a step count of its own would give k in place of t: its updates are too
-    large by up to (1 − β₁ᵏ) / √(1 − β₂ᵏ). After `optimizer.step()` both updates can be computed from m, v and t, and
-    the weight is moved by the difference.
+    Adam keeps one step count t for a whole tensor. An entry whose moments were reset k updates ago is updated with
+    m / (1 − β₁ᵗ) and v / (1 − β₂ᵗ), but the correct count is k instead of t: its updates are too large by up to
+    (1 − β₁ᵏ) / √(1 − β₂ᵏ). After `optimizer.step()`, both updates are computed from m, v and t, and the weight is
+    moved by the difference.
 
     Args:
         optimizer (`torch.optim.Optimizer`): Adam or AdamW of torch, without `amsgrad`.
@@ -40,7 +40,7 @@ class EntrySteps:
         """
         state = self.optimizer.state.get(parameter, {})
         if "step" not in state:
-            return  # nothing was accumulated: all entries start together
+            return  # the optimizer has no state yet, so all entries start together
         count = int(state["step"])
         known = self._reset_at.get(name)
         if known is None or self._last[name] > count:
@@ -58,7 +58,7 @@ class EntrySteps:
             parameter = parameters[name]
             state, group = self.optimizer.state.get(parameter, {}), groups[id(parameter)]
             count, (beta1, beta2) = int(state.get("step", 0)), group["betas"]
-            # A cleared optimizer counts from zero for all entries alike. A correction below rounding is dropped too.
+            # After the optimizer is cleared, all entries count from zero. Corrections below rounding are also dropped.
             if count <= self._last[name] or beta2 ** int(count - self._reset_at[name].max()) < 1e-9:
                 del self._reset_at[name], self._last[name]
                 continue
@@ -73,11 +73,11 @@ class EntrySteps:
             weight[at] += lr * (applied - right)
 
     def tensors(self) -> list[torch.Tensor]:
-        """What it holds."""
+        """All tensors that it holds."""
         return list(self._reset_at.values())
 
     def state(self) -> dict[str, Any]:
-        """For a checkpoint."""
+        """The state for a checkpoint."""
         return {"reset_at": dict(self._reset_at), "last": dict(self._last)}
 
     def load(self, state: dict[str, Any]) -> None:

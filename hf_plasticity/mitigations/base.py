@@ -1,4 +1,4 @@
-"""What every mitigation has: its arguments, its place in the training step, its state and its events."""
+"""The base class of mitigations: arguments, hooks in the training step, state and events."""
 
 import contextlib
 import dataclasses
@@ -19,7 +19,15 @@ from transformers import PreTrainedModel
 
 from ..distributed import rank_and_world_size
 from ..errors import PlasticityError
-from ..network import InitialLaw, is_fsdp, local, non_embedding_parameters, optimizer_moments, preserve_with, reshard
+from ..network import (
+    InitialDistribution,
+    is_fsdp,
+    local,
+    non_embedding_parameters,
+    optimizer_moments,
+    preserve_with,
+    reshard,
+)
 from .adam import EntrySteps
 from .search import Search
 
@@ -33,7 +41,7 @@ def argument(default: Any, help: str, source: str, search: Search | None = None)
         help (`str`): One line, with the symbol of the paper.
         source (`str`): Where the default comes from; `"chosen here"` if no source has one.
         search ([`Search`], *optional*): The values that `hf-plasticity compare` tries; by default it leaves the
-            argument as it is.
+            argument unchanged.
     """
     return dataclasses.field(default=default, metadata={"help": help, "source": source, "search": search})
 
@@ -41,8 +49,8 @@ def argument(default: Any, help: str, source: str, search: Search | None = None)
 @dataclass(eq=False, kw_only=True)
 class Mitigation:
     """
-    A mitigation of plasticity loss. Trainers are not needed: a training loop calls `attach` once and, in every
-    optimizer step, the methods below. [`MitigationCallback`] does so in a `Trainer`.
+    A mitigation of plasticity loss. A training loop calls `attach` once and, in every optimizer step, the methods
+    below. [`MitigationCallback`] does so in a `Trainer`.
 
     ```python
     mitigation.attach(model, optimizer, seed=0, task_steps=1000)
@@ -58,8 +66,8 @@ class Mitigation:
             mitigation.task_end(step)
     ```
 
-    On several processes every process makes the same calls. Random numbers depend on (seed, step, parameter name)
-    only. Inside [`preserve_model`], and therefore in probes and diagnoses, a mitigation neither acts nor observes.
+    With several processes, every process must make the same calls. Random numbers depend only on (seed, step,
+    parameter name). Inside [`preserve_model`], and therefore in probes and diagnoses, a mitigation is inactive.
 
     A new mitigation is a file with a dataclass that inherits from this class and overrides some of `start`, `stop`,
     `before_step`, `after_step`, `step_end`, `task_end`, `state` and `load_state`, and its line in
@@ -68,11 +76,11 @@ class Mitigation:
 
     name: ClassVar[str]
     reference: ClassVar[str]
-    # The mitigation that it is a control for, whose arguments it is compared with.
+    # The mitigation for which it is a control, and whose arguments it uses in a comparison.
     control_of: ClassVar[str | None] = None
-    # Whether it acts at the end of task instances, so that a training without them is an error.
+    # Whether it acts at the end of task instances; a training without them is then an error.
     requires_tasks: ClassVar[bool] = False
-    # Whether it moves weights by amounts that the rounding of bf16 weights would swallow.
+    # Whether it requires float32 weights, because its small steps would be lost to the rounding of bf16.
     requires_float32: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
@@ -87,7 +95,7 @@ class Mitigation:
         Check the values of the arguments.
 
         Raises:
-            [`PlasticityError`]: One is not possible.
+            [`PlasticityError`]: One is invalid.
         """
 
     @property
@@ -100,7 +108,7 @@ class Mitigation:
         """The first line of its docstring."""
         return inspect.getdoc(cls).split("\n\n")[0].replace("\n", " ")
 
-    # The life of a mitigation
+    # Hooks of the training
 
     def attach(
         self,
@@ -116,7 +124,7 @@ class Mitigation:
 
         Args:
             model (`PreTrainedModel`): Plain or sharded by FSDP2; the module inside DDP and `torch.compile`.
-            optimizer (`torch.optim.Optimizer`): That trains it, plain or Accelerate's.
+            optimizer (`torch.optim.Optimizer`): The optimizer of the model, plain or wrapped by Accelerate.
             seed (`int`, *optional*, defaults to 0): Of the random numbers.
             task_steps (`int`, *optional*): Optimizer steps of a task instance, if the training has task instances.
 
@@ -132,7 +140,7 @@ class Mitigation:
         if self.requires_tasks and task_steps is None:
             raise PlasticityError(f"task_steps: required by {self.name}, which acts at the end of a task instance")
         self.model, self.optimizer, self.seed, self.task_steps = model, optimizer, seed, task_steps
-        self.law, self.entry_steps = InitialLaw(model), EntrySteps(optimizer)
+        self.initialization, self.entry_steps = InitialDistribution(model), EntrySteps(optimizer)
         self.total, self._since = 0, 0
         self._counts: dict[str, int] = {}
         self._events: list[dict[str, Any]] = []
@@ -154,7 +162,7 @@ class Mitigation:
             del self._undo
 
     def start(self) -> None:
-        """Called by `attach`: check the model, place hooks, copy what is needed of the initial weights."""
+        """Called by `attach`: check the model, register hooks, copy the required initial weights."""
 
     def stop(self) -> None:
         """Called by `detach`."""
@@ -179,15 +187,15 @@ class Mitigation:
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """Inside, forward and backward passes are not those of the training."""
+        """A context in which forward and backward passes do not belong to the training."""
         yield
 
     # State
 
     def state_dict(self) -> dict[str, Any]:
         """
-        Everything that a resumed training needs: whole tensors on the CPU, numbers and strings, so that
-        `torch.load(weights_only=True)` reads it. Under FSDP2 every process must call this.
+        Everything that a resumed training requires: whole tensors on the CPU, numbers and strings, so that
+        `torch.load(weights_only=True)` can read it. Under FSDP2 every process must call this.
         """
         return {
             "name": self.name,
@@ -225,18 +233,18 @@ class Mitigation:
     # Events
 
     def changing(self) -> None:
-        """Called before an event changes the model: measures the loss that the event is going to change."""
+        """Called before an event changes the model: measures the loss before the change."""
         if self.measure_loss is not None and self._loss_before is None:
             self._loss_before = self.measure_loss()
 
     def record(self, step: int, event: str, touched: dict[str, Any], **details: Any) -> None:
         """
-        Record an event, one at most of a kind in a step.
+        Record an event. Each kind has at most one event per step.
 
         Args:
             step (`int`): The optimizer step.
             event (`str`): What happened, such as `"reset"`.
-            touched (`dict[str, Any]`): What was touched, by layer or tensor: the numbers of units, or a count.
+            touched (`dict[str, Any]`): What was changed, by layer or tensor: the indices of units, or a count.
             **details: Further fields of the record.
         """
         entry = {"step": step, "mitigation": self.name, "event": event, "touched": touched} | details
@@ -247,11 +255,11 @@ class Mitigation:
         self.total += sum(len(one) if isinstance(one, list) else int(one) for one in touched.values())
 
     def count(self, where: str, amount: int | torch.Tensor) -> None:
-        """Add to the summary of a task instance, for what acts too often for an event each time."""
+        """Add to the summary of a task instance, for actions that are too frequent for one event each."""
         self._counts[where] = self._counts.get(where, 0) + amount
 
     def state_bytes(self) -> int:
-        """The memory that it takes besides the model and the optimizer: the tensors that it holds, on this process."""
+        """The memory of the tensors that it holds on this process, in addition to the model and the optimizer."""
         return sum(local(one).numel() * one.element_size() for one in _tensors(vars(self)))
 
     def take_events(self, step: int, summarize: bool) -> list[dict[str, Any]]:
@@ -278,7 +286,7 @@ class Mitigation:
         """Further fields of a summary."""
         return {}
 
-    # What subclasses share
+    # Shared by subclasses
 
     def matrices(self) -> dict[str, nn.Parameter]:
         """The trained matrices except embeddings and output head, by name, sharded as in the optimizer."""
@@ -296,7 +304,7 @@ class Mitigation:
         return {id(one): float(group["lr"]) for group in self.optimizer.param_groups for one in group["params"]}
 
     def restart_moments(self, parameter: nn.Parameter) -> None:
-        """Let the optimizer start anew for a whole parameter: moments and step count 0."""
+        """Reset the optimizer's moments and step count of a whole parameter."""
         for moment in optimizer_moments(self.optimizer, parameter).values():
             moment.zero_()
         count = self.optimizer.state.get(parameter, {}).get("step")
@@ -304,7 +312,7 @@ class Mitigation:
             count.zero_()
 
     def generator(self, step: int, what: str) -> torch.Generator:
-        """Random numbers that depend on the seed, the step and a name only, on the CPU."""
+        """A CPU generator whose numbers depend only on the seed, the step and a name."""
         digest = hashlib.blake2b(f"{self.name}/{self.seed}/{step}/{what}".encode(), digest_size=8).digest()
         return torch.Generator().manual_seed(int.from_bytes(digest, "big") >> 1)
 
@@ -323,8 +331,8 @@ class Mitigation:
             if parameter.requires_grad and parameter.dtype not in (torch.float32, torch.float64):
                 kind = str(parameter.dtype).removeprefix("torch.")
                 raise PlasticityError(
-                    f"model: '{name}' is {kind}, and {self.name} requires float32 weights, because rounding would "
-                    "swallow its small steps; load the model in float32 and train with --bf16"
+                    f"model: '{name}' is {kind}, and {self.name} requires float32 weights, because its small steps "
+                    "would be lost to rounding; load the model in float32 and train with --bf16"
                 )
 
     def _check_type(self, one: dataclasses.Field) -> None:
@@ -338,7 +346,7 @@ class Mitigation:
     def require(self, satisfied: bool, name: str, right: str) -> None:
         """
         Raises:
-            [`PlasticityError`]: The value of an argument is not possible; `right` says what would be.
+            [`PlasticityError`]: The value of an argument is invalid; `right` describes the valid values.
         """
         if not satisfied:
             raise PlasticityError(
@@ -347,7 +355,7 @@ class Mitigation:
 
 
 def _tensors(value: Any) -> Iterator[torch.Tensor]:
-    """The tensors in lists and dictionaries and in objects that say what they hold, without parameters."""
+    """The tensors in lists, dictionaries and objects with a list of their tensors, without parameters."""
     if isinstance(value, torch.Tensor):
         if not isinstance(value, nn.Parameter):
             yield value
@@ -366,8 +374,7 @@ def describe(name: str, arguments: dict[str, Any]) -> str:
 
 def sum_over_processes(tensor: torch.Tensor) -> torch.Tensor:
     """
-    The sum of a tensor over the processes, with the same bits on each: decisions that are made from it agree. In
-    place.
+    Sum a tensor over the processes, in place. The sum is bit-identical on each, so that decisions based on it agree.
     """
     if rank_and_world_size()[1] > 1:
         dist.reduce(tensor, dst=0)
@@ -376,5 +383,5 @@ def sum_over_processes(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def sum_of_shards(tensor: torch.Tensor, parameter: nn.Parameter) -> torch.Tensor:
-    """The sum over the shards of a sharded parameter of what each process computed; of any other, what it computed."""
+    """Sum the values of all processes for a sharded parameter; for another parameter, return the value."""
     return sum_over_processes(tensor) if isinstance(parameter, DTensor) else tensor

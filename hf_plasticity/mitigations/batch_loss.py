@@ -12,13 +12,13 @@ from ..network import evaluation_mode, preserve_with, reshard
 from .base import sum_over_processes
 
 
-# What a forward pass takes that changes the scale of its loss, or costs memory for nothing.
+# Inputs of a forward pass that change the scale of its loss, or use memory that is not required.
 LEFT_OUT = ("num_items_in_batch", "use_cache", "return_dict")
 
 
 class BatchLoss:
     """
-    Keeps the inputs of the training passes since the last optimizer step, and measures the loss on them.
+    Keep the inputs of the training passes since the last optimizer step, and measure the loss on them.
 
     Args:
         model (`PreTrainedModel`): The model that is trained.
@@ -38,15 +38,15 @@ class BatchLoss:
         self._undo = []
 
     def clear(self) -> None:
-        """Forget the inputs: the step is complete."""
+        """Drop the inputs of a complete step."""
         self._batches = []
 
     def measure(self) -> float | None:
         """
-        The mean loss of a predicted token over the batch of this step, without dropout. Every process must call this.
+        The mean loss per predicted token over the batch of this step, without dropout. Every process must call this.
 
         Returns:
-            `float`: The same on every process; `None` where the training passes had no labels.
+            `float`: The same on every process; `None` if the training passes had no labels.
         """
         if not self._batches or any(batch.get("labels") is None for batch in self._batches):
             return None

@@ -36,18 +36,18 @@ class MitigationCallback(TrainerCallback):
 
     Args:
         mitigation (`str`, [`Mitigation`] or `Sequence[Mitigation]`):
-            A name of `MITIGATIONS`, or mitigations in the order in which they act. A Trainer takes one callback.
+            A name of `MITIGATIONS`, or mitigations in the order in which they act. A Trainer supports one callback.
         task_steps (`int`, *optional*): Optimizer steps of a task instance, if the training has task instances.
         tasks_per_cycle (`int`, *optional*): Task instances of a cycle, if the training has cycles.
         tokens_per_step (`int`, *optional*): Training tokens of an optimizer step over all processes.
-        seed (`int`, *optional*): Of the fresh weights; `args.seed` by default.
+        seed (`int`, *optional*): The seed of new weights; `args.seed` by default.
         output_dir (`str` or `Path`, *optional*): The run folder; `args.output_dir` by default.
-        **arguments: Those of the mitigation, where its name is given.
+        **arguments: Arguments of the mitigation, if its name is given.
 
     Raises:
         [`PlasticityError`]: An unknown name or argument. When training begins: a mitigation that does not apply to the
-            model, a run folder with the records of another training, or a checkpoint without the state, or with that
-            of other mitigations.
+            model, a run folder with the records of another training, or a checkpoint without the state or with the
+            state of other mitigations.
 
     Example:
 
@@ -81,7 +81,7 @@ class MitigationCallback(TrainerCallback):
         self.mitigations = [mitigation] if isinstance(mitigation, Mitigation) else list(mitigation)
         names = [one.name for one in self.mitigations]
         if len(set(names)) < len(names):
-            raise PlasticityError(f"mitigation: {', '.join(names)} has a name twice")
+            raise PlasticityError(f"mitigation: {', '.join(names)} has a duplicate name")
         self.timeline = Timeline(task_steps, tasks_per_cycle, tokens_per_step)
         self.seed, self.output_dir = seed, output_dir
         self._saved: Path | None = None
@@ -108,7 +108,7 @@ class MitigationCallback(TrainerCallback):
         folder, step = self._folder(args), state.global_step
         if step == 0 and self.requires_new_folder:
             self._check_folder(folder)
-        if self._batch_loss is not None:  # of a training that ended with an error
+        if self._batch_loss is not None:  # left by a training that ended with an error
             self._batch_loss.remove()
         self._batch_loss = BatchLoss(model)
         for mitigation in self.mitigations:
@@ -154,7 +154,7 @@ class MitigationCallback(TrainerCallback):
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        # A training that was interrupted is going to be resumed.
+        # An interrupted training can be resumed.
         if state.global_step >= state.max_steps:
             self._write(args, state.global_step, summarize=True)
             for mitigation in self.mitigations:
@@ -184,8 +184,8 @@ class MitigationCallback(TrainerCallback):
         path = checkpoint / STATE_FILE
         if not path.exists():
             raise PlasticityError(
-                f"mitigation: '{path}' does not exist, and without it the training would resume with mitigations that "
-                "have forgotten everything; resume from a checkpoint that was saved with them"
+                f"mitigation: '{path}' does not exist, and a training cannot resume without the state of its "
+                "mitigations; resume from a checkpoint that was saved with them"
             )
         saved = torch.load(path, map_location="cpu", weights_only=True)
         names, own = [one["name"] for one in saved["mitigations"]], [one.name for one in self.mitigations]
@@ -223,10 +223,10 @@ class MitigationCallback(TrainerCallback):
             )
 
     def _sum_up(self, args: TrainingArguments, step: int, mitigation: Mitigation) -> None:
-        """The last record of a mitigation: what it did in the whole training, or that it did nothing."""
+        """The last record of a mitigation: its total number of changes, or that it changed nothing."""
         if mitigation.total == 0:
             shown = describe(mitigation.name, mitigation.arguments)
-            logger.warning(f"{shown} has changed nothing in {step:,} steps: this training is one without it")
+            logger.warning(f"{shown} has changed nothing in {step:,} steps; the training is the same as without it")
         event = {
             "step": step,
             "mitigation": mitigation.name,
@@ -240,8 +240,8 @@ class MitigationCallback(TrainerCallback):
 
 def _running_training() -> tuple[Trainer | None, str | None]:
     """
-    The Trainer that is calling, and the checkpoint that it resumes from. Transformers passes neither to callbacks
-    (seen in transformers 5.23.0).
+    The calling Trainer, and the checkpoint that it resumes from. Transformers passes neither to callbacks (seen in
+    transformers 5.23.0).
     """
     frame = sys._getframe()
     while frame is not None:

@@ -1,4 +1,4 @@
-"""Continual backpropagation: replace a few units of low utility all the time."""
+"""Continual backpropagation: continuously replace a few units of low utility."""
 
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -20,9 +20,9 @@ class CBP(UnitMitigation):
     """
     Continual backpropagation: in every step, replace a small share of the hidden units with the lowest utility.
 
-    uᵢ ← η uᵢ + (1 − η) · mean|w_out,i| · E|hᵢ|, and units are ranked by uᵢ / (1 − η^ageᵢ). A unit is eligible once its
-    age is above the maturity. A layer replaces ⌊Σ ρ·eligible⌋ units, the sum running over steps. A replaced unit has
-    fresh incoming weights, outgoing weights 0, moments 0, utility 0 and age 0.
+    uᵢ ← η uᵢ + (1 − η) · mean|w_out,i| · E|hᵢ|, and units are ranked by uᵢ / (1 − η^ageᵢ). A unit is eligible if its
+    age is above the maturity. A layer replaces ⌊Σ ρ·eligible⌋ units, where the sum is over steps. A replaced unit has
+    new incoming weights, outgoing weights 0, moments 0, utility 0 and age 0.
 
     Reference: Dohare et al. 2024, "Loss of plasticity in deep continual learning", Nature 632
     (huggingface.co/papers/2306.13812); bias-corrected utility and compensation as in its code (lop).
@@ -32,14 +32,14 @@ class CBP(UnitMitigation):
     Cost: one reading of h, one of the outgoing weights and one sum over processes in every step; one copy of the
     incoming matrices on the CPU.
 
-    Limits: the rate is stated per task instance, because a rate that is usual per step replaces every unit several
-    times in a task instance of 10,000 steps. A new unit starts with outgoing weights 0 and needs the maturity to be
-    ranked fairly.
+    Limits: the rate is per task instance, because the usual rates per step replace every unit several times in a task
+    instance of 10,000 steps. A new unit starts with outgoing weights 0, so its utility is meaningful only after the
+    maturity.
 
     Args:
         replacement_rate (`float`, *optional*, defaults to 0.1):
             ρ, the share of the eligible units that is replaced in a task instance, or in a step. The code of the
-            paper uses 1e-5 to 3e-4 a step, which is 0.1 to 2.9 in a task instance of 9,537 steps.
+            paper uses 1e-5 to 3e-4 per step, which is 0.1 to 2.9 in a task instance of 9,537 steps.
         rate_per (`str`, *optional*, defaults to `"task"`):
             `"task"` or `"step"`.
         utility_decay (`float`, *optional*, defaults to 0.99):
@@ -48,9 +48,9 @@ class CBP(UnitMitigation):
             Optimizer steps before a unit is eligible (lop: 100 or 1,000).
         compensate (`bool`, *optional*):
             Whether the mean output of a replaced unit is added to the bias of the down projection, so that the mean
-            output of the layer is kept. By default where there is such a bias (lop).
+            output of the layer does not change. By default `True` if there is such a bias (lop).
         exact_moments (`bool`, *optional*, defaults to `False`):
-            Whether Adam's bias correction of reset entries starts anew; see [`UnitMitigation`].
+            Whether Adam's bias correction of reset entries restarts; see [`UnitMitigation`].
     """
 
     name: ClassVar[str] = "cbp"
@@ -66,7 +66,7 @@ class CBP(UnitMitigation):
     utility_decay: float = argument(0.99, "η: decay of the utility", "lop")
     maturity: int = argument(100, "optimizer steps before a unit is eligible", "lop (or 1000)", Steps(0.01, 0.1))
     compensate: bool | None = argument(
-        None, "whether the output bias takes over the mean output; null: where there is one", "lop"
+        None, "whether the output bias compensates the mean output; null: if there is a bias", "lop"
     )
 
     watched: ClassVar[tuple[str, ...]] = ("absolute", "signed")
@@ -124,8 +124,8 @@ class CBP(UnitMitigation):
             units = eligible[order[:number_due]].sort().values
             if self.compensates:
                 self._compensate(layer, units, (self.mean[number] / (1 - self.utility_decay**age))[units])
-            # A unit is replaced once at most in as many steps as it takes to be eligible again, so that one draw
-            # serves all of them.
+            # A unit is replaced at most once in the number of steps after which it is eligible again, so one draw is
+            # enough for all units of these steps.
             self.reset(layer, units.tolist(), draw_step=step - step % (self.maturity + 1))
             for values in (self.utility, self.mean, self.age):
                 values[number][units] = 0

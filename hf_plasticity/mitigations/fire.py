@@ -29,13 +29,13 @@ class Fire(Mitigation):
     Reference: Han et al. 2026, "FIRE: Frobenius-Isometry Reinitialization for Balancing the Stability–Plasticity
     Tradeoff" (huggingface.co/papers/2602.08040).
 
-    Relation: unlike [`ShrinkPerturb`] and [`FullReset`] it has no random numbers and keeps directions.
+    Relation: unlike [`ShrinkPerturb`] and [`FullReset`], it uses no random numbers and keeps directions.
 
     Cost: n matrix products of cubic cost in a task instance. Under FSDP2 one matrix at a time is gathered.
 
-    Limits: requires task instances. Five iterations, as in the paper's code, give no isometry: in a matrix of 320² the
-    median singular value is then about a third of the target. About 30 are needed, or `method="exact"`. Embeddings and
-    output head stay. The optimizer starts anew for the matrices.
+    Limits: requires task instances. Five iterations, as in the paper's code, do not give an isometry: the median
+    singular value of a 320² matrix is then about a third of the target. About 30 iterations are required, or
+    `method="exact"`. Embeddings and output head do not change. The optimizer state of the matrices is reset.
 
     Args:
         iterations (`int`, *optional*, defaults to 5):

@@ -12,16 +12,16 @@ from .base import Mitigation
 @dataclass(eq=False, kw_only=True)
 class FullReset(Mitigation):
     """
-    The control for resets: at the end of every task instance, all weights are drawn anew from the initial law.
+    The control for resets: reinitialize all weights at the end of every task instance.
 
-    Embeddings, norms and biases are drawn too, and the optimizer starts anew. What is left is a model that cannot lose
-    plasticity, and that knows nothing of earlier task instances.
+    This includes embeddings, norms and biases, and resets the optimizer. The model cannot lose plasticity, and it
+    keeps nothing from earlier task instances.
 
     Reference: a control; there is no paper.
 
     Cost: one pass over the weights in a task instance.
 
-    Limits: requires task instances, and a model whose every parameter is trained.
+    Limits: requires task instances, and a model in which all parameters are trained.
     """
 
     name: ClassVar[str] = "full_reset"
@@ -31,7 +31,7 @@ class FullReset(Mitigation):
     def start(self) -> None:
         self.check_trained(dict(self.model.named_parameters()))
         for name in dict(self.model.named_parameters()):
-            self.law.draw(name, self.seed)
+            self.initialization.draw(name, self.seed)
 
     @torch.no_grad()
     def task_end(self, step: int) -> None:
@@ -39,7 +39,7 @@ class FullReset(Mitigation):
         self.changing()
         for name, parameter in self.trained().items():
             weight = local(parameter)
-            weight.copy_(shard_of(self.law.draw(name, self.seed, step), parameter))
+            weight.copy_(shard_of(self.initialization.draw(name, self.seed, step), parameter))
             self.restart_moments(parameter)
             touched[name] = parameter.numel()
         self.record(step, "reset", touched)

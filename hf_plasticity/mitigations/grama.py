@@ -16,15 +16,15 @@ class Grama(Redo):
     """
     ReGraMa: every F steps, reset the hidden units with a small gradient.
 
-    gᵢ = E|∂L/∂hᵢ| / meanₖ E|∂L/∂hₖ|, over the tokens of the last W steps; unit i is reset where gᵢ ≤ τ. The reset is
+    gᵢ = E|∂L/∂hᵢ| / meanₖ E|∂L/∂hₖ|, over the tokens of the last W steps; unit i is reset if gᵢ ≤ τ. The reset is
     that of ReDo.
 
     Reference: Liu et al. 2025, "Measure gradients, not activations! Enhancing neuronal activity in deep reinforcement
     learning" (huggingface.co/papers/2505.24061). The gradient is taken with respect to the unit's output h. AgileRL's
-    port takes that with respect to the pre-activation.
+    port uses the gradient with respect to the pre-activation.
 
-    Relation: [`Redo`] looks at activations. A unit with outgoing weights 0 has g = 0 whatever its activation, so that
-    a unit just reset would be reset again: for `grace` steps after its reset a unit is left alone.
+    Relation: [`Redo`] uses activations. A unit with outgoing weights 0 has g = 0 for any activation, so a reset unit
+    would be reset again. Therefore a unit is not reset for `grace` steps after its reset.
 
     Cost: one reading of ∂L/∂h in W of F steps.
 
@@ -38,10 +38,10 @@ class Grama(Redo):
         window (`int`, *optional*, defaults to 10):
             W, optimizer steps that the score is averaged over; chosen here.
         grace (`int`, *optional*, defaults to 100):
-            Optimizer steps for which a unit that was reset is left alone; chosen here: with AdamW at 1e-3 the score
+            Optimizer steps after a reset in which a unit is not reset again; chosen here: with AdamW at 1e-3 the score
             reaches half of the layer's mean after 5 steps.
         exact_moments (`bool`, *optional*, defaults to `False`):
-            Whether Adam's bias correction of reset entries starts anew; see [`UnitMitigation`].
+            Whether Adam's bias correction of reset entries restarts; see [`UnitMitigation`].
     """
 
     name: ClassVar[str] = "grama"
@@ -51,7 +51,7 @@ class Grama(Redo):
         0.01, "τ: units with a score of at most this are reset", "the reference", LogUniform(0.001, 0.1)
     )
     every: int = argument(1000, "F: optimizer steps between two resets", "the reference", Steps(0.1, 1, least=10))
-    grace: int = argument(100, "optimizer steps for which a unit that was reset is left alone", "chosen here")
+    grace: int = argument(100, "optimizer steps after a reset in which a unit is not reset again", "chosen here")
 
     watched: ClassVar[tuple[str, ...]] = ("gradient",)
 

@@ -25,31 +25,31 @@ class HeadReset(Mitigation):
     """
     Reset of attention heads that are collapsed, and optionally of those that are lazy.
 
-    Every F steps the entropy of each head and its attention to the first token are measured, as in the diagnoses
-    `attention_entropy` and `first_token_attention`, on the batch of that step without dropout. A head is collapsed
-    where its entropy is below `collapsed_threshold`·H_max and its first-token share below `sink_threshold`: a head
-    that rests on the first token is an attention sink and does a job. Queries, keys and values of the head are drawn
-    anew from the model's initial law, its output weights become 0, and so do the moments of these entries.
+    Every F steps, the entropy of each head and its attention to the first token are measured on the batch of that step
+    without dropout, as in the diagnoses `attention_entropy` and `first_token_attention`. A head is collapsed if its
+    entropy is below `collapsed_threshold`·H_max and its first-token share is below `sink_threshold`. Heads that attend
+    mostly to the first token are attention sinks, which are useful. Queries, keys and values of a collapsed head are
+    drawn from the model's initial distribution. Its output weights and the moments of these entries become 0.
 
-    With grouped-query attention several query heads share keys and values. With `mode="group"` a group is reset as a
-    whole once all its query heads are flagged; with `"query"` every flagged head loses its queries and output weights
-    and keeps the shared keys and values.
+    With grouped-query attention, several query heads share keys and values. With `mode="group"`, a group is reset as a
+    whole if all its query heads are flagged. With `"query"`, the queries and output weights of every flagged head are
+    reset, but not the shared keys and values.
 
-    Reference: the thresholds of collapsed and lazy heads are those of huggingface.co/papers/2606.24752; as a
-    mitigation, resetting them is defined here and has no paper.
+    Reference: the thresholds of collapsed and lazy heads are those of huggingface.co/papers/2606.24752. Resetting
+    such heads is defined here and has no paper.
 
     Cost: one more forward pass over the batch every F steps, with attention unfused.
 
-    Limits: models whose query or key norm runs over all heads together (OLMo 2) are refused, since a reset would
-    change every head. Nearly all heads are lazy at initialization, so that lazy heads are not reset by default.
+    Limits: models with a query or key norm over all heads together (OLMo 2) are not supported, because a reset would
+    change every head. Nearly all heads are lazy at initialization, so lazy heads are not reset by default.
 
     Args:
         collapsed_threshold (`float`, *optional*, defaults to 0.1):
             Share of H_max below which a head is collapsed (huggingface.co/papers/2606.24752).
         sink_threshold (`float`, *optional*, defaults to 0.5):
-            First-token share from which a head is a sink and left alone; chosen here.
+            First-token share from which a head is a sink and is not reset; chosen here.
         lazy_threshold (`float`, *optional*):
-            Share of H_max above which a head is lazy and reset too; by default lazy heads are left alone.
+            Share of H_max above which a head is lazy and also reset; by default lazy heads are not reset.
         every (`int`, *optional*, defaults to 1000):
             F, optimizer steps between two resets; chosen here, as for ReDo.
         mode (`str`, *optional*, defaults to `"group"`):
@@ -62,10 +62,10 @@ class HeadReset(Mitigation):
     collapsed_threshold: float = argument(
         0.1, "share of H_max below which a head is collapsed", "2606.24752", LogUniform(0.05, 0.3)
     )
-    sink_threshold: float = argument(0.5, "first-token share from which a head is left alone", "chosen here")
-    lazy_threshold: float | None = argument(None, "share of H_max above which a head is reset too", "2606.24752: 0.9")
+    sink_threshold: float = argument(0.5, "first-token share from which a head is not reset", "chosen here")
+    lazy_threshold: float | None = argument(None, "share of H_max above which a head is also reset", "2606.24752: 0.9")
     every: int = argument(1000, "F: optimizer steps between two resets", "chosen here", Steps(0.1, 1))
-    mode: str = argument(GROUP, "group (whole key-value groups) or query (queries and outputs alone)", "chosen here")
+    mode: str = argument(GROUP, "group (whole key-value groups) or query (only queries and outputs)", "chosen here")
 
     def check(self) -> None:
         for name in ("collapsed_threshold", "sink_threshold"):
@@ -163,11 +163,11 @@ class HeadReset(Mitigation):
             self.record(step, "reset", touched)
 
     def reset(self, heads: AttentionHeads, flagged: Sequence[int], step: int) -> None:
-        """Reset query heads, with `mode="group"` those of whole groups."""
+        """Reset query heads; with `mode="group"`, whole groups."""
         reshard(self.model)
         fresh, zeroed = self._fresh(heads, flagged), self._zeroed(heads, flagged)
         for slices in fresh:
-            slices.write_(slices.of(self.law.draw(slices.name, self.seed, step)))
+            slices.write_(slices.of(self.initialization.draw(slices.name, self.seed, step)))
         for slices in zeroed:
             slices.zero_()
         for slices in (*fresh, *zeroed):

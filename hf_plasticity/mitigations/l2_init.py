@@ -13,24 +13,23 @@ from .search import LogUniform
 @dataclass(eq=False, kw_only=True)
 class L2Init(Mitigation):
     """
-    L2 Init, decoupled: after every step, pull all weights toward their initial values, in place of weight decay.
+    L2 Init, decoupled: after every step, pull all weights toward their initial values, instead of weight decay.
 
     w ← w − η_t λ (w − w₀), after the optimizer's update, with the optimizer's own weight decay set to 0.
 
     Reference: Kumar et al. 2023, "Maintaining Plasticity in Continual Learning via Regenerative Regularization"
-    (huggingface.co/papers/2308.11958). The paper adds λ‖θ − θ₀‖² to the loss; under Adam the gradient of such a term
-    is divided by √v, so the decoupled form, as in AdamW, is used here. Values of λ cannot be compared between the two.
+    (huggingface.co/papers/2308.11958). The paper adds λ‖θ − θ₀‖² to the loss. Adam divides the gradient of such a
+    term by √v, so this class uses the decoupled form, as in AdamW. The values of λ are not comparable between the two.
 
     Relation: [`ShrinkPerturb`] moves the weights once in a task instance. [`WeightDecay`] pulls them toward 0.
 
     Cost: one copy of the initial weights in memory and in every checkpoint; one pass over the weights in every step.
 
-    Limits: requires float32 weights, because rounding would swallow the pull. w₀ are the weights at `attach`.
+    Limits: requires float32 weights, because the pull would be lost to rounding. w₀ are the weights at `attach`.
 
     Args:
         strength (`float`, *optional*, defaults to 0.1):
-            λ; chosen here: that of the usual weight decay, in the same place. The coupled λ of the paper is 1e-2 to
-            1e-5.
+            λ; chosen here: the usual value of weight decay. The coupled λ of the paper is 1e-2 to 1e-5.
     """
 
     name: ClassVar[str] = "l2_init"

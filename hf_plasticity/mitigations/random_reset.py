@@ -1,4 +1,4 @@
-"""The control for resets of units: as many, chosen at random."""
+"""The control for resets of units: reset the same number of units, chosen at random."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -14,12 +14,12 @@ class RandomReset(Redo):
     """
     The control for ReDo: in each layer reset as many hidden units as ReDo would, chosen at random.
 
-    The number in a layer is that of the units with sᵢ = E|hᵢ| / meanₖ E|hₖ| ≤ τ; which units it is, is drawn uniformly
-    from (seed, step, layer). If ReDo does no better than this, its choice of units is not what helps.
+    The number in a layer is that of the units with sᵢ = E|hᵢ| / meanₖ E|hₖ| ≤ τ. The units are drawn uniformly from
+    (seed, step, layer). If ReDo is not better than this control, its choice of units does not help.
 
-    Reference: a control; the method that it is for is [`Redo`] (huggingface.co/papers/2302.12902).
+    Reference: a control for [`Redo`] (huggingface.co/papers/2302.12902).
 
-    Cost and limits: as for ReDo. Units that are in use are reset too, so the loss rises at every reset.
+    Cost and limits: as for ReDo. Active units are also reset, so the loss rises at every reset.
 
     Args:
         threshold (`float`, *optional*, defaults to 0.025): τ, as in [`Redo`].

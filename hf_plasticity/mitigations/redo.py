@@ -17,9 +17,9 @@ class Redo(UnitMitigation):
     """
     ReDo: every F steps, reset the hidden units that are dormant.
 
-    sᵢ = E|hᵢ| / meanₖ E|hₖ|, over the tokens of the last W steps; unit i is reset where sᵢ ≤ τ. In a gated MLP
-    h = act(gate)·up. Fresh incoming weights, outgoing weights 0, moments of both 0: where h is 0, the function that
-    the model computes does not change.
+    sᵢ = E|hᵢ| / meanₖ E|hₖ|, over the tokens of the last W steps; unit i is reset if sᵢ ≤ τ. In a gated MLP
+    h = act(gate)·up. The incoming weights are drawn from the initial distribution, and the outgoing weights and the
+    moments of both become 0. If h is 0, the output of the model does not change.
 
     Reference: Sokar et al. 2023, "The Dormant Neuron Phenomenon in Deep Reinforcement Learning"
     (huggingface.co/papers/2302.12902), section 4. The score is that of the diagnosis `dormant_units`.
@@ -28,8 +28,9 @@ class Redo(UnitMitigation):
 
     Cost: one reading of h in W of F steps, and one sum over processes in each of them.
 
-    Limits: the score is relative to the layer, and a unit that is active on few tokens looks dormant. Padding tokens
-    count. With GELU few units are exactly silent: without weight decay look at `dormant_units` before choosing τ.
+    Limits: the score is relative to the layer, and a unit that is active on few tokens appears dormant. Padding tokens
+    are included. With GELU, few units are exactly silent: without weight decay, check `dormant_units` before choosing
+    τ.
 
     Args:
         threshold (`float`, *optional*, defaults to 0.025):
@@ -37,9 +38,9 @@ class Redo(UnitMitigation):
         every (`int`, *optional*, defaults to 1000):
             F, optimizer steps between two resets (timoklein/redo).
         window (`int`, *optional*, defaults to 10):
-            W, optimizer steps that the score is averaged over; chosen here. The reference uses one batch.
+            W, optimizer steps over which the score is averaged; chosen here. The reference uses one batch.
         exact_moments (`bool`, *optional*, defaults to `False`):
-            Whether Adam's bias correction of reset entries starts anew; see [`UnitMitigation`].
+            Whether Adam's bias correction of reset entries restarts; see [`UnitMitigation`].
     """
 
     name: ClassVar[str] = "redo"
@@ -64,7 +65,7 @@ class Redo(UnitMitigation):
         return (step - 1) % self.every >= self.every - self.window
 
     def observe(self, step: int, taken: list[dict[str, torch.Tensor]]) -> None:
-        # Every step of a training has as many tokens, and gradient checkpointing counts both sums twice.
+        # Every step has the same number of tokens, and gradient checkpointing counts both sums twice.
         means = [one[self.watched[0]] / one["tokens"] for one in taken]
         self.sums = means if self.sums is None else [a + b for a, b in zip(self.sums, means)]
 

@@ -1,4 +1,4 @@
-"""Where `hf-plasticity compare` looks for the best value of an argument."""
+"""The search spaces of arguments for `hf-plasticity compare`."""
 
 import math
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ class Search(Protocol):
         One value.
 
         Args:
-            generator (`np.random.Generator`): Where the random numbers come from.
+            generator (`np.random.Generator`): The source of random numbers.
             task_steps (`int`): Optimizer steps of a task instance.
         """
 
@@ -23,7 +23,7 @@ class Search(Protocol):
 @dataclass(frozen=True)
 class LogUniform:
     """
-    Numbers between two bounds, with equal chances for equal ratios, in three significant digits.
+    Numbers between two bounds, drawn log-uniformly, with three significant digits.
 
     Args:
         low (`float`): The lower bound, above 0.
@@ -43,7 +43,7 @@ class LogUniform:
 @dataclass(frozen=True)
 class Uniform:
     """
-    Numbers between two bounds, in three significant digits.
+    Numbers between two bounds, drawn uniformly, with three significant digits.
 
     Args:
         low (`float`): The lower bound.
@@ -63,8 +63,8 @@ class Uniform:
 @dataclass(frozen=True)
 class Steps:
     """
-    Numbers of optimizer steps, as shares of a task instance, with equal chances for equal ratios: what is often in a
-    task instance of 10,000 steps would be never in one of 300.
+    Numbers of optimizer steps, drawn log-uniformly as shares of a task instance, so that they fit task instances of
+    any length.
 
     Args:
         low (`float`): The lower bound, in task instances.
@@ -87,7 +87,7 @@ class Steps:
 @dataclass(frozen=True)
 class Choice:
     """
-    One of a few values, with equal chances.
+    One of a few values, drawn uniformly.
 
     Args:
         values (`tuple`): The values.

@@ -18,25 +18,25 @@ class ShrinkPerturb(Mitigation):
     """
     Shrink and perturb: at the end of every task instance, θ ← s θ + p θ', on the matrices of the decoder layers.
 
-    θ' is a fresh draw from the model's initial law (`toward="fresh"`), or the weights at the start of the training
-    (`toward="initial"`).
+    θ' is drawn from the model's initial distribution (`toward="fresh"`), or θ' are the weights at the start of the
+    training (`toward="initial"`).
 
     Reference: Ash & Adams 2020, "On Warm-Starting Neural Network Training" (huggingface.co/papers/1910.08475), with
     s = 0.4 and p = 0.1. Three published methods share the name. The second, (1 − λ) θ + λ θ₀ with λ = 0.5 or 0.8 (the
     GPT experiment of FIRE, huggingface.co/papers/2602.08040), is `toward="initial"` with s = 1 − λ and p = λ. The
-    third, weight decay with noise in every step (lop), is not offered.
+    third, weight decay with noise in every step (lop), is not supported.
 
     Relation: (1, 0) changes nothing; (0, 1) is a reset of all matrices, see [`FullReset`].
 
     Cost: one pass over the matrices in a task instance; with `"initial"`, one copy of them in memory and in every
     checkpoint.
 
-    Limits: requires task instances. Embeddings, norms and biases stay as they are. The optimizer's moments stay too;
-    in a continual run every task instance starts with an empty optimizer anyway.
+    Limits: requires task instances. Embeddings, norms, biases and the optimizer's moments do not change. In a
+    continual run, every task instance starts with an empty optimizer anyway.
 
     Args:
         shrink (`float`, *optional*, defaults to 0.4):
-            s, the factor of the present weights (Ash & Adams).
+            s, the factor of the current weights (Ash & Adams).
         perturb (`float`, *optional*, defaults to 0.1):
             p, the factor of the fresh or initial weights (Ash & Adams).
         toward (`str`, *optional*, defaults to `"fresh"`):
@@ -47,7 +47,7 @@ class ShrinkPerturb(Mitigation):
     reference: ClassVar[str] = "Ash & Adams 2020, huggingface.co/papers/1910.08475"
     requires_tasks: ClassVar[bool] = True
 
-    shrink: float = argument(0.4, "s: factor of the present weights", "Ash & Adams 2020", Uniform(0.2, 0.95))
+    shrink: float = argument(0.4, "s: factor of the current weights", "Ash & Adams 2020", Uniform(0.2, 0.95))
     perturb: float = argument(
         0.1, "p: factor of the fresh or initial weights", "Ash & Adams 2020", LogUniform(0.02, 0.5)
     )
@@ -65,7 +65,9 @@ class ShrinkPerturb(Mitigation):
             if self.toward == INITIAL:
                 self.initial[name] = parameter.detach().clone()
             elif not self.initial:
-                self.law.draw(name, self.seed)  # an unknown law is an error now rather than at the end of a task
+                self.initialization.draw(
+                    name, self.seed
+                )  # report an unknown distribution now, not at the end of a task
 
     @torch.no_grad()
     def task_end(self, step: int) -> None:
@@ -75,7 +77,7 @@ class ShrinkPerturb(Mitigation):
             if self.toward == INITIAL:
                 other = local(self.initial[name])
             else:
-                other = shard_of(self.law.draw(name, self.seed, step), parameter)
+                other = shard_of(self.initialization.draw(name, self.seed, step), parameter)
             weight = local(parameter)
             weight.mul_(self.shrink).add_(other.to(weight), alpha=self.perturb)
             touched[name] = parameter.numel()

@@ -1,4 +1,4 @@
-"""Self-normalized resets: reset units that have been silent for longer than they ever are."""
+"""Self-normalized resets: reset units that have been silent for unusually long."""
 
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -16,22 +16,22 @@ BINS_PER_DOUBLING = 8
 @dataclass(eq=False, kw_only=True)
 class SNR(UnitMitigation):
     """
-    Self-normalized resets (experimental): reset a hidden unit when it has been silent for improbably long.
+    Self-normalized resets (experimental): reset a hidden unit that has been silent for improbably long.
 
     A unit fires in a step if it is active on any token: h > 0 in a plain MLP, act(gate) > 0 in a gated one. For each
-    unit the lengths of the gaps between two firings are counted. It is reset when its present gap is longer than the
-    (1 − η) quantile of its own gaps, or than τ_max, and at least as long as `patience`.
+    unit, the lengths of the gaps between two firings are counted. A unit is reset if its current gap is at least as
+    long as `patience`, and longer than τ_max or the (1 − η) quantile of its own gaps.
 
     Reference: Farias & Jozefiak 2024, "Self-Normalized Resets for Plasticity in Continual Learning"
     (huggingface.co/papers/2410.20098).
 
-    Relation: [`Redo`] compares a unit with its layer, SNR with its own past.
+    Relation: [`Redo`] compares a unit with its layer, and SNR compares it with its own past.
 
     Cost: one reading of the activations and one sum over processes in every step; about 100 counts for each unit
     (logarithmic bins: the reference's 20,001 counts for each unit would be 6.6 GB in a model of 314M parameters).
 
-    Limits: experimental. The reference counts sequences. Here steps are counted, so that results do not depend on how
-    a batch is divided. With GELU and thousands of tokens a step nearly every unit fires in every step.
+    Limits: experimental. The reference counts sequences. This class counts steps, so that results do not depend on how
+    a batch is divided. With GELU and thousands of tokens per step, nearly every unit fires in every step.
 
     Args:
         rejection (`float`, *optional*, defaults to 0.08):
@@ -42,7 +42,7 @@ class SNR(UnitMitigation):
         patience (`int`, *optional*, defaults to 10):
             Gaps shorter than this are never too long; chosen here.
         exact_moments (`bool`, *optional*, defaults to `False`):
-            Whether Adam's bias correction of reset entries starts anew; see [`UnitMitigation`].
+            Whether Adam's bias correction of reset entries restarts; see [`UnitMitigation`].
     """
 
     name: ClassVar[str] = "snr"
@@ -80,7 +80,7 @@ class SNR(UnitMitigation):
             gap[fired] = 0
 
     def limits(self, number: int) -> torch.Tensor:
-        """For each unit of a layer the gap above which it is reset, in steps."""
+        """The gap in steps above which each unit of a layer is reset."""
         histogram = self.histogram[number]
         share = histogram.cumsum(1) / histogram.sum(1, keepdim=True).clamp(min=1)
         quantile = self.longest[(share >= 1 - self.rejection).int().argmax(1)]
@@ -111,7 +111,7 @@ class SNR(UnitMitigation):
 
 
 def gap_bin(gap: int) -> int:
-    """The bin of a gap: one each up to 16, then eight for each doubling."""
+    """The bin of a gap: one bin for each gap up to 16, then eight bins for each doubling."""
     doubling = max(0, (gap - 1).bit_length() - BINS_PER_DOUBLING.bit_length())
     return BINS_PER_DOUBLING * doubling + ((gap - 1) >> doubling)
 

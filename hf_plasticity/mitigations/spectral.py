@@ -1,4 +1,4 @@
-"""Spectral regularization: keep the largest singular value of every matrix where it began."""
+"""Spectral regularization: keep the largest singular value of every matrix near its initial value."""
 
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -22,16 +22,16 @@ class Spectral(Mitigation):
     u and v.
 
     Reference: Lewandowski et al. 2025, "Learning Continually by Spectral Regularization"
-    (huggingface.co/papers/2406.06811). The paper adds (σ₁ᵏ − 1)² to the loss and regularizes biases and norms as
-    well; here the target is the initial value, since that of a language model is not 1, and the step is decoupled
-    from Adam, as weight decay is in AdamW.
+    (huggingface.co/papers/2406.06811). The paper adds (σ₁ᵏ − 1)² to the loss and also regularizes biases and norms.
+    Here the target is the initial value, which is not 1 in language models, and the step is decoupled from Adam, like
+    weight decay in AdamW.
 
     Relation: [`WeightClip`] bounds single weights, [`L2Init`] the distance from the initial weights.
 
-    Cost: two matrix-vector products for each matrix in every step; a singular value decomposition of each at the
-    start. Under FSDP2 two sums over processes for each matrix in every step.
+    Cost: two matrix-vector products for each matrix in every step, and one singular value decomposition of each at
+    the start. Under FSDP2, two sums over processes for each matrix in every step.
 
-    Limits: requires float32 weights. Only the largest singular value is held.
+    Limits: requires float32 weights. Only the largest singular value is regularized.
 
     Args:
         strength (`float`, *optional*, defaults to 0.1):

@@ -1,4 +1,4 @@
-"""Selective weight reinitialization: resample the least useful single weights."""
+"""Selective weight reinitialization: resample the single weights with the lowest utility."""
 
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -16,21 +16,22 @@ GRADIENT, MAGNITUDE, RANDOM = "gradient", "magnitude", "random"
 @dataclass(eq=False, kw_only=True)
 class SWR(Mitigation):
     """
-    Selective weight reinitialization: every F steps, resample the weights of lowest utility in each matrix.
+    Selective weight reinitialization: every F steps, resample the weights with the lowest utility in each matrix.
 
     The utility of a weight is |w·g| with the gradient g of the step (`"gradient"`), |w| (`"magnitude"`) or a random
-    number (`"random"`, a control). In each matrix of the decoder layers the lowest fraction φ is drawn anew from the
-    model's initial law; fractions of a weight carry over to the next time. The moments of these entries become 0.
+    number (`"random"`, a control). In each matrix of the decoder layers, the fraction φ with the lowest utility is
+    drawn from the model's initial distribution. Fractions of a weight carry over to the next reset. The moments of
+    these entries become 0.
 
     Reference: Hernandez-Garcia et al. 2025, "Reinitializing weights vs units for maintaining plasticity in neural
-    networks" (huggingface.co/papers/2508.00212). Its code leaves the optimizer's moments as they are.
+    networks" (huggingface.co/papers/2508.00212). Its code does not reset the optimizer's moments.
 
     Relation: in networks with layer normalization, resetting weights works better than resetting units ([`Redo`],
     [`CBP`]), according to the paper.
 
-    Cost: |w·g| and a sort of each matrix every F steps. Under FSDP2 one matrix at a time is gathered.
+    Cost: |w·g| and a sort of each matrix every F steps. Under FSDP2, one matrix at a time is gathered.
 
-    Limits: the gradient is that of one step. Embeddings, norms and biases stay.
+    Limits: the gradient is that of one step. Embeddings, norms and biases do not change.
 
     Args:
         fraction (`float`, *optional*, defaults to 0.01):
@@ -40,7 +41,7 @@ class SWR(Mitigation):
         utility (`str`, *optional*, defaults to `"gradient"`):
             `"gradient"`, `"magnitude"` or `"random"`.
         exact_moments (`bool`, *optional*, defaults to `False`):
-            Whether Adam's bias correction of reset entries starts anew. Requires one integer for each weight.
+            Whether Adam's bias correction of reset entries restarts. Requires one integer for each weight.
     """
 
     name: ClassVar[str] = "swr"
@@ -52,7 +53,7 @@ class SWR(Mitigation):
     every: int = argument(1000, "F: optimizer steps between two resets", "chosen here", Steps(0.03, 0.3))
     utility: str = argument(GRADIENT, "gradient |w·g|, magnitude |w|, or random", "the paper's code")
     exact_moments: bool = argument(
-        False, "whether Adam's bias correction of reset entries starts anew", "chosen here; the reference does not"
+        False, "whether Adam's bias correction of reset entries restarts", "chosen here; the reference does not"
     )
 
     def check(self) -> None:
@@ -65,7 +66,7 @@ class SWR(Mitigation):
         self.check_trained(matrices)
         self.due = dict.fromkeys(matrices, 0.0)
         self.lowest: dict[str, torch.Tensor] = {}
-        self.law.draw(next(iter(matrices)), self.seed)
+        self.initialization.draw(next(iter(matrices)), self.seed)
 
     @torch.no_grad()
     def before_step(self, step: int) -> None:
@@ -98,7 +99,7 @@ class SWR(Mitigation):
             entries = entries.view(parameter.shape)
             weight = local(parameter)
             here = shard_of(entries, parameter).to(weight.device)
-            fresh = shard_of(self.law.draw(name, self.seed, step), parameter)
+            fresh = shard_of(self.initialization.draw(name, self.seed, step), parameter)
             weight.copy_(torch.where(here, fresh.to(weight), weight))
             for moment in optimizer_moments(self.optimizer, parameter).values():
                 local(moment).masked_fill_(here, 0)

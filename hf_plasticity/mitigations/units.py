@@ -1,4 +1,4 @@
-"""What mitigations that watch and reset the hidden units of the MLPs share."""
+"""The base class of mitigations that observe and reset hidden units of the MLPs."""
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
@@ -22,14 +22,14 @@ def layers_with_units(model: PreTrainedModel, name: str) -> list[Layer]:
     The decoder layers of a model, all with known hidden units.
 
     Raises:
-        [`PlasticityError`]: A layer has none that are known.
+        [`PlasticityError`]: The hidden units of a layer are not known.
     """
     layers = find_structure(model).layers
     for layer in layers:
         if layer.units is None:
             raise PlasticityError(
-                f"model: {name} requires the hidden units of every MLP of '{type(model).__name__}', and layer "
-                f"{layer.index} has none that are known: {layer.units_gap}"
+                f"model: {name} requires the hidden units of every MLP of '{type(model).__name__}', and those "
+                f"of layer {layer.index} are not known: {layer.units_gap}"
             )
     return layers
 
@@ -56,11 +56,11 @@ def _absolute_sum(rows: torch.Tensor) -> torch.Tensor:
 
 class UnitActivity:
     """
-    What the hidden units of each layer do in the training passes of a step: sums over tokens, and the number of these
-    tokens. All of them are ratios or flags, because gradient checkpointing computes a forward pass twice.
+    Sums over the tokens of a step for the hidden units of each layer, and the number of tokens. Use them only as
+    ratios or flags, because gradient checkpointing computes a forward pass twice.
 
     Args:
-        layers (`list[Layer]`): With `units`.
+        layers (`list[Layer]`): Layers with `units`.
         kinds (`Sequence[str]`): Which sums: `"absolute"` Σ|h|, `"signed"` Σh, `"fired"` how often the unit was active
             (h > 0; in a gated MLP act(gate) > 0), `"gradient"` Σ|∂L/∂h|.
     """
@@ -79,11 +79,11 @@ class UnitActivity:
             self._tokens.append(torch.zeros((), device=device))
             before = units.outgoing.module.register_forward_pre_hook
             if set(kinds) & {"absolute", "signed"}:
-                self._handles.append(before(self._watch_units(number)))
+                self._handles.append(before(self._observe_units(number)))
             if "gradient" in kinds:
-                self._handles.append(before(self._watch_gradients(number)))
+                self._handles.append(before(self._observe_gradients(number)))
             if "fired" in kinds:
-                hook = self._watch_firing(number)
+                hook = self._observe_firing(number)
                 self._handles.append(units.activation.register_forward_hook(hook))
 
     def remove(self) -> None:
@@ -93,8 +93,8 @@ class UnitActivity:
 
     def take(self) -> list[dict[str, torch.Tensor]]:
         """
-        What was summed since the last call, over all processes, in float64 on the CPU: for each layer the sums
-        `(units,)` by kind, and `tokens`.
+        The sums since the last call over all processes, in float64 on the CPU: for each layer the sums `(units,)` by
+        kind, and `tokens`.
         """
         parts = [part for sums, tokens in zip(self._sums, self._tokens) for part in (*sums.values(), tokens[None])]
         together = sum_over_processes(torch.cat(parts)).cpu().double()
@@ -104,16 +104,16 @@ class UnitActivity:
         return taken
 
     def tensors(self) -> list[torch.Tensor]:
-        """What it holds."""
+        """All tensors that it holds."""
         return [*self._tokens, *(one for sums in self._sums for one in sums.values())]
 
     def clear(self) -> None:
-        """Forget what was summed."""
+        """Set the sums to zero."""
         for sums, tokens in zip(self._sums, self._tokens):
             for one in (*sums.values(), tokens):
                 one.zero_()
 
-    def _watch_units(self, number: int) -> Callable:
+    def _observe_units(self, number: int) -> Callable:
         sums, tokens = self._sums[number], self._tokens[number]
 
         def hook(module: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
@@ -128,7 +128,7 @@ class UnitActivity:
 
         return hook
 
-    def _watch_firing(self, number: int) -> Callable:
+    def _observe_firing(self, number: int) -> Callable:
         sums, tokens = self._sums[number], self._tokens[number]
 
         def hook(module: nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
@@ -140,7 +140,7 @@ class UnitActivity:
 
         return hook
 
-    def _watch_gradients(self, number: int) -> Callable:
+    def _observe_gradients(self, number: int) -> Callable:
         sums, tokens = self._sums[number], self._tokens[number]
 
         def hook(module: nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...] | None:
@@ -154,18 +154,19 @@ class UnitActivity:
 @dataclass(eq=False, kw_only=True)
 class UnitMitigation(Mitigation):
     """
-    A mitigation that watches the hidden units of the MLPs and resets some: incoming weights and biases are drawn from
-    the model's initial law, outgoing weights become 0, and so do the optimizer's moments of these entries.
+    A mitigation that observes the hidden units of the MLPs and resets some of them. Incoming weights and biases are
+    drawn from the model's initial distribution. Outgoing weights and the optimizer's moments of these entries become
+    0.
 
     Args:
         exact_moments (`bool`, *optional*, defaults to `False`):
-            Whether the reset entries are updated as if Adam counted their steps from the reset. By default Adam's
-            step count, which all entries of a tensor share, is used; their first updates are then up to 1.1 times
-            (β₂ = 0.95) or 6.6 times (β₂ = 0.999) as large.
+            Whether the reset entries are updated as if Adam counted their steps from the reset. By default, they use
+            the step count of the whole tensor, and their first updates are up to 1.1 times (β₂ = 0.95) or 6.6 times
+            (β₂ = 0.999) as large.
     """
 
     exact_moments: bool = argument(
-        False, "whether Adam's bias correction of reset entries starts anew", "chosen here; the references do not"
+        False, "whether Adam's bias correction of reset entries restarts", "chosen here; the references do not"
     )
 
     watched: ClassVar[tuple[str, ...]] = ("absolute",)
@@ -183,11 +184,11 @@ class UnitMitigation(Mitigation):
         self.activity.watching = self.watches(1)
 
     def watches(self, step: int) -> bool:
-        """Whether the units are watched in an optimizer step."""
+        """Whether the units are observed in an optimizer step."""
         return True
 
     def observe(self, step: int, taken: list[dict[str, torch.Tensor]]) -> None:
-        """Called before the update of a step that was watched, with the sums of that step over all processes."""
+        """Called before the update of an observed step, with the sums of that step over all processes."""
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
@@ -221,7 +222,7 @@ class UnitMitigation(Mitigation):
         return super().state_dict() | {"watching": self.activity.watching}
 
     def incoming(self, layer: Layer, units: Sequence[int]) -> list[Slices]:
-        """What computes some units of a layer: slices of weights and biases."""
+        """The slices of weights and biases that compute some units of a layer."""
         return [slices for partition in layer.units.incoming for slices in partition.slices(units)]
 
     def reset(self, layer: Layer, units: Sequence[int], draw_step: int) -> None:
@@ -230,8 +231,8 @@ class UnitMitigation(Mitigation):
 
         Args:
             layer ([`Layer`]): The layer.
-            units (`Sequence[int]`): Their numbers, the same on every process.
-            draw_step (`int`): Decides, together with the seed, the fresh weights.
+            units (`Sequence[int]`): Their indices, the same on every process.
+            draw_step (`int`): With the seed, it determines the new weights.
         """
         reshard(self.model)
         outgoing = layer.units.outgoing.slices(units)
@@ -243,8 +244,8 @@ class UnitMitigation(Mitigation):
             self.forget(slices)
 
     def fresh(self, name: str, draw_step: int) -> torch.Tensor:
-        """A draw of a whole parameter from the initial law."""
-        return self.law.draw(name, self.seed, draw_step)
+        """A draw of a whole parameter from the initial distribution."""
+        return self.initialization.draw(name, self.seed, draw_step)
 
     def forget(self, slices: Slices) -> None:
         """Set the optimizer's moments of some entries to zero."""

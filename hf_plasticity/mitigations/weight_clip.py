@@ -16,9 +16,9 @@ class WeightClip(Mitigation):
     """
     Weight clipping: after every step, clamp the matrices of the decoder layers to the range of their initialization.
 
-    |w| ≤ κ·√3·σ, where σ is the standard deviation of the matrix's initial law. For a uniform law √3·σ is its bound:
-    κ / √fan_in under PyTorch's initialization, as in the paper. For GPT-2's normal law κ = 1 clips 8.3% of the
-    weights at initialization.
+    |w| ≤ κ·√3·σ, where σ is the standard deviation of the matrix's initial distribution. For a uniform distribution,
+    √3·σ is its bound: κ / √fan_in with PyTorch's initialization, as in the paper. For GPT-2's normal distribution,
+    κ = 1 clips 8.3% of the weights at initialization.
 
     Reference: Elsayed et al. 2024, "Weight Clipping for Deep Continual and Reinforcement Learning"
     (huggingface.co/papers/2407.01704).
@@ -37,7 +37,10 @@ class WeightClip(Mitigation):
     reference: ClassVar[str] = "Elsayed et al. 2024, huggingface.co/papers/2407.01704"
 
     kappa: float = argument(
-        3.0, "κ: bound, in units of √3·σ of the initial law", "chosen here (the paper: 1 to 5)", LogUniform(1, 5)
+        3.0,
+        "κ: bound, in units of √3·σ of the initial distribution",
+        "chosen here (the paper: 1 to 5)",
+        LogUniform(1, 5),
     )
 
     def check(self) -> None:
@@ -46,7 +49,8 @@ class WeightClip(Mitigation):
     def start(self) -> None:
         self.check_trained(self.matrices())
         self.bounds = {
-            name: self.kappa * math.sqrt(3) * self.law.draw(name, seed=0).std().item() for name in self.matrices()
+            name: self.kappa * math.sqrt(3) * self.initialization.draw(name, seed=0).std().item()
+            for name in self.matrices()
         }
 
     @torch.no_grad()

@@ -1,4 +1,4 @@
-"""The control for regularizers: another weight decay in training, the same in the probe."""
+"""The control for regularizers: another weight decay in training, but not in the probe."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -11,14 +11,14 @@ from .search import LogUniform
 @dataclass(eq=False, kw_only=True)
 class WeightDecay(Mitigation):
     """
-    AdamW with another weight decay in training; probes keep theirs.
+    AdamW with another weight decay in training; the weight decay of probes does not change.
 
     w ← (1 − η λ) w − η·update, on the matrices and embeddings that the optimizer decays.
 
     Reference: Loshchilov & Hutter 2019 (huggingface.co/papers/1711.05101). More weight decay makes language models
     more plastic (huggingface.co/papers/2602.11137), so it is the control for every regularizer.
 
-    Relation: with `--weight_decay` the probe changes too, since its default is that of training.
+    Relation: `--weight_decay` also changes the probe, because its default is that of training.
 
     Cost: none.
 
@@ -34,7 +34,7 @@ class WeightDecay(Mitigation):
     reference: ClassVar[str] = "Loshchilov & Hutter 2019, huggingface.co/papers/1711.05101"
 
     weight_decay: float = argument(
-        0.3, "λ in training; the probe keeps its own", "chosen here (try 0.1, 0.3, 1)", LogUniform(0.1, 1)
+        0.3, "λ in training; that of the probe does not change", "chosen here (try 0.1, 0.3, 1)", LogUniform(0.1, 1)
     )
 
     def check(self) -> None:

@@ -4,7 +4,7 @@ shards, initialization, and exact save and restore.
 """
 
 from .heads import AttentionHeads
-from .initialization import InitialLaw
+from .initialization import InitialDistribution
 from .optimizer import optimizer_moments
 from .parameters import (
     embedding_parameters,
@@ -22,7 +22,7 @@ from .units import HiddenUnits
 __all__ = [
     "AttentionHeads",
     "HiddenUnits",
-    "InitialLaw",
+    "InitialDistribution",
     "Layer",
     "Partition",
     "Slices",

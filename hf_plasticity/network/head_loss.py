@@ -2,9 +2,9 @@
 The loss of a causal language model without the logits of a whole batch.
 
 Over a vocabulary of V tokens, the logits of a micro-batch of N tokens, their log-probabilities and their gradients
-take about 12 bytes for each of N · V entries, which in a small model is nearly all of the memory. The fused loss
-computes the output head, the loss and the gradients of both for some tokens at a time. It takes the same matrix
-products as the plain loss: the gradients are computed in the forward pass, and the backward pass scales them.
+take about 12 bytes for each of N · V entries, nearly all of the memory of a small model. The fused loss computes the
+output head, the loss and the gradients of both in chunks of tokens. It has the same matrix products as the plain loss:
+the gradients are computed in the forward pass, and the backward pass scales them.
 """
 
 import functools
@@ -33,8 +33,8 @@ AUTO, LOGITS, FUSED, FUSED_TRITON = "auto", "logits", "fused", "fused-triton"
 HEAD_LOSSES = (AUTO, LOGITS, FUSED)
 # From this size on, the logits take more memory than the blocks of the models in `MODEL_SIZES`.
 FUSED_FROM_VOCABULARY = 16_384
-# How many logits are held at a time: 512 MiB in float32. On a CPU the time hardly depends on it. On a GPU each chunk
-# reads and writes the gradient of the head once, so fewer and larger ones are better.
+# Logits in memory at a time: 512 MiB in float32. On a CPU, the time hardly depends on it. On a GPU, each chunk reads
+# and writes the gradient of the head once, so fewer and larger chunks are better.
 CHUNK_LOGITS = 2**27
 CHUNK_MULTIPLE = 64
 
@@ -44,19 +44,19 @@ def use_head_loss(model: PreTrainedModel, mode: str = AUTO, device: torch.device
     Choose how a model computes `model(input_ids=..., labels=...).loss`, for all callers.
 
     Call it before the model is wrapped by DDP, FSDP2, `torch.compile`, PEFT or Accelerate. All of them call the
-    model's own `forward`, and that is what changes. Without `labels` the model returns its logits as before. With
+    model's own `forward`, which this function replaces. Without `labels` the model returns its logits as before. With
     `labels`, the outputs of the fused loss have no `logits`. Weights, configuration and saved files do not change.
 
     The fused loss requires a model of Transformers that applies `ForCausalLMLoss` to the output of an `nn.Linear`,
-    tied or not, with or without bias. A family that changes its logits afterwards (softcapping, logit scaling) keeps
-    its own loss. Both losses and their gradients agree up to rounding. Second derivatives require `"logits"`.
+    tied or not, with or without bias. A family that changes its logits afterwards (softcapping, logit scaling) is
+    not supported. Both losses and their gradients agree up to rounding. Second derivatives require `"logits"`.
 
     Args:
         model (`PreTrainedModel`): A causal language model that is not wrapped, with its weights in memory.
         mode (`str`, *optional*, defaults to `"auto"`):
-            - `"logits"`: the model's own loss, which holds the logits of the whole micro-batch.
-            - `"fused"`: the loss over some tokens at a time.
-            - `"auto"`: `"fused"` for a vocabulary of at least 16,384 tokens if the model allows it, `"logits"`
+            - `"logits"`: the model's own loss, which keeps the logits of the whole micro-batch in memory.
+            - `"fused"`: the loss in chunks of tokens.
+            - `"auto"`: `"fused"` for a vocabulary of at least 16,384 tokens if the model supports it, `"logits"`
               otherwise.
         device (`torch.device`, *optional*): The device of the training; by default that of the model.
 
@@ -65,7 +65,7 @@ def use_head_loss(model: PreTrainedModel, mode: str = AUTO, device: torch.device
         device with Triton and a C compiler: `torch.compile` fuses what is computed between the matrix products.
 
     Raises:
-        [`PlasticityError`]: An unknown mode, `"fused"` for a model that it does not fit, or a model that is already
+        [`PlasticityError`]: An unknown mode, `"fused"` for an unsupported model, or a model that is already
             prepared by Accelerate.
 
     Example:
@@ -93,7 +93,7 @@ def use_head_loss(model: PreTrainedModel, mode: str = AUTO, device: torch.device
         return LOGITS
     else:
         raise PlasticityError(
-            f"head_loss: 'fused' does not fit {type(model).__name__}, {obstacle}; choose 'logits' or 'auto'"
+            f"head_loss: 'fused' is not supported for {type(model).__name__}, {obstacle}; choose 'logits' or 'auto'"
         )
     return FUSED_TRITON if triton else FUSED
 
@@ -105,16 +105,16 @@ def head_loss_of(model: PreTrainedModel) -> str:
 
 def head_loss_bytes(head_loss: str, tokens: int, vocab_size: int, width: int, bf16: bool = False) -> int:
     """
-    The most memory that the output head, the loss and their backward pass take at a time, beside the weights, the
-    gradients in `.grad` and the hidden states.
+    The peak memory of the output head, the loss and their backward pass, in addition to the weights, the gradients in
+    `.grad` and the hidden states.
 
     With `"logits"`, float32 log-probabilities and their gradient, and the gradient of the logits: 12 bytes for each
     token and entry of the vocabulary. Fused, 8 bytes (of which Triton saves 4) for each token of a chunk, and the
-    gradient of the head, twice where the backward pass scales it; in bfloat16 also the head in this type.
+    gradient of the head, twice if the backward pass scales it; in bfloat16 also the head in this type.
 
     Args:
-        head_loss (`str`): What [`use_head_loss`] returned.
-        tokens (`int`): In a micro-batch: sequences times context length.
+        head_loss (`str`): The result of [`use_head_loss`].
+        tokens (`int`): Tokens in a micro-batch: sequences times context length.
         vocab_size, width (`int`): Rows and columns of the head.
         bf16 (`bool`, *optional*, defaults to `False`): Whether training is under autocast to bfloat16.
 
@@ -129,7 +129,7 @@ def head_loss_bytes(head_loss: str, tokens: int, vocab_size: int, width: int, bf
 
 
 def _has_c_compiler() -> bool:
-    """Triton builds the launchers of its kernels with one."""
+    """Whether there is a C compiler, with which Triton builds the launchers of its kernels."""
     return "CC" in os.environ or any(shutil.which(name) for name in ("cc", "gcc", "clang"))
 
 
@@ -157,12 +157,12 @@ def _obstacle(model: PreTrainedModel) -> str | None:
         del model._loss_function
     if len(head_outputs) == len(loss_inputs) == 1 and head_outputs[0] is loss_inputs[0]:
         return None
-    return "whose loss is not that of the output of its head alone"
+    return "whose loss does not only depend on the output of its head"
 
 
 @dataclass
 class _Fused:
-    """What the replaced methods of a model and of its head share."""
+    """The state that the replaced methods of a model and of its head share."""
 
     head: nn.Linear
     forward: Callable  # the function that replaces the model's
@@ -181,7 +181,7 @@ def _install(model: PreTrainedModel, triton: bool) -> None:
         fused = _installed(self)
         if self.get_output_embeddings() is not fused.head:
             raise PlasticityError(
-                "head_loss: 'fused' requires an output head that nothing wraps, and this one has adapters or a copy; "
+                "head_loss: 'fused' requires an output head without adapters or a copy; "
                 "leave it out of the adapted modules, or choose 'logits'"
             )
         fused.labelled = True
@@ -189,17 +189,17 @@ def _install(model: PreTrainedModel, triton: bool) -> None:
             outputs = type(self).forward(self, *args, labels=labels, **kwargs)
         finally:
             fused.labelled = False
-        # Hidden states are where the logits would be.
+        # The hidden states replace the logits.
         if isinstance(outputs, tuple):
             return outputs[:1] + outputs[2:]
         return type(outputs)(**{name: value for name, value in outputs.items() if name != "logits"})
 
     _check_not_prepared("forward" not in model.__dict__)
-    # The Trainer reads a model's arguments off its signature.
+    # The Trainer reads a model's arguments from its signature.
     setattr(forward, "__signature__", inspect.signature(type(model).forward))  # noqa: B010
     head = model.get_output_embeddings()
     model._fused_head_loss = head._fused_head_loss = _Fused(head, forward, triton)
-    # As methods, which a copy of the model binds to itself.
+    # As methods, so that a copy of the model binds them to itself.
     model.forward = MethodType(forward, model)
     model.loss_function = MethodType(_loss_function, model)
     head.forward = MethodType(_head_forward, head)
@@ -221,7 +221,7 @@ def _check_not_prepared(satisfied: bool) -> None:
 
 
 def _head_forward(self: nn.Linear, hidden: torch.Tensor) -> torch.Tensor:
-    """The hidden states where the loss is going to multiply them, otherwise the logits."""
+    """The hidden states within a forward pass with labels, otherwise the logits."""
     return hidden if self._fused_head_loss.labelled else type(self).forward(self, hidden)
 
 
@@ -235,7 +235,7 @@ def _loss_function(
     shift_labels: torch.Tensor | None = None,
     **kwargs: Any,
 ) -> torch.Tensor:
-    """`ForCausalLMLoss` of Transformers, with the hidden states `(batch, length, width)` in place of the logits."""
+    """`ForCausalLMLoss` of Transformers, with the hidden states `(batch, length, width)` instead of the logits."""
     fused, hidden = _installed(self), logits
     if not fused.labelled:
         raise ValueError("labels: must be given by name, as in model(input_ids=..., labels=...)")
@@ -263,19 +263,19 @@ def linear_cross_entropy(
     triton: bool = False,
 ) -> torch.Tensor:
     """
-    The sum of the cross-entropies of `targets` under the logits `hidden @ weight.T + bias`, a chunk of tokens at a
-    time.
+    The sum of the cross-entropies of `targets` with the logits `hidden @ weight.T + bias`, computed in chunks of
+    tokens.
 
     Under autocast the matrix products use its type, as in `nn.Linear`. The softmax and the sums over tokens use
     float32. Two calls with the same arguments give the same bits. There are no second derivatives.
 
     Args:
         hidden (`torch.Tensor` of shape `(tokens, width)`): Last hidden states.
-        weight (`torch.Tensor` of shape `(vocabulary, width)`): Of the output head.
-        bias (`torch.Tensor` of shape `(vocabulary,)`, *optional*): Of the output head.
+        weight (`torch.Tensor` of shape `(vocabulary, width)`): The weight of the output head.
+        bias (`torch.Tensor` of shape `(vocabulary,)`, *optional*): The bias of the output head.
         targets (`torch.Tensor` of shape `(tokens,)`): Token ids, or `ignore_index`.
         ignore_index (`int`, *optional*, defaults to -100): Marks tokens that do not count.
-        triton (`bool`, *optional*, defaults to `False`): Whether `torch.compile` fuses what is computed between the
+        triton (`bool`, *optional*, defaults to `False`): Whether `torch.compile` fuses the operations between the
             matrix products.
 
     Returns:
@@ -283,8 +283,8 @@ def linear_cross_entropy(
     """
     if isinstance(weight, DTensor):
         raise PlasticityError(
-            "head_loss: 'fused' requires the output head in FSDP2's root group, and this one is a group of its own; "
-            "wrap the transformer layers alone, or choose 'logits'"
+            "head_loss: 'fused' requires the output head in FSDP2's root group, but it is a separate group; "
+            "wrap only the transformer layers, or choose 'logits'"
         )
     device = hidden.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
@@ -298,8 +298,8 @@ def chunk_size(tokens: int, vocab_size: int) -> int:
     return min(tokens, math.ceil(tokens / chunks / CHUNK_MULTIPLE) * CHUNK_MULTIPLE)
 
 
-# To `torch.compile` this is one operator. Traced into, its partitioner would keep the logits of all chunks for the
-# backward pass.
+# One operator for `torch.compile`: if it traced into this function, its partitioner would keep the logits of all
+# chunks for the backward pass.
 @torch.library.custom_op("hf_plasticity::linear_cross_entropy", mutates_args=())
 def _chunked(
     hidden: torch.Tensor,
@@ -313,7 +313,7 @@ def _chunked(
     needs_bias: bool,
     triton: bool,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The summed loss and its gradients; one that is not needed is empty."""
+    """The summed loss and its gradients; gradients that are not required are empty."""
     gradient = needs_hidden or needs_weight or needs_bias
     chunk_loss = _compiled_chunk_loss() if triton else _chunk_loss
     loss = hidden.new_zeros((), dtype=torch.float32)
@@ -347,8 +347,8 @@ def _chunk_loss(
     logits: torch.Tensor, targets: torch.Tensor, gradient: bool
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """
-    Losses `(tokens,)`, and their gradient with respect to the logits `(tokens, vocabulary)`: the probabilities, less 1
-    for the target.
+    Losses `(tokens,)`, and their gradient with respect to the logits `(tokens, vocabulary)`: the probabilities, minus
+    1 for the target.
     """
     dtype, logits = logits.dtype, logits.float()
     log_probabilities = torch.log_softmax(logits, dim=-1)
@@ -364,7 +364,7 @@ def _chunk_loss(
 
 @functools.cache
 def _compiled_chunk_loss() -> Callable:
-    # Dynamic shapes, or the last chunk and the evaluation would each be compiled separately.
+    # Dynamic shapes, because otherwise the last chunk and the evaluation would be compiled separately.
     return torch.compile(_chunk_loss, dynamic=True)
 
 

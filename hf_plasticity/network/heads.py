@@ -28,11 +28,11 @@ class AttentionHeads:
         count (`int`): Query heads.
         kv_count (`int`): Key-value heads.
         dim (`int`): Head dimension.
-        query ([`Partition`]): What computes the queries, by query head.
-        key ([`Partition`]): What computes the keys, by key-value head.
-        value ([`Partition`]): What computes the values, by key-value head.
+        query ([`Partition`]): The outputs that are queries, by query head.
+        key ([`Partition`]): The outputs that are keys, by key-value head.
+        value ([`Partition`]): The outputs that are values, by key-value head.
         output ([`Partition`]): The columns of the output projection, by query head.
-        coupling (`str`, *optional*): Why changing one head's queries or keys changes the other heads too: a norm runs
+        coupling (`str`, *optional*): Why a change of one head's queries or keys also changes the other heads: a norm
             over all heads together (OLMo 2).
     """
 
@@ -59,8 +59,8 @@ def find_attention_heads(layer: nn.Module, layer_name: str, hidden_size: int, co
     """
     The attention heads of a layer.
 
-    The attention has linear children `q_proj`, `k_proj`, `v_proj` and one more, the output projection; or its class is
-    one of `FUSED`.
+    The attention must have linear children `q_proj`, `k_proj`, `v_proj` and one more, the output projection, or its
+    class must be one of `FUSED`.
 
     Args:
         layer (`nn.Module`): The decoder layer.
@@ -72,7 +72,7 @@ def find_attention_heads(layer: nn.Module, layer_name: str, hidden_size: int, co
         [`UnsupportedModuleError`]: The attention has another structure.
     """
     if not isinstance(count, int):
-        raise UnsupportedModuleError("the configuration has no number of attention heads that holds for every layer")
+        raise UnsupportedModuleError("the configuration has no number of attention heads that is valid for all layers")
     found = [
         (name, module)
         for name, module in layer.named_modules(prefix=layer_name)
@@ -117,7 +117,7 @@ def find_attention_heads(layer: nn.Module, layer_name: str, hidden_size: int, co
 
 
 def _layout(attention: nn.Module) -> tuple[str, str] | None:
-    # FSDP2 gives a module that it shards a subclass of its class.
+    # FSDP2 changes the class of a module that it shards to a subclass.
     return next((FUSED[kind.__name__] for kind in type(attention).__mro__ if kind.__name__ in FUSED), None)
 
 

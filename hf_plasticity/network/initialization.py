@@ -1,4 +1,4 @@
-"""Fresh weights from a model's own initialization."""
+"""New weights from the initial distribution of a model."""
 
 import copy
 import hashlib
@@ -11,13 +11,13 @@ from transformers import PreTrainedModel
 from ..errors import PlasticityError
 
 
-class InitialLaw:
+class InitialDistribution:
     """
-    The distribution from which the weights of a model were initialized, for new draws: what `_init_weights` of the
-    model does to each parameter, such as the smaller output projections of GPT-2.
+    The distribution from which a model initializes its weights, for new draws. It uses the model's `_init_weights`,
+    including details such as the smaller output projections of GPT-2.
 
-    A draw depends on (seed, step, parameter name) alone. It is made on the CPU and whole, so that any number of
-    processes, sharded or not, obtains the same one.
+    A draw depends only on (seed, step, parameter name). Whole parameters are drawn on the CPU, so that the draw is the
+    same for any number of processes and for sharded models.
 
     Args:
         model (`PreTrainedModel`): Plain or sharded by FSDP2. Its weights are not read.
@@ -25,9 +25,9 @@ class InitialLaw:
     Example:
 
     ```python
-    >>> law = InitialLaw(model)
+    >>> initial = InitialDistribution(model)
     >>> for slices in structure.layers[0].units.incoming[0].slices([3, 7]):
-    ...     slices.write_(slices.of(law.draw(slices.name, seed=0, step=100)))
+    ...     slices.write_(slices.of(initial.draw(slices.name, seed=0, step=100)))
     ```
     """
 
@@ -51,8 +51,7 @@ class InitialLaw:
             `torch.Tensor`: On the CPU, in float32, of the parameter's whole shape.
 
         Raises:
-            [`PlasticityError`]: The model as its configuration builds it has no such parameter, or does not initialize
-                it.
+            [`PlasticityError`]: A model built from the configuration has no such parameter, or does not initialize it.
         """
         if name not in self._names:
             raise PlasticityError(
@@ -77,7 +76,7 @@ class InitialLaw:
         return fresh.detach()
 
     def _initialize(self, modules: list[nn.Module]) -> None:
-        """As Transformers does: a module after those in it, each by the innermost model that it is part of."""
+        """Initialize as Transformers does: inner modules first, each by the innermost model that contains it."""
         for depth in reversed(range(len(modules))):
             model = next(module for module in reversed(modules[: depth + 1]) if isinstance(module, PreTrainedModel))
             model._init_weights(modules[depth])

@@ -9,7 +9,7 @@ from ..errors import PlasticityError
 def optimizer_moments(optimizer: torch.optim.Optimizer, parameter: nn.Parameter) -> dict[str, torch.Tensor]:
     """
     The state that an optimizer keeps for each entry of a parameter, such as `exp_avg` and `exp_avg_sq`. The tensors
-    are the optimizer's own, with the parameter's shape and shards; its step count is not among them.
+    are not copies. They have the parameter's shape and shards, and do not include the step count.
 
     Args:
         optimizer (`torch.optim.Optimizer`): The optimizer, plain or wrapped by Accelerate.

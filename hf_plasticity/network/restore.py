@@ -1,9 +1,9 @@
 """
-Exact save and restore, so that measuring a model changes neither the model nor its training.
+Exact save and restore, so that a measurement changes neither the model nor its training.
 
 - [`preserve_random_state`] restores the random states of Python, NumPy and torch.
 - [`preserve_model`] also restores everything in the model.
-- [`evaluation_mode`] also restores the attention implementation; inside, the model is in evaluation mode.
+- [`evaluation_mode`] also restores the attention implementation; in its context, the model is in evaluation mode.
 """
 
 import contextlib
@@ -41,7 +41,7 @@ def preserve_random_state() -> Iterator[None]:
 def preserve_model(model: nn.Module, parameters: bool = True) -> Iterator[None]:
     """
     Restore a model exactly on exit, also after an error: parameters, buffers, gradients, `requires_grad`, the training
-    mode of every module, and the random states. Inside, the model starts without gradients.
+    mode of every module, and the random states. In the context, the model starts without gradients.
 
     Everything is restored in place, so that optimizers, DDP, FSDP2 and compiled graphs which refer to the parameters
     stay valid. Under FSDP2 every process must enter and leave.
@@ -49,7 +49,7 @@ def preserve_model(model: nn.Module, parameters: bool = True) -> Iterator[None]:
     Args:
         model (`nn.Module`): Plain, or wrapped by DDP, FSDP2 or `torch.compile`.
         parameters (`bool`, *optional*, defaults to `True`): Whether to keep a copy of the parameters. `False` saves
-            the memory where nothing writes to them.
+            memory if nothing writes to them.
     """
     reshard(model)
     saved = [
@@ -81,16 +81,16 @@ def preserve_model(model: nn.Module, parameters: bool = True) -> Iterator[None]:
             for module, training in modes:
                 module.training = training
             if frozen_or_freed:
-                _read_types_again(model)
+                _reread_types(model)
 
 
 def preserve_with(module: nn.Module, context: Callable[[], contextlib.AbstractContextManager]) -> Callable[[], None]:
     """
-    Let [`preserve_model`] enter another context as well. This is for state that belongs to a model but is not in it:
-    the accumulators of a mitigation, which forward passes of a probe must neither read nor change.
+    Make [`preserve_model`] enter a further context. Use it for state that belongs to a model but is not part of it,
+    such as the accumulators of a mitigation, which forward passes of a probe must neither read nor change.
 
     Args:
-        module (`nn.Module`): The model, or any module in it; wrapping the model later does not matter.
+        module (`nn.Module`): The model, or any module in it. The model can be wrapped later.
         context (`Callable[[], AbstractContextManager]`): Called each time a model that contains the module is
             preserved.
 
@@ -105,9 +105,9 @@ def preserve_with(module: nn.Module, context: Callable[[], contextlib.AbstractCo
 @contextlib.contextmanager
 def evaluation_mode(model: PreTrainedModel) -> Iterator[None]:
     """
-    Put a model in evaluation mode, with everything but the parameters preserved as in [`preserve_model`], and its
-    attention implementation too. A compiled model runs without its compiled code inside, because hooks that are added
-    after compilation do not fire there.
+    Put a model in evaluation mode. Everything except the parameters is preserved as in [`preserve_model`], and also
+    the attention implementation. In the context, a compiled model runs without its compiled code, which ignores hooks
+    that are added after compilation.
     """
     configs = [module.config for module in model.modules() if isinstance(module, PreTrainedModel)]
     implementations = [config._attn_implementation_internal for config in configs]
@@ -126,7 +126,7 @@ def _eager_if_compiled(model: nn.Module) -> contextlib.AbstractContextManager:
     return contextlib.nullcontext()
 
 
-def _read_types_again(model: nn.Module) -> None:
+def _reread_types(model: nn.Module) -> None:
     """
     FSDP2 takes the types of gradients from the trainable parameters at the first forward. If that is the forward of a
     probe with all parameters frozen under adapters, the next backward in mixed precision fails. Gathering the

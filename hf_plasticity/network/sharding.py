@@ -37,14 +37,14 @@ def whole(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def double(tensor: torch.Tensor) -> torch.Tensor:
-    """The whole tensor in float64: on its device, or on the CPU where the device has no float64."""
+    """The whole tensor in float64: on its device, or on the CPU if the device has no float64."""
     tensor = whole(tensor)
     return tensor.cpu().double() if tensor.device.type == "mps" else tensor.double()
 
 
 def shard_offset(tensor: torch.Tensor) -> tuple[int, ...]:
     """
-    Where this process's shard begins in the whole tensor, in each dimension; all 0 for a tensor that is not sharded.
+    The offset of this process's shard in the whole tensor in each dimension; all 0 for a tensor that is not sharded.
 
     Raises:
         [`PlasticityError`]: The shard is not one block of the whole tensor (FSDP2 together with tensor parallelism).
@@ -64,11 +64,11 @@ def shard_of(value: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     The part of a whole tensor that corresponds to this process's shard of another one, as a view.
 
     Args:
-        value (`torch.Tensor`): A whole tensor, the same on every process: fresh weights, or a mask of entries.
+        value (`torch.Tensor`): A whole tensor, the same on every process: new weights, or a mask of entries.
         like (`torch.Tensor`): A parameter, or its state in the optimizer; of the same shape.
     """
     if value.shape != like.shape:
-        raise ValueError(f"a tensor of shape {tuple(value.shape)} has no shard like one of {tuple(like.shape)}")
+        raise ValueError(f"a tensor of shape {tuple(value.shape)} cannot be sharded like one of {tuple(like.shape)}")
     for dim, (start, length) in enumerate(zip(shard_offset(like), local(like).shape)):
         value = value.narrow(dim, start, length)
     return value

@@ -16,9 +16,9 @@ class Slices:
     """
     The slices of a parameter at some positions of one dimension: rows or columns of a matrix, entries of a bias.
 
-    The same slices of a tensor that is laid out like the parameter, such as its moments in the optimizer, are edited
-    by passing that tensor. Under FSDP2 every process edits its own shard, so every process must make the same call,
-    after [`reshard`].
+    Pass a tensor with the layout of the parameter, such as its moments in the optimizer, to edit the same slices of
+    that tensor. Under FSDP2, every process edits its own shard, so every process must make the same call after
+    [`reshard`].
 
     Args:
         name (`str`): The parameter's name in `model.named_parameters()`.
@@ -54,7 +54,7 @@ class Slices:
 
         Args:
             values (`torch.Tensor`): Of the shape that `read` returns, the same on every process.
-            tensor (`torch.Tensor`, *optional*): What to write to instead of the parameter.
+            tensor (`torch.Tensor`, *optional*): The tensor to write to instead of the parameter.
         """
         tensor = self.parameter if tensor is None else tensor
         expected = (*tensor.shape[: self.dim], len(self.index), *tensor.shape[self.dim + 1 :])
@@ -84,7 +84,7 @@ class Slices:
 @dataclass(frozen=True)
 class Partition:
     """
-    Which outputs, or inputs, of a linear module belong to which hidden unit or attention head.
+    The outputs or inputs of a linear module that belong to each hidden unit or attention head.
 
     Args:
         name (`str`): The module's name in `model.named_modules()`.
@@ -102,15 +102,15 @@ class Partition:
 
     @property
     def dim(self) -> int:
-        """The dimension of the weight that is partitioned: `Linear` holds (outputs, inputs), `Conv1D` the reverse."""
+        """The partitioned dimension of the weight: (outputs, inputs) for `Linear`, the reverse for `Conv1D`."""
         return int((self.side == "outputs") == isinstance(self.module, Conv1D))
 
     def slices(self, members: Sequence[int] | torch.Tensor) -> list[Slices]:
         """
-        What belongs to some units or heads: the slices of the weight and, for outputs, the entries of the bias.
+        The slices of some units or heads: of the weight and, for outputs, of the bias.
 
         Args:
-            members (`Sequence[int]` or `torch.Tensor`): Their numbers, or a boolean mask over all of them.
+            members (`Sequence[int]` or `torch.Tensor`): Their indices, or a boolean mask over all of them.
         """
         members = torch.as_tensor(members).cpu()
         index = self.index[members if members.dtype == torch.bool else members.long()].flatten()

@@ -47,7 +47,7 @@ class Structure:
 
     Args:
         layers (`list[Layer]`): The decoder layers, in order.
-        decoder (`nn.Module`): The model without its output head; its output is what the head reads.
+        decoder (`nn.Module`): The model without its output head; its output is the input of the head.
     """
 
     layers: list[Layer]
@@ -70,11 +70,11 @@ def find_structure(model: PreTrainedModel) -> Structure:
     """
     Find the decoder layers of a causal language model, and in each its hidden units and attention heads.
 
-    One rule for every family: in a layer exactly one module owns an activation module, that module has two or more
-    linear children, and the last of these whose output is as wide as the residual stream is the down projection. For
-    the other matrices see [`find_hidden_units`] and [`find_attention_heads`]. A layer with
-    another structure (mixtures of experts, activations that are plain functions, unknown fused matrices) has the
-    reason.
+    The rule is the same for every family. In a layer, exactly one module has an activation module, and that module has
+    two or more linear children. The last of these whose output is as wide as the residual stream is the down
+    projection. For the other matrices see [`find_hidden_units`] and [`find_attention_heads`]. For layers with another
+    structure (mixtures of experts, activations that are plain functions, unknown fused matrices), the reason is
+    recorded.
 
     Raises:
         [`PlasticityError`]: Not a Transformers model, or its decoder layers were not found.
@@ -91,7 +91,7 @@ def find_structure(model: PreTrainedModel) -> Structure:
     else:
         raise PlasticityError(
             f"model: the {config.num_hidden_layers} decoder layers of '{type(model).__name__}' were not found; "
-            "a causal language model with one list of layers would be right"
+            "use a causal language model with one list of layers"
         )
     # State-space models have none; some hybrids have a list with one number for each layer.
     num_heads = getattr(config, "num_attention_heads", None)

@@ -67,8 +67,9 @@ def find_hidden_units(name: str, mlp: nn.Module, down: str, hidden_size: int) ->
     """
     The hidden units of an MLP with the matrices around them.
 
-    One rule for every family: beside the down projection with its n inputs the MLP has one linear child with n
-    outputs (plain), two (gated), or one with 2n outputs, of which i and n + i belong to unit i (gated; Phi-3 and GLM).
+    The rule is the same for every family. In addition to the down projection with n inputs, the MLP has one linear
+    child with n outputs (plain), two of them (gated), or one with 2n outputs, of which i and n + i belong to unit i
+    (gated; Phi-3 and GLM).
 
     Args:
         name (`str`): The name of the MLP in the model.

@@ -30,18 +30,18 @@ RAISE, WARN = "raise", "warn"
 
 class PlasticityProbeCallback(PeriodicCallback):
     """
-    Probes the model while it trains and writes one line to `probes.jsonl` for each probe. Training itself is
-    bit-identical to training without the callback.
+    Probe the model during training and write one line to `probes.jsonl` for each probe. The training is bit-identical
+    to a training without the callback.
 
-    A probe that is already recorded for this training is not repeated when the training resumes. The scores also go
-    through `Trainer.log` as `probe/auc`, `probe/delta_auc`, ….
+    A probe that is already recorded for this training is not repeated when the training resumes. The scores are
+    also logged through `Trainer.log` as `probe/auc`, `probe/delta_auc`, ….
 
     Args:
         train_blocks ([`Blocks`], `np.ndarray` or `torch.Tensor` of shape `(num_blocks, context_length)`):
-            Token ids of the probe language to adapt to. A list of lists or a `datasets.Dataset` with `input_ids` works
-            too.
+            Training token ids of the probe language. A list of lists or a `datasets.Dataset` with `input_ids` also
+            works.
         eval_blocks ([`Blocks`], `np.ndarray` or `torch.Tensor` of shape `(num_blocks, context_length)`):
-            Token ids of the probe language to measure the loss on.
+            Validation token ids of the probe language.
         config ([`ProbeConfig`], *optional*): The probe.
         language (`str`, *optional*, defaults to `"held-out"`): Name of the probe language in records and logs.
         every (`int` or `float`, *optional*, defaults to 0.1): Units of training between two probes. With the unit
@@ -56,7 +56,7 @@ class PlasticityProbeCallback(PeriodicCallback):
             if no probe is due there.
         micro_batch_size (`int`, *optional*): Probe sequences in one forward pass on one process. It affects memory,
             not results. By default the largest that fits `per_device_train_batch_size` and divides the probe's batch.
-        bytes_per_token (`float`, *optional*): Of the validation text, for `bits_per_byte`.
+        bytes_per_token (`float`, *optional*): Bytes per token of the validation text, for `bits_per_byte`.
         save_checkpoints (`bool`, *optional*, defaults to `False`): Whether to save each probed model as `cycle-003/`
             (or `task-012/` within a cycle); requires cycles.
         on_error (`str`, *optional*, defaults to `"raise"`): What to do when a probe diverges: `"raise"` ends the
@@ -168,7 +168,7 @@ def _scores(record: dict[str, Any]) -> dict[str, float]:
 
 
 class ProbeCheckpointCallback(PeriodicCallback):
-    """Saves the model at each point as `cycle-003/`, to be probed by another process. The training has cycles."""
+    """Save the model at each point as `cycle-003/`, for deferred probes. The training must have cycles."""
 
     def act(self, step: int, model: nn.Module, tokenizer: Any, folder: Path, args: TrainingArguments) -> None:
         """Save the model."""

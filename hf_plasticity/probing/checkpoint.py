@@ -58,16 +58,16 @@ def save_probe_checkpoint(
         model.save_pretrained(unfinished, state_dict=state)
         if tokenizer is not None:
             tokenizer.save_pretrained(unfinished)
-        _reveal(unfinished, folder)
+        _move_to_final_name(unfinished, folder)
 
 
-def _reveal(unfinished: Path, folder: Path) -> None:
+def _move_to_final_name(unfinished: Path, folder: Path) -> None:
     unfinished.rename(folder)
 
 
 def restore_probe_records(folder: str | Path) -> None:
     """
-    Restore lines of `probes.jsonl` that are damaged or missing from the copies beside the probed checkpoints. Damaged
+    Restore lines of `probes.jsonl` that are damaged or missing from the copies in the probed checkpoints. Damaged
     lines move to `probes.jsonl.damaged`.
 
     Raises:
@@ -92,7 +92,7 @@ def restore_probe_records(folder: str | Path) -> None:
 
 
 def _copy(checkpoint: Path) -> dict[str, Any] | None:
-    """The record beside a probed checkpoint; `None` if there is none, or if it is damaged."""
+    """The record in a probed checkpoint; `None` if there is none, or if it is damaged."""
     try:
         record = json.loads((checkpoint / RECORD_FILE).read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):

@@ -1,4 +1,4 @@
-"""What is checked of a model before it is probed."""
+"""Checks of a model before it is probed."""
 
 import numpy as np
 import torch
@@ -16,9 +16,9 @@ from ..network import evaluation_mode
 from .config import ProbeConfig
 
 
-# Tokens of the sequence on which a model is tried.
+# Length of the sequence with which a model is checked.
 SAMPLE_TOKENS = 16
-# By how much of the largest logit tokens that come later may change the answer of a causal model: rounding.
+# Tolerance, relative to the largest logit, for the effect of later tokens in a causal model (rounding).
 ROUNDING, LOW_PRECISION_ROUNDING = 1e-4, 2e-2
 
 
@@ -47,12 +47,12 @@ def precision(weights: torch.dtype) -> str:
 
 def check_model(model: nn.Module, train_blocks: TokenBlocks, eval_blocks: TokenBlocks, config: ProbeConfig) -> None:
     """
-    Check that a model can be probed on these blocks; every process that shares it calls this.
+    Check that a model can be probed on these blocks. Every process that shares it must call this.
 
-    The model is called three times on a few tokens, and left as it was.
+    The model is called three times on a few tokens and is not changed.
 
     Raises:
-        [`PlasticityError`]: It trains nothing, already has adapters where the probe adds some, does not fit the
+        [`PlasticityError`]: It has no trained parameters, already has adapters before a LoRA probe, does not fit the
             blocks, returns no loss, or is not a causal language model.
     """
     model = unwrapped(model)
@@ -72,18 +72,18 @@ def check_model(model: nn.Module, train_blocks: TokenBlocks, eval_blocks: TokenB
 def _check_trained(model: nn.Module, config: ProbeConfig) -> None:
     if config.adaptation == "full" and not any(parameter.requires_grad for parameter in model.parameters()):
         raise PlasticityError(
-            f"model: no parameter of '{type(model).__name__}' is trained; free some (requires_grad), or use the "
+            f"model: no parameter of '{type(model).__name__}' is trained; set requires_grad for some, or use the "
             "adaptation 'lora'"
         )
     if config.adaptation == "lora" and not isinstance(without_adapters(model), PreTrainedModel):
         raise PlasticityError(
             f"probe_adaptation: 'lora' requires a model of Transformers, not '{type(model).__name__}'; use 'full'"
         )
-    # The second is what `model.add_adapter` leaves.
+    # The second is set by `model.add_adapter`.
     if config.adaptation == "lora" and (isinstance(model, PeftModel) or model._hf_peft_config_loaded):
         raise PlasticityError(
-            "probe_adaptation: 'lora' adds adapters, and the model has some already; use 'full', which trains what "
-            "training trains"
+            "probe_adaptation: 'lora' adds adapters, but the model already has adapters; use 'full', which trains the "
+            "same parameters as the training"
         )
 
 
@@ -98,7 +98,7 @@ def _check_kind(model: PreTrainedModel) -> None:
 def _check_fit(model: PreTrainedModel, blocks: TokenBlocks) -> None:
     name, length = type(model).__name__, blocks[np.arange(1)].shape[1]
     if length < 2:
-        raise PlasticityError(f"blocks: sequences of {length} token leave nothing to predict; use 2 or more")
+        raise PlasticityError(f"blocks: sequences of {length} token have nothing to predict; use 2 or more")
     longest = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
     if longest is not None and length > longest:
         raise PlasticityError(f"blocks: sequences of {length} tokens; the context of '{name}' is {longest}")
@@ -107,7 +107,7 @@ def _check_fit(model: PreTrainedModel, blocks: TokenBlocks) -> None:
         lowest, highest = int(blocks.min()), int(blocks.max())
         if lowest < 0 or highest >= embedding.num_embeddings:
             raise PlasticityError(
-                f"blocks: token ids from {lowest} to {highest}; '{name}' knows 0 to {embedding.num_embeddings - 1}"
+                f"blocks: token ids from {lowest} to {highest}; '{name}' supports 0 to {embedding.num_embeddings - 1}"
             )
 
 

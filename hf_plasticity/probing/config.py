@@ -14,7 +14,7 @@ from ..settings import setting
 
 ADAPTATIONS = ("full", "lora")
 POSITIVE = ("steps", "eval_every", "eval_sequences", "batch_size", "learning_rate", "repeats", "lora_rank")
-# Settings without a flag: decided by the text settings of the run, or not expressible on a command line.
+# Settings without a flag: decided by the text settings of the run, or impossible on a command line.
 NO_FLAG = ("allow_repeats", "lr_scheduler_kwargs", "lora_target_modules")
 
 
@@ -23,8 +23,8 @@ class ProbeConfig:
     """
     How a copy of the model is trained on the probe language, and how its validation loss is measured.
 
-    All settings shape the curve and enter `probe_config_hash`: only probes with equal settings are compared. The
-    defaults are a short probe for a quick look at a model that fits one device; the study's values are in
+    All settings affect the curve and are part of `probe_config_hash`: only probes with equal settings are compared.
+    The defaults are a short probe for a quick look at a model that fits one device. The study's values are in
     `configs/paper.yaml`.
 
     Args:
@@ -44,7 +44,7 @@ class ProbeConfig:
         warmup_steps (`int`, *optional*, defaults to a tenth of `steps`):
             Steps of linear warmup.
         lr_scheduler_type (`str`, *optional*, defaults to `"constant_with_warmup"`):
-            Shape after the warmup, any that Transformers knows. The paper does not state it.
+            Shape after the warmup, any that Transformers supports. The paper does not state it.
         lr_scheduler_kwargs (`dict`, *optional*):
             Further arguments of that shape.
         weight_decay (`float`, *optional*, defaults to 0.1):
@@ -62,8 +62,8 @@ class ProbeConfig:
         repeats (`int`, *optional*, defaults to 1):
             Probes at each point, with seeds `seed … seed + repeats − 1`; the record has their mean and spread.
         adaptation (`str`, *optional*, defaults to `"full"`):
-            `"full"` trains every parameter that training trains, as the paper does; `"lora"` trains low-rank adapters
-            (PEFT) on a frozen model, for models whose second optimizer state does not fit.
+            `"full"` trains the same parameters as the training, as in the paper; `"lora"` trains low-rank adapters
+            (PEFT) on a frozen model, for models whose second optimizer state does not fit into memory.
         lora_rank (`int`, *optional*, defaults to 16):
             Rank of the adapters.
         lora_alpha (`int`, *optional*, defaults to 32):
@@ -136,21 +136,21 @@ class ProbeConfig:
     @classmethod
     def from_settings(cls, settings: Any, **defaults: Any) -> "ProbeConfig":
         """
-        The probe that a configuration with `probe_…` fields asks for (see [`probe_settings`]).
+        Make the probe of a configuration with `probe_…` fields (see [`probe_settings`]).
 
         Args:
             settings (dataclass instance): The configuration.
-            **defaults: Values of the settings that it leaves open (`None`).
+            **defaults: Values of its settings that are `None`.
         """
         given = {name: getattr(settings, f"probe_{name}") for name in _flags()}
         return cls(**(defaults | {name: value for name, value in given.items() if value is not None}))
 
     def as_settings(self) -> dict[str, Any]:
-        """The `probe_…` settings that give this probe."""
+        """The `probe_…` settings of this probe."""
         return {f"probe_{name}": getattr(self, name) for name in _flags()}
 
     def evaluation_steps(self) -> list[int]:
-        """The probe steps after which the validation loss is measured, 0 and `steps` among them."""
+        """The probe steps after which the validation loss is measured, including 0 and `steps`."""
         steps = {*range(0, self.steps, self.eval_every), self.steps}
         if self.dense_start:
             power = 1
@@ -160,7 +160,7 @@ class ProbeConfig:
         return sorted(steps)
 
     def protocol(self) -> dict[str, Any]:
-        """The settings that shape the numbers of a probe, ready to be hashed."""
+        """The settings that affect the numbers of a probe, to be hashed."""
         settings = asdict(self)
         if self.adaptation == "full":
             settings = {name: value for name, value in settings.items() if not name.startswith("lora_")}

@@ -24,7 +24,7 @@ def validation_loss(model: nn.Module, blocks: TokenBlocks, num_sequences: int, m
     Args:
         model (`nn.Module`): Takes `input_ids` and `labels`, returns their mean loss.
         blocks ([`Blocks`], `np.ndarray` or `torch.Tensor` of shape `(num_blocks, context_length)`): Token ids.
-        num_sequences (`int`): How many of them, at most `len(blocks)`.
+        num_sequences (`int`): The number of blocks to use, at most `len(blocks)`.
         micro_batch_size (`int`): Sequences in one forward on one process.
 
     Returns:
@@ -35,8 +35,8 @@ def validation_loss(model: nn.Module, blocks: TokenBlocks, num_sequences: int, m
     device = next(model.parameters()).device
     total = torch.zeros((), dtype=torch.float64, device=device)
     starts = range(0, num_sequences, micro_batch_size)
-    # All processes that share a sharded model must make equally many forward passes. A process without a batch left
-    # repeats its first one, which does not count.
+    # All processes that share a sharded model must make the same number of forward passes. A process without a batch
+    # left repeats its first one, which is not counted.
     for turn in range(math.ceil(len(starts) / world)):
         mine = turn * world + rank
         first = starts[mine] if mine < len(starts) else 0

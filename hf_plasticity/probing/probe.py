@@ -49,23 +49,24 @@ def run_probe(
     Measure how fast a model adapts to the text in `train_blocks`, and restore the model bit for bit.
 
     The probe works in place on the model, plain or wrapped by DDP, FSDP2 or `torch.compile`, on every process that
-    shares it. It needs memory for one more copy of the parameters and one AdamW state, and calls the model as training
-    does, under the same mixed precision.
+    shares it. It requires memory for one more copy of the parameters and one AdamW state, and calls the model as
+    training does, with the same mixed precision.
 
     Args:
         model (`nn.Module`): A causal language model that takes `input_ids` and `labels` and returns their loss.
         train_blocks ([`Blocks`], `np.ndarray` or `torch.Tensor` of shape `(num_blocks, context_length)`):
-            Token ids to adapt to.
+            Training token ids.
         eval_blocks ([`Blocks`], `np.ndarray` or `torch.Tensor` of shape `(num_blocks, context_length)`):
-            Token ids to measure on; the first `config.eval_sequences` are used.
-        config ([`ProbeConfig`]): How to adapt and how often to measure.
+            Validation token ids; the first `config.eval_sequences` are used.
+        config ([`ProbeConfig`]): The settings of the probe.
         micro_batch_size (`int`, *optional*): Sequences in one forward pass on one process; it affects memory, not
             results. By default the whole share of this process.
-        largest_micro_batch_size (`int`, *optional*): Alternatively, the most sequences that fit in memory; the largest
-            divisor of the share up to it is used.
-        bytes_per_token (`float`, *optional*): Of the validation text, for `bits_per_byte`.
+        largest_micro_batch_size (`int`, *optional*): Alternatively, an upper limit; the largest divisor of the share
+        up to
+            this limit is used.
+        bytes_per_token (`float`, *optional*): Bytes per token of the validation text, for `bits_per_byte`.
         description (`str`, *optional*, defaults to `"probe"`): Label of the progress bar.
-        show_progress (`bool`, *optional*, defaults to `True`): Whether the main process shows one.
+        show_progress (`bool`, *optional*, defaults to `True`): Whether the main process shows a progress bar.
         before_step (`Callable[[], None]`, *optional*): Called before each step; raises to abort the probe.
 
     Returns:
@@ -249,7 +250,7 @@ def _adapt(
         config.lr_scheduler_type, config.steps, config.warmup_steps, config.lr_scheduler_kwargs
     )
     optimizer = _optimizer(model, config)
-    # Listed once: walking through the modules at every step is a few per cent of a step of the smallest models.
+    # Listed once, because iterating over the modules takes a few per cent of a step of the smallest models.
     parameters, sharded = [*model.parameters()], is_fsdp(model)
     order = share.order(seed)
     evaluation_steps = set(config.evaluation_steps())
@@ -297,8 +298,9 @@ def _training_step(
     share: _Share,
     config: ProbeConfig,
 ) -> None:
-    # Without DDP's averaging: DDP would rebuild its buckets after the first step of the probe instead of training, and
-    # with three processes or more the gradients of training would be summed in another order (seen in torch 2.13.0).
+    # Without DDP's averaging: otherwise DDP would rebuild its buckets after the first step of the probe instead of the
+    # first step of training. With three or more processes, this changes the order in which the gradients of training
+    # are summed (seen in torch 2.13.0).
     wrapper = without_compilation(model)
     unaveraged = wrapper.no_sync() if isinstance(wrapper, DistributedDataParallel) else contextlib.nullcontext()
     with unaveraged:

@@ -31,7 +31,7 @@ from .result import ProbeResult
 
 
 ALL = "all"
-# The adaptation of a probe that trains the same part of the parameters as training does, for example with PEFT.
+# The adaptation of a probe that trains a part of the parameters, as its training does, for example with PEFT.
 PARTIAL = "partial"
 
 
@@ -41,13 +41,13 @@ class ProbeRecorder:
 
     Args:
         train_blocks ([`Blocks`], `np.ndarray` or `torch.Tensor` of shape `(num_blocks, context_length)`):
-            Token ids of the probe language to adapt to.
+            Training token ids of the probe language.
         eval_blocks ([`Blocks`], `np.ndarray` or `torch.Tensor` of shape `(num_blocks, context_length)`):
-            Token ids of the probe language to measure the loss on.
+            Validation token ids of the probe language.
         config ([`ProbeConfig`]): The probe.
         language (`str`): The probe language.
-        timeline ([`Timeline`]): Of the training.
-        bytes_per_token (`float`, *optional*): Of the validation text, for `bits_per_byte`.
+        timeline ([`Timeline`]): The timeline of the training.
+        bytes_per_token (`float`, *optional*): Bytes per token of the validation text, for `bits_per_byte`.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class ProbeRecorder:
         first probe, on every process.
 
         Args:
-            conditions (`Mapping[str, Any]`): What [`probe_conditions`] finds in the models that are probed.
+            conditions (`Mapping[str, Any]`): The result of [`probe_conditions`] for the probed models.
             folder (`str` or `Path`): The run folder.
         """
         protocol = {
@@ -105,7 +105,7 @@ class ProbeRecorder:
         before_step: Callable[[], None] | None = None,
     ) -> ProbeResult:
         """
-        Probe a model as it is after `step` optimizer steps; every process that shares it calls this.
+        Probe a model after `step` optimizer steps. Every process that shares it must call this.
 
         Raises:
             [`PlasticityError`]: Too few blocks, or a batch that does not divide.
@@ -149,7 +149,7 @@ class ProbeRecorder:
         """
         Add the line of a probe to a run folder, once, by the main process.
 
-        ΔAUC refers to the first probe of a trained model: that of cycle 1 where every cycle is probed.
+        The reference of ΔAUC is the first probe of a trained model: cycle 1 if every cycle is probed.
 
         Returns:
             `dict`: The line, on every process.
@@ -167,8 +167,8 @@ class ProbeRecorder:
 
     def refer_to_first(self, folder: str | Path) -> None:
         """
-        Recompute ΔAUC of all probes of a run folder against the first by step: adding earlier checkpoints changes the
-        reference of later ones. For the main process.
+        Recompute ΔAUC of all probes of a run folder relative to the first by step, because adding an earlier
+        checkpoint changes the reference of later ones. Call it on the main process.
         """
         trained = [line for line in self.read(folder) if line["step"] > 0]
         if not trained:
@@ -184,7 +184,7 @@ class ProbeRecorder:
 
 def probe_conditions(model: nn.Module) -> dict[str, Any]:
     """
-    What influences the numbers of a probe besides its configuration and text.
+    Everything that influences the numbers of a probe in addition to its configuration and text.
 
     Args:
         model (`nn.Module`): A model of the training, prepared by Accelerate.

@@ -19,8 +19,9 @@ class ProbeResult:
     Args:
         probe_steps (`list[int]`): Probe steps after which the loss was measured, from 0.
         curves (`list[list[float]]`): For each repeat the validation loss at those steps, in nats per token.
-        seconds (`float`): Wall-clock time that the probe took.
-        bytes_per_token (`float`, *optional*): Of the validation text; without it `bits_per_byte` is `None`.
+        seconds (`float`): Wall-clock time of the probe.
+        bytes_per_token (`float`, *optional*): Bytes per token of the validation text; without it `bits_per_byte` is
+        `None`.
     """
 
     probe_steps: list[int]
@@ -67,11 +68,11 @@ class ProbeResult:
         The probe's line in `probes.jsonl`.
 
         Args:
-            position (`dict`): `cycle`, `task`, `step` and `tokens` of the run at the probe, `None` for what the
-                training does not have.
+            position (`dict`): `cycle`, `task`, `step` and `tokens` of the run at the probe, `None` if they do not
+                apply to the training.
             protocol (`dict`): `language`, `adaptation`, `seed` and `probe_config_hash`.
-            reference_auc (`float`, *optional*): AUC of the probe after cycle 1, which `delta_auc` refers to; without
-                it (cycle 0) `delta_auc` is `None`.
+            reference_auc (`float`, *optional*): AUC of the probe after cycle 1, the reference of `delta_auc`. Without
+                it (cycle 0), `delta_auc` is `None`.
         """
         delta = None
         if reference_auc is not None:

@@ -30,8 +30,8 @@ class DamagedCheckpointError(PlasticityError):
 
 def training_step(name: str) -> int | None:
     """
-    The training step in the name of a checkpoint: the number after `step`, also as `50K`, or else the last number;
-    `None` for a name without a number, and for a version such as `v1.0`.
+    The training step in the name of a checkpoint: the number after `step`, also as `50K`, or otherwise the last
+    number; `None` for a name without a number, and for a version such as `v1.0`.
     """
     if re.fullmatch(r"v\d+(\.\d+)*|\d+(\.\d+)+", name):
         return None
@@ -72,7 +72,7 @@ def find_checkpoints(suite: SuiteConfig) -> dict[int, str]:
     chosen = list(dict.fromkeys(chosen))
     if suite.step is not None and len(chosen) > 1:
         raise PlasticityError(
-            f"step: {suite.step} is that of one checkpoint, and there are {len(chosen)}; leave it out"
+            f"step: {suite.step} is for a single checkpoint, and there are {len(chosen)}; leave it out"
         )
     found: dict[int, str] = {}
     for name in chosen:
@@ -83,7 +83,7 @@ def find_checkpoints(suite: SuiteConfig) -> dict[int, str]:
                 + (", one checkpoint at a time" if len(chosen) > 1 else "")
             )
         if step in found:
-            raise PlasticityError(f"revisions: '{found[step]}' and '{name}' are both of step {step}; name one of them")
+            raise PlasticityError(f"revisions: '{found[step]}' and '{name}' both have step {step}; choose one of them")
         found[step] = name
     return {step: found[step] for step in sorted(found)[:: suite.every]}
 
@@ -103,10 +103,9 @@ def _explained(suite: SuiteConfig, error: Exception) -> Exception:
 
 def check_weights(suite: SuiteConfig, found: Mapping[int, str]) -> None:
     """
-    Check, before anything is downloaded or computed, that every checkpoint has safetensors and that no two have the
-    same weights. Published suites have had branches with the weights of the final model
-    (https://github.com/EleutherAI/pythia/issues/205 and 206), and a curve through them shows a training that never
-    took place.
+    Check, before any download, that every checkpoint has safetensors and that no two have the same weights. Published
+    suites have had branches with the weights of the final model (https://github.com/EleutherAI/pythia/issues/205 and
+    206). A curve through such checkpoints is wrong.
 
     Raises:
         [`PlasticityError`]: A checkpoint without safetensors, unless damaged ones are skipped; or several with the
@@ -125,7 +124,7 @@ def check_weights(suite: SuiteConfig, found: Mapping[int, str]) -> None:
         for digest in digests:
             holders[digest].append(name)
     if local:
-        holders = _alike_to_the_end(suite, holders)
+        holders = _equal_files(suite, holders)
     shared = sorted({tuple(names) for names in holders.values() if len(names) > 1}, key=len)
     if shared and not suite.allow_duplicates:
         most = sorted(shared[-1], key=training_step)
@@ -195,8 +194,8 @@ def _ends(path: Path) -> tuple[int, bytes]:
     return size, digest.digest()
 
 
-def _alike_to_the_end(suite: SuiteConfig, holders: Mapping[Any, list[str]]) -> dict[str, list[str]]:
-    """Of checkpoints whose files begin and end with the same bytes, those with equal files."""
+def _equal_files(suite: SuiteConfig, holders: Mapping[Any, list[str]]) -> dict[str, list[str]]:
+    """The checkpoints with equal files, among those whose files begin and end with the same bytes."""
     suspects = {name for names in holders.values() if len(names) > 1 for name in names}
     alike = defaultdict(list)
     for name in suspects:

@@ -40,15 +40,15 @@ SuiteProbeSettings = probe_settings(
 @dataclass
 class SuiteConfig(SuiteProbeSettings):  # type: ignore[misc, valid-type]
     """
-    Which published checkpoints are probed, and how. All checkpoints get the same probe.
+    The published checkpoints to probe, and the settings of the probe. All checkpoints get the same probe.
 
     Args:
         model (`str`):
             A repository on the Hub, a folder with a folder for each checkpoint, or the folder of one checkpoint.
         revisions (`list[str]`, *optional*):
             Branches or tags of the repository, or names of folders; also as patterns such as `step*`. By default all
-            whose name has a number. The training step of a checkpoint is the number after `step` in its name, or the
-            last number.
+            with a number in their name. The training step of a checkpoint is the number after `step` in its name, or
+            the last number.
         every (`int`, *optional*, defaults to 1):
             Probe every n-th of them, from the first.
         step (`int`, *optional*):
@@ -58,9 +58,9 @@ class SuiteConfig(SuiteProbeSettings):  # type: ignore[misc, valid-type]
         allow_duplicates (`bool`, *optional*, defaults to `False`):
             Whether two checkpoints may have the same weights. Published suites have had such branches by mistake.
         share (`str`, *optional*):
-            What several processes share: `"checkpoints"`, so that each probes some of them, as a single process would;
-            or the `"batch"`, so that all probe one checkpoint together. By default checkpoints, and the batch where
-            Accelerate shards the model (FSDP).
+            What several processes share: `"checkpoints"` (each process probes some of them) or `"batch"` (all
+            processes probe one checkpoint together). By default checkpoints, or the batch if Accelerate shards the
+            model (FSDP).
         output_dir (`str`, *optional*):
             The run folder; `runs/probe-<model>` by default.
         tokens_per_step (`int`, *optional*):
@@ -72,16 +72,16 @@ class SuiteConfig(SuiteProbeSettings):  # type: ignore[misc, valid-type]
         bf16 (`bool`, *optional*, defaults to `False`):
             Mixed precision.
         head_loss (`str`, *optional*, defaults to `"logits"`):
-            `"logits"`, or `"fused"`, which never holds the logits of a whole batch.
+            `"logits"`, or `"fused"`, which never keeps the logits of a whole batch in memory.
         diagnose (`bool`, *optional*, defaults to `False`):
-            Whether to diagnose every checkpoint too, into `diagnostics.jsonl`, on the probe language's validation
-            sequences. Distances from the initialization require a checkpoint of step 0.
+            Whether to also diagnose every checkpoint, into `diagnostics.jsonl`, on validation sequences of the probe
+            language. Distances from the initialization require a checkpoint of step 0.
         diagnostics_measures (`list[str]`, *optional*):
             Names from `hf_plasticity.diagnostics.MEASURES`; by default the cheap ones.
         diagnostics_sequences (`int`, *optional*, defaults to 64):
             Validation sequences of a diagnosis.
         allow_repeats (`bool`, *optional*, defaults to `False`):
-            Whether the probe's text may be used again when it runs out.
+            Whether the probe's text may be used again if there is too little.
         probe_... (*optional*):
             Every setting of [`ProbeConfig`]; by default 1,000 steps with an evaluation every hundredth of them.
     """
@@ -106,15 +106,15 @@ class SuiteConfig(SuiteProbeSettings):  # type: ignore[misc, valid-type]
     per_device_train_batch_size: int | None = setting(None, help="Sequences in one forward pass.", role=MACHINE)
     cpu_threads: int | None = setting(None, help="CPU threads of each process; all cores by default.", role=MACHINE)
     bf16: bool = setting(False, help="Mixed precision.")
-    head_loss: str = setting("logits", help="logits, or fused: never holds the logits of a whole batch.")
-    diagnose: bool = setting(False, help="Diagnose every checkpoint too.", role=OUTPUT)
+    head_loss: str = setting("logits", help="logits, or fused (less memory).")
+    diagnose: bool = setting(False, help="Also diagnose every checkpoint.", role=OUTPUT)
     diagnostics_measures: list[str] | None = setting(
         None, help="Measures of a diagnosis; by default the cheap ones.", role=OUTPUT
     )
     diagnostics_sequences: int = setting(64, help="Validation sequences of a diagnosis.", role=OUTPUT)
-    allow_repeats: bool = setting(False, help="Whether the probe's text may be used again when it runs out.")
+    allow_repeats: bool = setting(False, help="Whether the probe's text may be used again if there is too little.")
     disable_tqdm: bool = setting(False, help="Show no progress bars.", role=OUTPUT)
-    use_cpu: bool = setting(False, help="Leave accelerators unused.", role=MACHINE)
+    use_cpu: bool = setting(False, help="Use only the CPU.", role=MACHINE)
 
     def probe_config(self) -> ProbeConfig:
         """The probe of every checkpoint."""
@@ -127,10 +127,10 @@ def parse_suite(
     arguments: Sequence[str] | None = None, description: str | None = None
 ) -> tuple[SuiteConfig, DataConfig]:
     """
-    The suite that a command line asks to probe, and the text.
+    Parse the suite to probe and its text from a command line.
 
     Raises:
-        [`PlasticityError`]: An unknown setting, or a value that is not possible.
+        [`PlasticityError`]: An unknown setting, or an invalid value.
     """
     parser = SettingsParser((SuiteConfig, DataConfig), description=description)
     parser.set_defaults(tokenizer=None)
@@ -163,5 +163,5 @@ def parse_suite(
 
 
 def _is_one_checkpoint(folder: Path) -> bool:
-    """Whether a folder is a checkpoint and does not hold others, as the output folder of a Trainer does."""
+    """Whether a folder is a checkpoint without further checkpoints in it. The output folder of a Trainer has both."""
     return (folder / "config.json").is_file() and not any(folder.glob("*/config.json"))

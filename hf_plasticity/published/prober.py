@@ -59,10 +59,10 @@ def make_accelerator(bf16: bool, use_cpu: bool) -> Accelerator:
 
     Args:
         bf16 (`bool`): Whether the precision is mixed.
-        use_cpu (`bool`): Whether to leave accelerators unused.
+        use_cpu (`bool`): Whether to use only the CPU.
 
     Raises:
-        [`PlasticityError`]: `accelerate launch` asks for something that is not supported.
+        [`PlasticityError`]: `accelerate launch` has an unsupported configuration.
     """
     mixed, launched = "bf16" if bf16 else "no", os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
     if launched not in (mixed, "no"):
@@ -96,8 +96,9 @@ class CheckpointProber:
         share (`str`): What the processes share, `"checkpoints"` or `"batch"`.
         head_loss (`str`, *optional*, defaults to `"logits"`): `"logits"` or `"fused"`.
         diagnostics (`DiagnosticsConfig`, *optional*): The settings of a diagnosis.
-        diagnostics_blocks (`np.ndarray` of shape `(N, T)`, *optional*): Token ids to diagnose on; without them nothing
-            is diagnosed.
+        diagnostics_blocks (`np.ndarray` of shape `(N, T)`, *optional*): Token ids for diagnoses; without them there
+        are
+            no diagnoses.
         micro_batch_size (`int`, *optional*): Sequences in one forward pass on one process; its whole share by default.
         show_progress (`bool`, *optional*, defaults to `True`): Whether the main process shows a bar for each probe.
         skip_damaged (`bool`, *optional*, defaults to `False`): Whether to leave out checkpoints that cannot be loaded.
@@ -140,8 +141,9 @@ class CheckpointProber:
         Probe and diagnose the checkpoints of these steps, in order, except those that are recorded already.
 
         Args:
-            steps (`Sequence[int]`): Steps of the training. The untrained checkpoint and the first trained one are
-                among them or recorded already, since distances and ΔAUC refer to them.
+            steps (`Sequence[int]`): Steps of the training. They must include the untrained checkpoint and the first
+            trained
+                one, unless these are already recorded, because distances and ΔAUC refer to them.
             recorded (`Callable[[int], None]`, *optional*): Called on the main process after each of them, while the
                 others wait.
 
@@ -194,7 +196,7 @@ class CheckpointProber:
                     measured = self._measure(task)
             except (PlasticityError, FloatingPointError) as error:
                 measured = Measured(error=error)
-            except Exception as error:  # the results of the other processes must not be lost
+            except Exception as error:  # keep the results of the other processes
                 logger.error("".join(traceback.format_exception(error)))
                 measured = Measured(error=PlasticityError(f"'{task.path}': {type(error).__name__}: {one_line(error)}"))
         return gather(measured)
@@ -209,8 +211,8 @@ class CheckpointProber:
             measured.probe = self.recorder.measure(
                 model, task.step, self.micro_batch_size, show_progress=self.show_progress
             )
-        # The prepared model has a reference to itself, and `free_memory` collects garbage before it drops its own
-        # (seen in accelerate 1.15.0). The next model needs the memory.
+        # The prepared model has a reference to itself, and `free_memory` collects garbage before it drops its
+        # references (seen in accelerate 1.15.0). The next model requires the memory.
         del model
         self.accelerator.free_memory()
         clear_device_cache(garbage_collection=True)
@@ -221,10 +223,10 @@ class CheckpointProber:
         model.loss_type = "ForCausalLM"
         use_head_loss(model, self.head_loss, self.accelerator.device)
         if self.accelerator.is_fsdp2:
-            # Accelerate shards a model only together with an optimizer (seen in accelerate 1.15.0). The probe has its
-            # own.
+            # Accelerate shards a model only together with an optimizer (seen in accelerate 1.15.0). The probe has a
+            # separate optimizer.
             return self.accelerator.prepare(model, torch.optim.SGD(model.parameters(), lr=0.0))[0]
-        # For evaluation: with precision, device and compiler, but without DDP, which the probe does not need.
+        # For evaluation: with precision, device and compiler, but without DDP, which the probe does not require.
         return self.accelerator.prepare_model(model, evaluation_mode=True)
 
     def _write(self, step: int, measured: Measured) -> None:

@@ -37,7 +37,7 @@ def probe_suite(suite: SuiteConfig, data: DataConfig) -> None:
     revisions, it adds them.
 
     Raises:
-        [`PlasticityError`]: The configuration is not possible.
+        [`PlasticityError`]: The configuration is invalid.
         [`ProbeDivergedError`]: The loss of a probe is not finite.
     """
     # Transformers shows a progress bar for every model that it loads.
@@ -125,7 +125,7 @@ def _settings(suite: SuiteConfig, data: DataConfig) -> dict[str, Any]:
 
 
 def _numerics(suite: SuiteConfig, data: DataConfig) -> dict[str, Any]:
-    """The settings that decide the numbers. The tokenizer is compared as part of the text (`_check_text`)."""
+    """The settings that affect the numbers. The tokenizer is compared as part of the text (`_check_text`)."""
     roles = _roles(suite, data)
     return {
         name: value
@@ -159,12 +159,12 @@ def _check_text(suite: SuiteConfig, data: DataConfig, text: dict[str, str]) -> N
 
 
 def _check_fit(model: PreTrainedModel, name: str, data: DataConfig, tokens: int) -> None:
-    """Check that a model can read the blocks."""
+    """Check that the blocks fit a model."""
     known = model.get_input_embeddings().num_embeddings
     if tokens > known:
         raise PlasticityError(
-            f"tokenizer: '{data.tokenizer}' has {tokens} tokens and the vocabulary of '{name}' has {known}; name the "
-            "suite's tokenizer with --tokenizer"
+            f"tokenizer: '{data.tokenizer}' has {tokens} tokens and the vocabulary of '{name}' has {known}; choose "
+            "the suite's tokenizer with --tokenizer"
         )
     longest = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
     if longest is not None and data.context_length > longest:

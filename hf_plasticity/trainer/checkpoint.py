@@ -79,8 +79,8 @@ def rotate(saved: str | Path, limit: int | None) -> None:
     Trainer a number that is not positive, keeps all complete ones.
 
     Args:
-        saved (`str` or `Path`): The checkpoint that was just saved. Complete ones of later steps are left there and do
-            not count: the run did not resume from them, so they may be damaged.
+        saved (`str` or `Path`): The checkpoint that was just saved. Complete ones of later steps are kept and not
+            counted: the run did not resume from them, so they may be damaged.
         limit (`int`, *optional*): `save_total_limit`.
     """
     saved = Path(saved)
@@ -111,7 +111,7 @@ def _delete_files(checkpoint: Path) -> None:
 
 
 def is_full_disk(error: BaseException, folder: str | Path) -> bool:
-    """Whether a write failed for lack of space. Torch and safetensors raise errors of their own, without `errno`."""
+    """Whether a write failed for lack of space. Torch and safetensors raise other errors, without `errno`."""
     if isinstance(error, OSError):
         return error.errno == errno.ENOSPC
     if "No space left on device" in str(error):

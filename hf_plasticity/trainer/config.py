@@ -39,17 +39,17 @@ class ContinualConfig(ProbeSettings, TrainingArguments):  # type: ignore[misc, v
         blend (`float`, *optional*, defaults to 0.5):
             For `"gradual"`: length of a boundary in task instances.
         cycles (`int`, *optional*, defaults to 3):
-            Length of the run (the paper: up to 48). A complete run resumes when it is given more cycles.
+            Length of the run (the paper: up to 48). A complete run resumes if it has more cycles than before.
         task_steps (`int`, *optional*, defaults to 80):
             Optimizer steps of a task instance (the paper: 9,537).
         global_batch_tokens (`int`, *optional*, defaults to 2048):
             Tokens in an optimizer step over all processes and micro-batches (the paper: 524,288). Gradient
             accumulation follows from it, `per_device_train_batch_size` and the number of processes.
         allow_repeats (`bool`, *optional*, defaults to `False`):
-            Whether a language that runs out of fresh tokens starts again, the probe language included. The log then
+            Whether text may be used again if a language has too little, including the probe language. The log then
             counts the epochs.
         reset_optimizer (`bool`, *optional*, defaults to `True`):
-            Whether every task instance starts with an empty optimizer state, as in the paper, under every schedule.
+            Whether every task instance starts with an empty optimizer state, as in the paper, with every schedule.
         restart_warmup (`bool`, *optional*, defaults to `True`):
             Whether the learning rate restarts its warmup at every task instance, as in the paper. `False` requires a
             constant learning rate after warmup.
@@ -58,11 +58,11 @@ class ContinualConfig(ProbeSettings, TrainingArguments):  # type: ignore[misc, v
             act. Probes run without them.
         mitigation_args (`dict`, *optional*):
             Their arguments by name, such as `{"redo": {"threshold": 0.1}}`; those of a single mitigation may be given
-            directly. The configuration of the run has every default written out.
+            directly. `config.yaml` has all values, including defaults.
         head_loss (`str`, *optional*, defaults to `"auto"`):
-            How training, probes and evaluations compute the loss: `"logits"`, `"fused"`, which never holds the logits
-            of a whole batch, or `"auto"`, which is `"fused"` for vocabularies of at least 16,384 tokens where the
-            model allows it.
+            How training, probes and evaluations compute the loss: `"logits"`, `"fused"`, which never keeps the logits
+            of a whole batch in memory, or `"auto"`, which is `"fused"` for vocabularies of at least 16,384 tokens if
+            the model supports it.
         evaluate_forgetting (`bool`, *optional*, defaults to `False`):
             Whether to measure the validation loss on each training language at the end of each cycle, into
             `forgetting.jsonl`.
@@ -81,11 +81,11 @@ class ContinualConfig(ProbeSettings, TrainingArguments):  # type: ignore[misc, v
         no_probe (`bool`, *optional*, defaults to `False`):
             Whether to train without probes.
         probe (`str`, *optional*, defaults to `"inline"`):
-            `"inline"` probes and diagnoses between two steps of training. `"deferred"` saves every model that is to be
-            probed as `cycle-003/` and continues training; `hf-plasticity probe --follow` probes and diagnoses it in
-            another process, with the same numbers.
+            `"inline"` probes and diagnoses between two steps of training. `"deferred"` saves every model to probe as
+            `cycle-003/` and continues training. `hf-plasticity probe --follow` probes and diagnoses it in another
+            process, with the same numbers.
         probe_every_cycles (`int`, *optional*, defaults to 1):
-            Cycles between two probes. The untrained model is probed too.
+            Cycles between two probes. The untrained model is also probed.
         probe_every_tasks (`int`, *optional*):
             Task instances between two probes, instead of `probe_every_cycles`.
         probe_steps (`int`, *optional*, defaults to `task_steps`):
@@ -94,8 +94,8 @@ class ContinualConfig(ProbeSettings, TrainingArguments):  # type: ignore[misc, v
             Probe steps between two evaluations (the paper: 95).
         probe_... (*optional*):
             Every other setting of [`ProbeConfig`]. By default `probe_eval_sequences` is 64 (also used by
-            `evaluate_forgetting`), `probe_seed` 0 (independent of `seed`, so that runs share their probe), and what
-            training has too (batch, learning rate, warmup, scheduler, AdamW, clipping) is as in training.
+            `evaluate_forgetting`), `probe_seed` is 0 (independent of `seed`, so that runs share their probe), and the
+            settings shared with training (batch, learning rate, warmup, scheduler, AdamW, clipping) are the same.
         save_probe_checkpoints (`bool`, *optional*, defaults to `True`):
             Whether to save every probed model as `cycle-003/`.
 
@@ -104,13 +104,13 @@ class ContinualConfig(ProbeSettings, TrainingArguments):  # type: ignore[misc, v
     Args:
         cpu_threads (`int`, *optional*):
             CPU threads of each process of a run on CPUs. By default all available cores, divided among the processes.
-            A run resumes with the number it was started with, since the last bits of its results depend on it.
+            A run resumes with the number it was started with, because the last bits of its results depend on it.
 
     > Parameters that control the Hub, besides `push_to_hub`, `hub_model_id`, `hub_private_repo` and `hub_token`
 
     Args:
         hub_patience (`float`, *optional*, defaults to 600.0):
-            Seconds that the end of a run waits for a Hub that does not respond.
+            Seconds that a run waits at its end for a Hub that does not respond.
 
     These defaults differ from those of [`~transformers.TrainingArguments`]: `learning_rate` is that of the model's
     size; `adam_beta2` 0.95 and `weight_decay` 0.1 (the paper); `lr_scheduler_type` `"constant_with_warmup"` and
@@ -129,7 +129,7 @@ class ContinualConfig(ProbeSettings, TrainingArguments):  # type: ignore[misc, v
     cycles: int = setting(3, help="Length of the run in cycles.", role=LENGTH)
     task_steps: int = setting(80, help="Optimizer steps of a task instance.")
     global_batch_tokens: int = setting(2048, help="Tokens in an optimizer step over all processes.")
-    allow_repeats: bool = setting(False, help="Whether a language that runs out of fresh tokens starts again.")
+    allow_repeats: bool = setting(False, help="Whether text may be used again if a language has too little.")
     reset_optimizer: bool = setting(True, help="Whether every task instance starts with an empty optimizer state.")
     restart_warmup: bool = setting(True, help="Whether the learning rate warms up again at every task instance.")
     mitigation: list[str] | None = setting(
@@ -159,14 +159,12 @@ class ContinualConfig(ProbeSettings, TrainingArguments):  # type: ignore[misc, v
     probe_every_tasks: int | None = setting(None, help="Task instances between two probes, instead of cycles.")
     save_probe_checkpoints: bool = setting(True, help="Save every probed model as cycle-003/.", role=OUTPUT)
 
-    head_loss: str = setting(
-        "auto", help="logits, fused (never holds the logits of a whole batch), or auto: fused for large vocabularies."
-    )
+    head_loss: str = setting("auto", help="logits, fused (less memory), or auto: fused for large vocabularies.")
     cpu_threads: int | None = setting(
         None, help="CPU threads of each process; by default all cores, divided among the processes.", role=MACHINE
     )
     hub_patience: float = setting(
-        600.0, help="Seconds that the end of a run waits for a Hub that does not respond.", role=OUTPUT
+        600.0, help="Seconds that a run waits at its end for a Hub that does not respond.", role=OUTPUT
     )
 
     learning_rate: float | None = setting(None, help="Peak learning rate; that of the model's size by default.")
@@ -205,7 +203,7 @@ class ContinualConfig(ProbeSettings, TrainingArguments):  # type: ignore[misc, v
         self.probe_eval_every = self.probe_eval_every or max(1, self.probe_steps // 100)
         if self.probe_warmup_steps is None:
             self.probe_warmup_steps = min(self.warmup_steps, self.probe_steps)
-        # TrainingArguments needs a number; `set_batch` sets the final one when the context length is known.
+        # TrainingArguments requires a number; `set_batch` sets the final one when the context length is known.
         self.micro_batch_size = self.per_device_train_batch_size
         self.per_device_train_batch_size = self.per_device_train_batch_size or 1
         self._resolve_mitigations()
@@ -233,7 +231,7 @@ class ContinualConfig(ProbeSettings, TrainingArguments):  # type: ignore[misc, v
             raise
         check_parsed_arguments(self)
         check_installed(self)
-        # `accelerate launch` may set the precision too; the configuration records the one that is used.
+        # `accelerate launch` may also set the precision; the configuration records the one that is used.
         if self.mixed_precision not in ("no", "bf16"):
             raise PlasticityError(f"mixed_precision: '{self.mixed_precision}' is not supported; use bf16 or no")
         self.bf16 = self.mixed_precision == "bf16"
@@ -263,8 +261,8 @@ class ContinualConfig(ProbeSettings, TrainingArguments):  # type: ignore[misc, v
                 raise PlasticityError(f"{name}: {value} is not a positive number")
         if self.probe_every_cycles is not None and self.probe_every_tasks is not None:
             raise PlasticityError(
-                f"probe_every_tasks: {self.probe_every_tasks} is given, and probe_every_cycles "
-                f"{self.probe_every_cycles} too; use one"
+                f"probe_every_tasks: {self.probe_every_tasks} and probe_every_cycles "
+                f"{self.probe_every_cycles} are both given; use one"
             )
         if self.probe not in (INLINE, DEFERRED):
             raise PlasticityError(f"probe: '{self.probe}' is unknown; choose {INLINE} or {DEFERRED}")
@@ -272,8 +270,8 @@ class ContinualConfig(ProbeSettings, TrainingArguments):  # type: ignore[misc, v
             for name, required in (("no_probe", False), ("save_probe_checkpoints", True)):
                 if getattr(self, name) != required:
                     raise PlasticityError(
-                        f"{name}: {getattr(self, name)} is not possible with --probe {DEFERRED}, which requires saved "
-                        "checkpoints"
+                        f"{name}: {getattr(self, name)} is not supported with --probe {DEFERRED}, which requires "
+                        "saved checkpoints"
                     )
         if not self.restart_warmup and self.lr_scheduler_type not in CONSTANT:
             raise PlasticityError(

@@ -19,13 +19,13 @@ if TYPE_CHECKING:
 
 class ForgettingCallback(PeriodicCallback):
     """
-    Measures the validation loss on every training language at the end of each cycle and writes one line to
-    `forgetting.jsonl`. The losses also go through `Trainer.log` as `forgetting/<language>`.
+    Measure the validation loss on every training language at the end of each cycle and write one line to
+    `forgetting.jsonl`. The losses are also logged through `Trainer.log` as `forgetting/<language>`.
 
     Args:
         eval_blocks (`dict[str, Blocks]`): The validation blocks of each language.
         eval_sequences (`int`): Validation sequences of each language.
-        timeline ([`Timeline`]): Of the training; it has cycles.
+        timeline ([`Timeline`]): The timeline of the training, which must have cycles.
 
     Raises:
         [`PlasticityError`]: A language has fewer validation sequences than `eval_sequences`.

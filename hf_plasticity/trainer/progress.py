@@ -11,7 +11,7 @@ from transformers import ProgressCallback, TrainerCallback, TrainerControl, Trai
 
 class TaskProgressCallback(ProgressCallback):
     """
-    A bar for the run and a bar below it for the current task instance, which shows the loss.
+    A bar for the run, and below it a bar for the current task instance with the loss.
 
     Args:
         position (`Callable[[int], dict]`): The `task`, `cycle` and `language` of an optimizer step.
@@ -75,7 +75,7 @@ class TaskProgressCallback(ProgressCallback):
 
 
 class LogLinesCallback(TrainerCallback):
-    """One line for each log entry of the training loss, with the time that is left; probes are part of it."""
+    """One line for each log entry of the training loss, with the remaining time, including probes."""
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

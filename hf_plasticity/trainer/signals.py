@@ -19,7 +19,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 class StopOnSignal(TrainerCallback):
     """
-    Inside its context, the first signal requests a stop and a second Ctrl-C ends the process immediately.
+    In its context, the first signal requests a stop, and a second Ctrl-C ends the process immediately.
 
     Processes agree on the largest signal that any of them received. At every step each one starts an asynchronous
     reduction over gloo and reads the result of the step before. No process waits for a GPU, and all stop after the

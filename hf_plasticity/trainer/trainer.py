@@ -1,4 +1,4 @@
-"""The continual run: one `train()` call through every task instance, with probes in between."""
+"""The continual run: one `train()` call for all task instances, with probes in between."""
 
 import dataclasses
 import functools
@@ -56,9 +56,9 @@ LOSS_STATE_FILE = "loss_state_{rank}.json"
 DDP = (DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
 UNSHARDED = (DistributedType.NO, *DDP)
 
-# Every step of the optimizer asks twice whether the package lomo_optim is installed, and searches the import path on
-# disk each time (seen in accelerate 1.15.0, since https://github.com/huggingface/accelerate/pull/2695): a tenth of a
-# millisecond of the eight that a step of the smallest model takes.
+# Every step of the optimizer checks twice whether the package lomo_optim is installed, and searches the import path on
+# disk each time (seen in accelerate 1.15.0, since https://github.com/huggingface/accelerate/pull/2695). This takes 0.1
+# of the 8 milliseconds of a step of the smallest model.
 accelerate.optimizer.is_lomo_available = functools.cache(accelerate.optimizer.is_lomo_available)
 
 
@@ -137,7 +137,7 @@ class ContinualTrainer(Trainer):
             self.add_callback(LogLinesCallback())
         self.mitigations = self._mitigations()
         if self.mitigations is not None:
-            # Before the first training pass, which compiles the model with the hooks that it has.
+            # Before the first training pass, which compiles the model with its current hooks.
             self.add_callback(self.mitigations)
         self.add_callback(_TaskCallback(self))
         self.signals = StopOnSignal()
@@ -151,7 +151,7 @@ class ContinualTrainer(Trainer):
         self._clipped: list[nn.Parameter] | None = None
 
     def _mitigations(self) -> MitigationCallback | None:
-        """The callback that mitigates loss of plasticity."""
+        """The callback of the mitigations."""
         if not self.args.mitigation:
             return None
         arguments: Any = self.args.mitigation_args  # a dictionary, once the configuration is resolved
@@ -209,7 +209,7 @@ class ContinualTrainer(Trainer):
         As in the Trainer.
 
         Raises:
-            [`PlasticityError`]: The optimizer does not take the values in `optim_args`.
+            [`PlasticityError`]: The optimizer does not accept the values in `optim_args`.
         """
         try:
             return super().create_optimizer(*arguments, **kwargs)
@@ -217,13 +217,13 @@ class ContinualTrainer(Trainer):
             if self.args.optim_args is None:
                 raise
             raise PlasticityError(
-                f"optim_args: '{self.args.optim_args}' is not possible for {self.args.optim.value}: {error}"
+                f"optim_args: '{self.args.optim_args}' is invalid for {self.args.optim.value}: {error}"
             ) from None
 
     def create_scheduler(
         self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
     ) -> torch.optim.lr_scheduler.LRScheduler:
-        """The learning rate of one task instance, repeated with each, or once for the whole run."""
+        """The learning rate of a task instance, repeated for each task instance or used once for the whole run."""
         if self.lr_scheduler is None:
             task_steps = self.args.task_steps
             shape = learning_rate_shape(
@@ -258,8 +258,8 @@ class ContinualTrainer(Trainer):
         return batches, num_items
 
     def _clip_grad_norm(self, model: nn.Module) -> torch.Tensor:
-        # The Trainer lists the parameters of the model at every step. They are the same throughout a run, or the
-        # optimizer, which lists them once too, would not train them.
+        # The Trainer lists the parameters of the model at every step. They do not change during a run: the optimizer
+        # also lists them only once.
         if self.accelerator.distributed_type not in UNSHARDED:
             return super()._clip_grad_norm(model)
         if self._clipped is None:
@@ -303,7 +303,7 @@ class ContinualTrainer(Trainer):
             )
 
     def _check_weights(self) -> None:
-        """The loss is still finite at the step whose update makes a weight NaN."""
+        """Check the weights, because the loss is still finite at the step whose update makes a weight NaN."""
         finite = [torch.isfinite(local(parameter)).all() for parameter in self.model.parameters()]
         if not torch.stack(finite).all():
             raise TrainingDivergedError(
@@ -429,8 +429,9 @@ class ContinualTrainer(Trainer):
 
     def restore_loss(self) -> None:
         """
-        Restore the loss summed since the last log, on another number of processes the mean of theirs, and the sum of
-        all logged ones: the Trainer's `train_loss` is the mean since the resume (transformers 5.23.0).
+        Restore the sum of losses since the last log (with another number of processes, the mean over the saved ones)
+        and the sum of all logged losses. The Trainer's `train_loss` is only the mean since the resume (transformers
+        5.23.0).
         """
         if self._resumed_from is None:
             return

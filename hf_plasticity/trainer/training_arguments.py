@@ -1,6 +1,7 @@
 """
-What each field of `TrainingArguments` does in a continual run: it decides the results, or does not influence them, or
-has one supported value. A field that a later version of Transformers adds counts as one that decides the results.
+The role of each field of `TrainingArguments` in a continual run: it affects the results, it does not affect them, or
+it has one supported value. A field that a later version of Transformers adds is treated as one that affects the
+results.
 """
 
 import math
@@ -49,20 +50,20 @@ _OUTPUT = (
 )  # fmt: skip
 
 _LENGTH = "cycles and task_steps decide the length of a run"
-_RESUME = "a resumed run would differ from one that was never stopped"
+_RESUME = "a resumed run would differ from an uninterrupted one"
 _EVALUATION = "the probe and evaluate_forgetting are the evaluations of a run"
 # Each has one supported value.
 REFUSED: dict[str, tuple[Any, str]] = {
     "max_steps": (-1, _LENGTH),
     "num_train_epochs": (3.0, _LENGTH),
-    "resume_from_checkpoint": (None, "a run resumes from the last complete checkpoint of its folder by itself"),
+    "resume_from_checkpoint": (None, "a run resumes automatically from the last complete checkpoint of its folder"),
     "train_sampling_strategy": ("sequential", "the training stream decides the order of the text"),
     "remove_unused_columns": (False, "the training stream has no columns"),
     "fp16": (False, "the probe cannot scale its loss as training does; use bf16"),
     "logging_nan_inf_filter": (False, "a NaN loss ends the run"),
     "average_tokens_across_devices": (True, "the loss of a step is its mean over all processes"),
     "auto_find_batch_size": (False, "global_batch_tokens decides the batch"),
-    "save_only_model": (False, f"a checkpoint requires the optimizer state; without it {_RESUME}"),
+    "save_only_model": (False, f"a checkpoint requires the optimizer state; otherwise {_RESUME}"),
     "ignore_data_skip": (False, f"the data would start again; {_RESUME}"),
     "enable_jit_checkpoint": (False, _RESUME),
     "restore_callback_states_from_checkpoint": (False, "callbacks derive their state from the step"),
@@ -70,19 +71,19 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "eval_on_start": (False, _EVALUATION),
     "load_best_model_at_end": (False, _EVALUATION),
     "hub_strategy": ("every_save", "a run uploads its records and probed models, not its checkpoints"),
-    "hub_always_push": (False, "a run uploads everything, also if the Hub does not respond for a while"),
-    "hub_revision": (None, "a run uploads to main, and each probed model to a branch of its own"),
+    "hub_always_push": (False, "a run always retries failed uploads"),
+    "hub_revision": (None, "a run uploads to main, and each probed model to its own branch"),
     "deepspeed": (None, "FSDP2 shards a model here; see docs/running.md"),
     "parallelism_config": (None, "DDP and FSDP2 are supported"),
     "save_on_each_node": (False, "all nodes write to one run folder"),
-    "dataloader_in_order": (True, "the batches would arrive in another order every time"),
+    "dataloader_in_order": (True, "the order of the batches would vary"),
     "use_liger_kernel": (False, "head_loss decides how the loss is computed"),
     "liger_kernel_config": (None, "head_loss decides how the loss is computed"),
-    "optim_target_modules": (None, "the optimizers that it is for are not supported"),
+    "optim_target_modules": (None, "the optimizers that use it are not supported"),
 }
 _DERIVED = (*REFUSED, "gradient_accumulation_steps", "local_rank", "use_cpu")
-# Those whose whole state is in `optimizer.state`, which task instances reset and checkpoints hold.
-# With the names that Transformers takes from `optim_args`; it ignores others without a word (transformers 5.23.0).
+# Optimizers whose whole state is in `optimizer.state`, which task instances reset and checkpoints save, with the names
+# that Transformers takes from `optim_args`. It silently ignores other names (transformers 5.23.0).
 OPTIMIZERS: dict[str, tuple[str, ...]] = {
     "adamw_torch": (),
     "adamw_torch_fused": (),
@@ -105,8 +106,8 @@ ROLES: dict[str, str] = {
 BATCH_FIELDS = {"split_batches": False, "dispatch_batches": None, "gradient_accumulation_kwargs": None}
 OTHER_ACCELERATOR_FIELDS = ("even_batches", "use_seedable_sampler", "non_blocking", "use_configured_state")
 
-# What `accelerate launch` and its configuration ask for through the environment: the supported value, the setting
-# there, and what to use instead. Nothing of it would be recorded.
+# Environment variables of `accelerate launch` and its configuration: the supported value, the name of the setting, and
+# what to use instead. Other values would not be recorded.
 _COMPILE = "torch_compile, torch_compile_backend and torch_compile_mode"
 _SHARD = "the Accelerate configuration ddp or fsdp2"
 ENVIRONMENT: dict[str, tuple[str, str, str]] = {
@@ -119,7 +120,7 @@ ENVIRONMENT: dict[str, tuple[str, str, str]] = {
     "ACCELERATE_USE_MEGATRON_LM": ("false", "use_megatron_lm", _SHARD),
     "ACCELERATE_USE_PARALLELISM_CONFIG": ("false", "use_parallelism_config", _SHARD),
 }
-# For each field what is possible. Transformers and PyTorch would fail on anything else in the middle of a start.
+# The valid range of each field. With other values, Transformers and PyTorch would fail only later.
 _RANGES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ("seed", lambda value: 0 <= value < 2**32, "a whole number from 0 to 4294967295"),
     ("data_seed", lambda value: 0 <= value < 2**32, "a whole number from 0 to 4294967295"),
@@ -165,11 +166,11 @@ def check_training_arguments(args: TrainingArguments) -> None:
         key, separator, _ = pair.partition("=")
         if pair and (key not in OPTIMIZERS[optim] or not separator):
             known = ", ".join(OPTIMIZERS[optim]) or "none"
-            raise PlasticityError(f"optim_args: '{pair}' is not possible for {optim}, whose arguments are: {known}")
+            raise PlasticityError(f"optim_args: '{pair}' is invalid for {optim}, whose arguments are: {known}")
     for name, possible, right in _RANGES:
         value = getattr(args, name)
         if value is not None and not possible(value):
-            raise PlasticityError(f"{name}: {value} is not possible; use {right}")
+            raise PlasticityError(f"{name}: {value} is invalid; use {right}")
     if args.dataloader_persistent_workers and not args.dataloader_num_workers:
         raise PlasticityError("dataloader_persistent_workers: there are no workers; set dataloader_num_workers")
     _check_compilation(args)
@@ -182,7 +183,7 @@ def check_training_arguments(args: TrainingArguments) -> None:
 def _check_compilation(args: TrainingArguments) -> None:
     if not (args.torch_compile or args.torch_compile_backend or args.torch_compile_mode):
         return
-    # Accelerate knows fewer backends than PyTorch.
+    # Accelerate supports fewer backends than PyTorch.
     known = {backend.value.lower() for backend in DynamoBackend}
     backends = sorted(known.intersection(torch._dynamo.list_backends(exclude_tags=())))
     modes = list(torch._inductor.list_mode_options())
@@ -198,10 +199,10 @@ def _check_compilation(args: TrainingArguments) -> None:
 
 def check_installed(args: TrainingArguments) -> None:
     """
-    Refuse trackers and optimizers that are unknown or not installed, once `args` has resolved them.
+    Raise an error for trackers and optimizers that are unknown or not installed, after `args` has resolved them.
 
     Raises:
-        [`PlasticityError`]: There is one.
+        [`PlasticityError`]: Such a tracker or optimizer.
     """
     for tracker in args.report_to:
         if tracker not in INTEGRATION_TO_CALLBACK:

@@ -1,4 +1,4 @@
-"""What the report shows of the inside of the network: layers, heads, and what moves with ΔAUC."""
+"""The diagnostics in the report: layers, heads, and correlations with ΔAUC."""
 
 import math
 
@@ -40,7 +40,7 @@ def diagnosed(folder, values, **config):
         ([0, 0, 0, 1], [0, 0, 1, 1], 2 / math.sqrt(3 * 4)),
     ],
 )
-def test_rank_correlation_is_that_worked_out_by_hand(xs, ys, rho):
+def test_rank_correlation_equals_a_manual_computation(xs, ys, rho):
     assert spearman(xs, ys)[0] == pytest.approx(rho)
 
 
@@ -57,7 +57,7 @@ def test_p_values_count_the_orders_that_reach_the_correlation():
 
 
 @pytest.mark.parametrize("xs, ys", [([1, 2, 3], [1, 2, 3]), ([1, 1, 1, 1], [1, 2, 3, 4]), ([1, 2, 3, 4], [4] * 4)])
-def test_no_correlation_where_there_is_none(xs, ys):
+def test_no_correlation_for_too_few_or_constant_values(xs, ys):
     assert spearman(xs, ys) == (None, None)
 
 
@@ -72,9 +72,9 @@ def test_only_diagnoses_at_the_step_of_a_probe_of_the_trained_model_count(tmp_pa
     assert (steps, values, changes) == ([80, 160, 320], [1.0, 2.0, 4.0], pytest.approx([0, -10, 5]))
 
 
-def test_measures_are_ordered_by_how_they_move_with_plasticity(tmp_path):
+def test_measures_are_ordered_by_their_correlation_with_plasticity(tmp_path):
     values = {
-        # Ranks of ΔAUC over cycles 1 to 5: 3, 1, 2, 4, 5. Cycle 0 would spoil each of these.
+        # Ranks of ΔAUC over cycles 1 to 5: 3, 1, 2, 4, 5. Cycle 0 would change each of these.
         "weak": [9, 1, 2, 3, 4, 5],
         "follows": [9, 3, 1, 2, 4, 5],
         "constant": [9, 7, 7, 7, 7, 7],
@@ -87,7 +87,7 @@ def test_measures_are_ordered_by_how_they_move_with_plasticity(tmp_path):
     assert "by chance, about 0.15 of 3 would be below 0.05" in text
 
 
-def test_diagnoses_apart_from_the_probes_are_named(tmp_path):
+def test_diagnoses_without_a_probe_are_named(tmp_path):
     folder = make_run(tmp_path / "run", AREAS)
     write_lines(folder / "diagnostics.jsonl", diagnosis(0, {"a": {"overall": 1.0, "per_layer": []}}))
     text = text_of(report(folder))

@@ -1,4 +1,4 @@
-"""Figures: axes that do not make a result of noise, log-spaced checkpoints, and drawing from several threads."""
+"""Figures: axes that do not magnify noise, log-spaced checkpoints, and drawing in several threads."""
 
 import threading
 from functools import partial
@@ -30,7 +30,7 @@ def test_an_axis_spans_ten_times_the_noise(tmp_path):
     assert span(delta_auc_figure(series)) == pytest.approx(12.106, abs=1e-3)
 
 
-def test_an_axis_spans_one_percent_at_least_and_five_where_the_noise_is_not_known(tmp_path):
+def test_an_axis_spans_at_least_one_percent_or_five_without_known_noise(tmp_path):
     still = series_of(tmp_path / "still", dict(enumerate([50.0, 50.0002] * 5, start=1)))
     assert span(auc_figure(still)) == pytest.approx(0.5) and span(delta_auc_figure(still)) == pytest.approx(1.0)
     short = series_of(tmp_path / "short", {1: 50.0, 2: 50.1})
@@ -68,7 +68,7 @@ def test_log_spaced_checkpoints_have_a_logarithmic_axis(places, logarithmic):
     assert 0 <= low <= min(places) and high >= max(places)
 
 
-def test_drawing_is_safe_from_several_threads_and_leaves_matplotlib_as_it_was(tmp_path):
+def test_drawing_is_thread_safe_and_does_not_change_matplotlib(tmp_path):
     series = series_of(tmp_path / "run", {1: 60.0, 2: 54.0, 3: 57.0})
     before, [expected], found = dict(matplotlib.rcParams), render(partial(auc_figure, series), "svg"), []
     threads = [

@@ -1,4 +1,4 @@
-"""The report of several runs: what is pooled, what stands side by side, and what is never mixed."""
+"""The report of several runs: pooled runs, compared runs, and runs that are never mixed."""
 
 import csv
 import re
@@ -29,7 +29,7 @@ NUMERICS = ["size", "schedule", "languages", "seed", "data_seed", "weight_decay"
 
 
 def recorded(folder, numerics=NUMERICS, areas=AREAS, **config):
-    """A run whose record lists the settings that decide its numbers."""
+    """A run whose record lists the settings that affect its numbers."""
     return make_run(folder, areas, provenance={"numerics": numerics}, **config)
 
 
@@ -53,7 +53,7 @@ def make(folder, forgetting=((1, 2.0, 3.0), (2, 2.5, 3.5)), dormant=(0.0, 0.1, 0
     return folder
 
 
-def test_runs_that_differ_by_seed_and_by_what_decides_no_numbers_are_pooled(tmp_path):
+def test_runs_that_differ_only_by_seed_and_machine_are_pooled(tmp_path):
     one = recorded(tmp_path / "a", seed=1, data_seed=1, output_dir="a", logging_steps=5)
     two = recorded(tmp_path / "b", seed=2, data_seed=None, output_dir="b", logging_steps=10)
     assert grouped(one, two) == [("100K", 2)]
@@ -66,7 +66,7 @@ def test_an_fp32_run_and_a_bf16_run_are_never_pooled(tmp_path):
     assert [row[0] for row in rows[1:]] == ["100K · bf16 False", "100K · bf16 True"]
 
 
-def test_without_a_list_of_settings_all_but_the_seed_tell_runs_apart(tmp_path):
+def test_without_a_list_of_settings_all_except_the_seed_identify_a_run(tmp_path):
     runs = [
         make_run(tmp_path / "a", seed=1),
         make_run(tmp_path / "b", seed=2),
@@ -75,7 +75,7 @@ def test_without_a_list_of_settings_all_but_the_seed_tell_runs_apart(tmp_path):
     assert grouped(*runs) == [("100K · log_level x", 1), ("100K · log_level –", 2)]
 
 
-def test_runs_without_a_configuration_are_pooled_with_none(tmp_path):
+def test_runs_without_a_configuration_are_not_pooled(tmp_path):
     runs = [make_run(tmp_path / name, bare=True) for name in "ab"]
     assert grouped(*runs) == [("a", 1), ("b", 1)]
 
@@ -100,7 +100,7 @@ def test_delta_aucs_with_different_references_are_in_different_tables_and_figure
     assert "cycle 4 −5.00%" in text and "cycle 4 +5.56%" in text
 
 
-def test_probes_on_different_languages_or_of_different_lengths_are_compared_apart(tmp_path):
+def test_probes_on_different_languages_or_of_different_lengths_are_compared_separately(tmp_path):
     one = make_run(tmp_path / "one")
     two = make_run(tmp_path / "two", probes=[probe(c, a, language="th") for c, a in AREAS.items()])
     steps = {"probe_steps": [0, 10, 40]}
@@ -109,7 +109,7 @@ def test_probes_on_different_languages_or_of_different_lengths_are_compared_apar
     assert names == ["Vietnamese, full, 20 steps", "th, full, 20 steps", "Vietnamese, full, 40 steps"]
 
 
-def test_mean_over_seeds_is_that_worked_out_by_hand():
+def test_mean_over_seeds_equals_a_manual_computation():
     seeds = [{1: Estimate(60.0), 2: Estimate(54.0), 3: Estimate(9.0)}, {1: Estimate(60.0), 2: Estimate(48.0)}]
     # Standard deviation of 54 and 48: √18; over √2: 3.
     assert mean_curve(seeds) == {1: (60.0, 0.0), 2: (51.0, pytest.approx(3.0))}
@@ -187,7 +187,7 @@ def test_a_size_in_several_configurations_has_no_law(tmp_path):
     assert "No law was fitted: a size occurs with several configurations." in text and "The fitted law" not in text
 
 
-def test_no_onset_in_any_run_is_said_and_has_no_figure(tmp_path):
+def test_no_onset_in_any_run_is_reported_without_a_figure(tmp_path):
     runs = [valley(tmp_path / f"{p}", p, 14) for p in (1_000_000, 2_000_000, 3_000_000)]
     html = report(*runs)
     assert first_screen(html).count("No onset of plasticity loss was detected up to task 112") == 3
@@ -225,7 +225,7 @@ def test_diagnoses_of_different_configurations_are_never_one_figure(tmp_path):
     assert "Diagnoses of configuration e are not shown" in text_of(html)
 
 
-def test_what_is_missing_of_several_runs_is_named(tmp_path):
+def test_missing_records_of_several_runs_are_named(tmp_path):
     bare = [make_run(tmp_path / name, size=size) for name, size in (("x", "100K"), ("y", "400K"))]
     text = text_of(report(*bare))
     assert "No forgetting.jsonl in x and y." in text and "No diagnostics.jsonl in x and y." in text

@@ -1,4 +1,4 @@
-"""The onset law: exact without noise, honest with it, and careful with onsets that were not reached."""
+"""The onset law: exact without noise, correct intervals with noise, and censored onsets."""
 
 import doctest
 import math
@@ -90,7 +90,7 @@ def test_censored_onsets_enter_the_likelihood_as_lower_bounds():
     assert line.scatter == pytest.approx(math.exp(found[2]) * math.sqrt(measured / (measured - 2)), rel=1e-3)
 
 
-def test_a_bound_above_the_line_lifts_it_and_one_far_below_it_says_nothing():
+def test_a_bound_above_the_line_raises_it_and_one_far_below_has_no_effect():
     sizes, onsets = SIZES[:5], ONSETS[:5] * np.exp([0.2, -0.3, 0.1, 0.0, -0.1])
     alone = fit_onset_law(sizes, onsets)
     lifted = fit_onset_law([*sizes, SIZES[-1]], [*onsets, 10 * ONSETS[-1]], [False] * 5 + [True])
@@ -100,19 +100,19 @@ def test_a_bound_above_the_line_lifts_it_and_one_far_below_it_says_nothing():
     assert silent.exponent_interval == pytest.approx(alone.exponent_interval, abs=1e-2)
 
 
-def test_censoring_does_not_spoil_onsets_without_noise():
+def test_censoring_does_not_affect_onsets_without_noise():
     law = fit_onset_law(SIZES, np.minimum(ONSETS, 50), ONSETS > 50)
     assert (law.coefficient, law.exponent) == pytest.approx((1.3e-5, 0.8269), rel=1e-9)
     taken_for_measured = fit_onset_law(SIZES, np.minimum(ONSETS, 50))
     assert taken_for_measured.exponent < 0.75
 
 
-def test_onsets_bring_their_own_censoring():
+def test_onsets_include_their_censoring():
     onsets = [Onset(min(onset, 50), 0.0, onset > 50, "turning_point") for onset in ONSETS]
     assert fit_onset_law(SIZES, onsets) == fit_onset_law(SIZES, np.minimum(ONSETS, 50), ONSETS > 50)
 
 
-def test_the_intervals_of_exact_onsets_hold_the_truth_as_often_as_they_state():
+def test_the_intervals_of_exact_onsets_have_the_stated_coverage():
     rng = np.random.default_rng(0)
     size, level = math.log(1e9), 0.95
     hits = {"exponent": [], "coefficient": [], "prediction": []}
@@ -136,17 +136,17 @@ def test_the_intervals_of_exact_onsets_hold_the_truth_as_often_as_they_state():
     [(8, 1, 0.2, 8, math.inf), (8, 3, 0.2, 4, 80.0), (3, 3, 0.2, 1, math.inf)],
     ids=["between-probes", "censored", "three-sizes-of-three-seeds"],
 )
-def test_the_interval_of_the_exponent_holds_the_truth_in_simulated_ladders(
+def test_the_interval_of_the_exponent_covers_the_truth_in_simulated_ladders(
     count, seeds, of_sizes, probe_every, length
 ):
     sizes = PAPER_PARAMETERS[:: 8 // count][:count]
     found = law_errors(sizes, seeds, of_sizes, 0.1, probe_every, length, replicates=60)
-    # Measured with more: 88% to 100% (docs/experiments.md), less three standard errors of 60.
+    # Measured with more: 88% to 100% (docs/experiments.md), minus three standard errors of 60.
     assert found["coverage"] >= 0.75
     assert found["exponent"] == pytest.approx(0.8269, abs=0.08)
 
 
-def test_onsets_between_probes_are_not_bent_as_points_are():
+def test_intervals_between_probes_do_not_bias_the_law():
     # Probes once a cycle of eight tasks; the law puts 5M at task 4.5, which the first probe bounds from above.
     onsets = np.maximum(8, 8 * np.round(ONSETS / 8))
     between = [(0 if onset == 8 else onset - 8, onset + 8) for onset in onsets]
@@ -155,7 +155,7 @@ def test_onsets_between_probes_are_not_bent_as_points_are():
     assert fit_onset_law(SIZES, found).exponent == pytest.approx(0.8269, abs=0.05)
 
 
-def test_the_sublinear_test_errs_as_often_as_it_states_on_a_linear_law():
+def test_the_sublinear_test_has_the_stated_error_rate_on_a_linear_law():
     rng = np.random.default_rng(0)
     truth = np.log(SIZES) - 13
     lines = []
@@ -174,7 +174,7 @@ def test_the_sublinear_test_errs_as_often_as_it_states_on_a_linear_law():
         ("exponential", 3 * np.exp(1e-8 * SIZES)),
     ],
 )
-def test_leave_one_out_finds_the_model_that_made_the_onsets(name, onsets):
+def test_leave_one_out_finds_the_true_model(name, onsets):
     errors = fit_onset_law(SIZES, onsets).loo_errors
     assert set(errors) == set(MODELS)
     assert errors[name] < 1e-9 and all(errors[other] > 0.01 for other in errors if other != name)
@@ -191,7 +191,7 @@ def test_leave_one_out_error_is_relative_to_the_onset():
     assert fit_onset_law([1, 2, 3, 4], [1, 2, 4, 4], censored).loo_errors["linear"] > 0.25 / 4
 
 
-def test_two_points_make_a_law_without_an_interval():
+def test_a_law_from_two_points_has_no_interval():
     law = fit_onset_law(["5M", "314M"], [4.0, 138.0])
     assert law.coefficient_interval is None and law.exponent_interval is None and law.sublinear_p_value is None
     assert law.loo_errors is None
@@ -199,7 +199,7 @@ def test_two_points_make_a_law_without_an_interval():
     assert prediction.task == pytest.approx(4.0) and prediction.low is None and prediction.high is None
 
 
-def test_too_few_or_senseless_points_are_errors():
+def test_too_few_or_invalid_points_are_errors():
     for sizes, onsets, censored, message in (
         ([], [], None, "two measured onsets"),
         ([1e6], [3.0], None, "two measured onsets"),
@@ -218,7 +218,7 @@ def test_too_few_or_senseless_points_are_errors():
         fit_onset_law([1e6, 1e7], [3.0, 4.0], level=95)
 
 
-def test_several_seeds_of_a_size_and_any_order_are_welcome():
+def test_several_seeds_of_a_size_and_any_order_are_supported():
     order = np.array([3, 0, 7, 1, 0, 5])
     noisy = ONSETS[order] * np.exp([0.1, -0.1, 0.0, 0.2, 0.1, -0.2])
     law = fit_onset_law(SIZES[order], noisy)
@@ -236,8 +236,8 @@ def test_seeds_do_not_narrow_the_interval_as_sizes_do():
     assert copies.loo_errors == pytest.approx(one.loo_errors), "whole sizes are left out"
 
 
-def test_bounds_that_do_not_hold_their_onset_are_errors():
-    with pytest.raises(PlasticityError, match="between: 5 and 6 at position 0 do not hold the onset 4"):
+def test_bounds_that_do_not_include_their_onset_are_errors():
+    with pytest.raises(PlasticityError, match="between: 5 and 6 at position 0 do not include the onset 4"):
         fit_onset_law([1e6, 1e7], [Onset(4.0, 0.0, False, "rise", between=(5.0, 6.0)), 9.0])
 
 

@@ -1,4 +1,4 @@
-"""Onsets read off probe records: each rule on curves worked out by hand, and what must not be read off at all."""
+"""Onsets from probe records: each rule on curves with a known result, and invalid records."""
 
 import doctest
 import math
@@ -64,14 +64,14 @@ def test_zero_crossing_is_the_one_after_the_dip():
     assert find_onset(probes([100, 90, 95]), rule="zero_crossing").censored
 
 
-def test_zero_crossing_needs_the_probe_after_cycle_1():
+def test_zero_crossing_requires_the_probe_after_cycle_1():
     with pytest.raises(PlasticityError, match="none after cycle 1"):
         find_onset(probes([100, 90, 110])[1:], rule="zero_crossing")
 
 
 def test_statistical_onset_is_where_the_area_stays_above_its_running_minimum(monkeypatch):
     # The standard error of a difference is √2; twice that is 2.83. Task 32 (+4) is above it, task 40 (+2) falls back,
-    # task 48 (+3) is above it for good.
+    # task 48 (+3) stays above it.
     curve = probes([100, 90, 80, 84, 82, 83, 90], auc_stderr=1.0)
     monkeypatch.setattr(onset_module, "probe_scatter", lambda tasks, areas: None)
     onset = find_onset(curve, rule="statistical", z=2.0)
@@ -108,17 +108,17 @@ def test_statistical_rule_without_noise_is_an_error():
         find_onset(probes([100, 90, 110]), rule="statistical")
 
 
-def test_scatter_is_how_far_areas_lie_from_the_line_between_their_neighbours():
+def test_scatter_is_the_distance_from_the_line_between_neighbors():
     assert probe_scatter([8, 16, 24, 32, 40], [5, 4, 3, 2, 1]) == 0
     assert probe_scatter([8, 16, 40, 48, 72], [10, 11, 14, 15, 18]) == 0, "at uneven distances too"
     assert probe_scatter([8, 16, 24, 32], [1, 2, 1, 2]) is None
-    # Every area lies 2 from the line between its neighbours, and 2² / (¼ + ¼ + 1) is the variance.
+    # Every area lies 2 from the line between its neighbors, and 2² / (¼ + ¼ + 1) is the variance.
     assert probe_scatter([8, 16, 24, 32, 40], [0, 2, 0, 2, 0]) == pytest.approx(1.4826 * 2 / math.sqrt(1.5))
     noise = np.random.default_rng(0).normal(size=4000)
     assert probe_scatter(range(4000), 100 - np.arange(4000) / 10 + 3 * noise) == pytest.approx(3, rel=0.05)
 
 
-def test_statistical_noise_is_the_scatter_where_repeats_know_of_less():
+def test_statistical_noise_is_the_scatter_if_it_is_larger_than_that_of_repeats():
     generator = np.random.default_rng(1)
     found = {2.0: 0, 3.0: 0}
     for _ in range(400):
@@ -133,12 +133,12 @@ def test_statistical_noise_is_the_scatter_where_repeats_know_of_less():
 
 @pytest.mark.parametrize("curve", [level_curve, falling_curve])
 @pytest.mark.parametrize("probes, seeds", [(8, 1), (24, 1), (3, 3), (24, 3)])
-def test_a_rise_is_seldom_found_where_there_is_none(curve, probes, seeds):
+def test_curves_without_a_rise_have_few_false_alarms(curve, probes, seeds):
     # Three standard errors above 5% of 200.
     assert detection_rate(curve(probes), seeds, 0.02, 0.0, "rise", replicates=200) <= 0.096
 
 
-def test_a_rise_is_seldom_found_in_correlated_noise():
+def test_correlated_noise_has_few_false_alarms():
     assert detection_rate(level_curve(24), 1, 0.02, 0.5, "rise", replicates=200) <= 0.15
     assert detection_rate(level_curve(24), 3, 0.02, 0.5, "rise", replicates=200) <= 0.12
 
@@ -147,7 +147,7 @@ def test_the_old_rules_find_onsets_in_noise():
     assert detection_rate(level_curve(24), 1, 0.02, 0.0, "turning_point", replicates=100) > 0.8
 
 
-def test_a_rise_that_is_there_is_found_where_it_is():
+def test_a_true_rise_is_located():
     found = location_errors(24, turn=0.5, rise=0.06, seeds=3, noise=0.02, correlation=0.0, replicates=60)
     assert found["found"] > 0.9 and abs(found["bias"]) < 0.1 and found["rmse"] < 0.15
 
@@ -165,8 +165,8 @@ def test_a_rise_as_large_as_the_detectable_one_is_found_in_most_cases():
     assert 0.65 <= hits / 100 <= 0.95
 
 
-def test_a_rise_needs_probes_enough_to_know_the_noise():
-    with pytest.raises(PlasticityError, match="7 probes of 1 seed; to tell a rise from noise requires 8"):
+def test_the_rise_test_requires_enough_probes_to_estimate_the_noise():
+    with pytest.raises(PlasticityError, match="7 probes of 1 seed; a test for a rise requires 8"):
         find_onset(probes([100, 90, 80, 85, 90, 95, 99]))
     with pytest.raises(PlasticityError, match="2 probes of 2 seeds"):
         find_onset([probes([100, 90]), probes([100, 90])])
@@ -210,7 +210,7 @@ def test_records_of_different_probes_are_never_mixed(field, value):
         find_onset([*curve[:2], curve[2] | {field: value}])
 
 
-def test_bad_records_are_named():
+def test_invalid_records_are_named():
     curve = probes([100, 90, 95])
     with pytest.raises(PlasticityError, match="task 8 occurs twice; give each run its own list"):
         find_onset([*curve, curve[0]])
@@ -226,7 +226,7 @@ def test_bad_records_are_named():
         find_onset(curve, rule="minimum")
 
 
-def test_analysis_works_where_torch_is_not_installed():
+def test_analysis_works_without_torch():
     script = """
 import sys
 class NoTorch:

@@ -1,4 +1,4 @@
-"""The statistics of comparisons, against what is worked out by hand and against simulations."""
+"""The statistics of comparisons, compared with manual computations and simulations."""
 
 import itertools
 import math
@@ -74,13 +74,13 @@ def test_how_many_seeds_a_comparison_requires():
     assert [seeds_needed(tests) for tests in (1, 2, 3, 4, 6, 12)] == [6, 7, 7, 8, 8, 9]
 
 
-def test_a_method_is_above_another_only_where_the_test_says_so():
+def test_a_method_is_above_another_only_if_the_test_is_significant():
     seeds = np.arange(8) / 100
     clear, near = np.full(8, 1.0), np.array([1, -1, 1, -1, 1, -1, 1, 1]) / 1000
     # The first is below both others in every seed; the others differ by noise. Three pairs, 3·2/256 = 0.023.
     assert ranks([seeds, seeds + clear, seeds + clear + near]) == [(1, 1), (2, 3), (2, 3)]
     assert ranks([seeds + clear, seeds, seeds + 2 * clear]) == [(2, 2), (1, 1), (3, 3)]
-    # The same with six seeds: 3·2/64 = 0.094, so that nothing is supported.
+    # The same with six seeds: 3·2/64 = 0.094, so no rank is significant.
     assert ranks([seeds[:6], seeds[:6] + 1, seeds[:6] + 2]) == [(1, 3)] * 3
     assert ranks([seeds]) == [(1, 1)]
 
@@ -93,14 +93,14 @@ SHAPES = {
 
 
 @pytest.mark.parametrize(("shape", "coverage"), [("normal", 0.95), ("heavy tails", 0.96), ("skewed", 0.82)])
-def test_the_coverage_of_the_interval_is_what_its_docstring_says(shape, coverage):
+def test_the_coverage_of_the_interval_is_that_of_its_docstring(shape, coverage):
     rows = SHAPES[shape](np.random.default_rng(0), (20_000, 6))
     hits = [low <= 0 <= high for low, high in map(mean_interval, rows)]
     assert np.mean(hits) == pytest.approx(coverage, abs=0.015)
 
 
 @pytest.mark.parametrize(("shape", "methods", "seeds"), [("normal", 4, 8), ("heavy tails", 4, 8), ("normal", 1, 6)])
-def test_methods_without_an_effect_are_rarely_called_significant(shape, methods, seeds):
+def test_methods_without_an_effect_are_rarely_significant(shape, methods, seeds):
     # Differences against one baseline share its noise.
     generator, calls = np.random.default_rng(1), []
     for _ in range(600):
@@ -109,7 +109,7 @@ def test_methods_without_an_effect_are_rarely_called_significant(shape, methods,
     assert np.mean(calls) <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / 600)
 
 
-def test_ranks_of_equal_methods_are_rarely_told_apart():
+def test_equal_methods_rarely_have_different_ranks():
     generator, calls = np.random.default_rng(2), []
     for _ in range(400):
         found = ranks(generator.normal(size=(4, 9)))

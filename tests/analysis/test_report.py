@@ -1,4 +1,4 @@
-"""The report: one self-contained page that states the result first and mixes nothing."""
+"""The report: one self-contained page that begins with the result and never mixes different probes."""
 
 import csv
 import json
@@ -63,7 +63,7 @@ def full_run(tmp_path):
     return folder
 
 
-def test_page_needs_nothing_but_itself(full_run):
+def test_page_is_self_contained(full_run):
     html = report(full_run)
     tags = Tags(html).found
     links = [value for _, attributes in tags for name, value in attributes.items() if name in ("src", "href")]
@@ -110,7 +110,7 @@ def test_first_figures_are_auc_and_then_delta_auc(full_run):
          "below the last probe)."),
     ],
 )  # fmt: skip
-def test_first_screen_states_the_result_or_that_there_is_none(tmp_path, areas, words):
+def test_first_screen_has_the_result_or_its_absence(tmp_path, areas, words):
     assert words in first_screen(report(make_run(tmp_path / "run", areas)))
 
 
@@ -121,7 +121,7 @@ def test_a_clear_rise_has_an_onset_on_the_first_screen_and_in_the_figures(tmp_pa
     assert "onset: task 40" in figures["AUC"] and "onset: task 40" in figures["ΔAUC"]
 
 
-def test_run_without_probes_says_so(tmp_path):
+def test_run_without_probes_is_reported(tmp_path):
     folder = make_run(tmp_path / "run")
     (folder / "probes.jsonl").unlink()
     assert first_screen(report(folder)) == "No result yet: no probe has been recorded."
@@ -185,7 +185,7 @@ def test_a_probe_within_the_first_cycle_is_one_of_a_trained_model(tmp_path):
     assert "ΔAUC against task 4" in text_of(report(folder))
 
 
-def test_run_without_configuration_cycles_or_log_is_reported_with_what_it_lacks(tmp_path):
+def test_run_without_configuration_cycles_or_log_is_reported_with_notes(tmp_path):
     text = text_of(report(make_run(tmp_path / "bare", bare=True, log=False)))
     assert "Model, trained for 240 steps. Probed 4 times on vi." in text
     assert "step 160 160 – 54.00 −10.00% 6.000 1.600 16.00 –" in text
@@ -203,7 +203,7 @@ def test_run_without_configuration_cycles_or_log_is_reported_with_what_it_lacks(
     assert "nan" not in text.lower().split() and "None" not in text.split()
 
 
-def test_settings_of_a_probe_are_shown_where_they_are_recorded(tmp_path):
+def test_settings_of_a_probe_are_shown_if_they_are_recorded(tmp_path):
     folder = make_run(tmp_path / "bare", bare=True)
     (folder / "probe_protocols.json").write_text(json.dumps({HASH: {"steps": 20, "precision": "bf16"}}))
     text = text_of(report(folder))
@@ -275,14 +275,14 @@ def test_late_learning_curves_leave_out_the_steep_start(tmp_path):
     assert "The same from step 20 on." in text_of(report(tmp_path / "run"))
 
 
-def test_a_folder_of_runs_stands_for_the_runs_in_it(tmp_path):
+def test_a_folder_of_runs_is_expanded_to_its_runs(tmp_path):
     ladder = [make_run(tmp_path / "ladder" / name) for name in ("b", "a")]
     (tmp_path / "ladder" / "notes").mkdir()
     single = make_run(tmp_path / "single")
     make_run(single / "inside")
     assert find_runs([tmp_path / "ladder"]) == sorted(ladder)
     assert find_runs([single, "org/name", str(tmp_path / "ladder")]) == [single, "org/name", *sorted(ladder)]
-    # What holds no run is left for the reader of records to refuse.
+    # Folders without a run are refused by the reader of records.
     assert find_runs([tmp_path / "ladder" / "notes", tmp_path / "none"]) == [
         tmp_path / "ladder" / "notes",
         tmp_path / "none",

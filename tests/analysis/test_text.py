@@ -1,4 +1,4 @@
-"""Numbers as reports show them."""
+"""Numbers in reports."""
 
 import pytest
 

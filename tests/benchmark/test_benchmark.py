@@ -1,4 +1,4 @@
-"""`recipes/benchmark.py`: what it computes from readings, what it does with failures, and both suites to their end."""
+"""`recipes/benchmark.py`: its computations, failures, and a dry run of both suites."""
 
 import os
 import subprocess
@@ -10,7 +10,7 @@ from hf_plasticity.benchmark.case import Case
 from hf_plasticity.benchmark.command import main
 from hf_plasticity.benchmark.processes import Worker, WorkerFailed, median_and_range, take_turns
 from hf_plasticity.benchmark.report import Report
-from hf_plasticity.benchmark.sections import survives
+from hf_plasticity.benchmark.sections import records_failure
 from support.launch import ROOT
 
 
@@ -38,8 +38,8 @@ def test_a_report_is_on_disk_after_every_row(tmp_path):
     assert "# Benchmark, suite cpu\n" in text and f"## Speed\n\nMeasured.\n\n{table}" in text
 
 
-def test_a_section_that_fails_is_a_row(tmp_path):
-    @survives
+def test_a_failed_section_is_recorded_as_a_row(tmp_path):
+    @records_failure
     def section(report):
         report.section("Speed", ("model", "tokens/s"), "Measured.")
         raise OSError("no\nroom")
@@ -49,7 +49,7 @@ def test_a_section_that_fails_is_a_row(tmp_path):
     assert report.sections[0].rows == [("failed", "OSError: no room")]
 
 
-def test_a_case_that_fails_leaves_the_next_one_to_be_measured():
+def test_a_failed_case_does_not_stop_the_next_one():
     with Worker(TINY.but(size="0K"), TINY) as worker:
         worker.started()
         with pytest.raises(WorkerFailed, match="PlasticityError: size: '0K' is not a model size"):
@@ -96,7 +96,7 @@ def test_a_suite_runs_to_its_end(tmp_path, suite):
         assert {"Model FLOPs utilization", "The loss over the vocabulary", "Runs side by side"} <= titles
 
 
-def test_without_a_gpu_its_suite_is_refused():
+def test_the_gpu_suite_requires_a_gpu():
     command = [sys.executable, ROOT / "recipes" / "benchmark.py", "--suite", "gpu"]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
     process = subprocess.run(command, capture_output=True, text=True, env=environment)

@@ -1,4 +1,4 @@
-"""A comparison whose runs take place in this process, one after the other."""
+"""A comparison whose runs execute in this process, one after the other."""
 
 import contextlib
 from pathlib import Path
@@ -16,7 +16,7 @@ WORDS += ["--tune_probe_language", "syn8", "--evaluate_forgetting", *TINY]
 
 
 class RunsHere:
-    """Stands in for `run_side_by_side`. `stop_after` interrupts the comparison after so many runs."""
+    """Stands in for `run_in_parallel`. `stop_after` interrupts the comparison after so many runs."""
 
     def __init__(self):
         self.started: list[str] = []
@@ -44,7 +44,7 @@ def compare():
     """`compare(folder, *arguments)` gives the exit status; `compare.runs` has the runs that were started."""
     with pytest.MonkeyPatch.context() as patch:
         runs = RunsHere()
-        patch.setattr(stages, "run_side_by_side", runs)
+        patch.setattr(stages, "run_in_parallel", runs)
 
         def run(folder: Path, *arguments: str) -> int:
             runs.started.clear()

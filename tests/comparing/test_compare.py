@@ -64,7 +64,7 @@ def test_the_trial_with_the_lowest_auc_on_the_tuning_language_is_chosen(compared
     assert (control["control_of"], control["trials"]) == ("redo", 0)
 
 
-def test_the_leaderboard_is_what_the_runs_say(compared):
+def test_the_leaderboard_follows_from_the_records_of_the_runs(compared):
     board = board_of(compared)
     rows = {row["method"]: row for row in board["rows"]}
     baseline = rows["none"]["chosen"]["number"]
@@ -93,20 +93,20 @@ def test_the_page_and_the_terminal_show_the_same_numbers(compared, compare, caps
         assert re.search(rf"^{row['method']} .*{row['auc']:.2f}", shown, flags=re.MULTILINE)
     for sentence in (
         "No method differs significantly from the baseline.",
-        "With 2 seeds and 2 methods none could: the smallest corrected p-value is 1. At least 7 seeds are required.",
+        "With 2 seeds and 2 methods, none can: the smallest corrected p-value is 1. At least 7 seeds are required.",
     ):
         assert sentence in page and sentence in shown
     assert "with 2 seeds, the smallest corrected p-value of 2 comparisons is 1; 7 seeds can show" in shown
 
 
-def test_a_method_that_is_added_runs_alone(compared, compare):
+def test_only_the_runs_of_an_added_method_are_made(compared, compare):
     added = ["--mitigations", "none", "redo", "random_reset", "full_reset"]
     assert compare(compared, *added) == 0
     assert compare.runs.started and all("/full_reset-" in name for name in compare.runs.started)
     assert {row["method"] for row in board_of(compared)["rows"]} == {*added[1:]}
 
 
-def test_a_trial_that_diverges_has_lost_and_other_failures_stop_the_comparison(tmp_path, compare, capsys):
+def test_a_diverged_trial_is_not_chosen_and_other_failures_stop_the_comparison(tmp_path, compare, capsys):
     # The default learning rate of the baseline diverges, and so does trial 0 of every method.
     extreme = ["--mitigations", "none", "full_reset", "--learning_rate=1e30", "--max_grad_norm=0", "--trials", "1"]
     assert compare(tmp_path / "diverged", *extreme) == 2

@@ -1,4 +1,4 @@
-"""The numbers of the leaderboard, worked out by hand."""
+"""The numbers of the leaderboard, compared with manual computations."""
 
 import math
 
@@ -12,7 +12,7 @@ from hf_plasticity.comparing.trials import Trial
 
 
 SEEDS = range(1, 9)
-# What a seed does to every method.
+# The effect of a seed on every method.
 LUCK = [0.0, 30.0, -20.0, 10.0, -5.0, 25.0, -15.0, 5.0]
 
 
@@ -31,11 +31,11 @@ def entry(method, factor, defaults=1.0, control_of=None, diverged=(), training_l
     return Entry(method, control_of, trial, results, plain, [Scored(trial, {9: 100.0})])
 
 
-def test_the_headline_is_the_ratio_paired_by_seed():
+def test_the_main_result_is_the_ratio_paired_by_seed():
     board = make_leaderboard([entry("none", 1.0), entry("redo", 0.9, defaults=0.95), entry("cbp", 1.2)])
     assert [row.method for row in board.rows] == ["redo", "none", "cbp"]
     redo, none, cbp = board.rows
-    # The luck of a seed cancels, so that the intervals have no width.
+    # The effect of a seed cancels, so the intervals have no width.
     assert redo.change == pytest.approx((-10, -10, -10)) and cbp.change == pytest.approx((20, 20, 20))
     assert redo.with_defaults == pytest.approx((-5, -5, -5))
     assert none.change is None and none.p is None
@@ -70,7 +70,7 @@ def test_gaps_are_means_of_differences_with_their_intervals():
     assert row.forgetting_gap == pytest.approx((0.15, *mean_interval([0.1, 0.2])))
 
 
-def test_a_method_that_diverged_has_no_rank_and_says_so():
+def test_a_method_that_diverged_has_no_rank():
     board = make_leaderboard([entry("none", 1.0), entry("redo", 0.9, diverged=[3]), entry("cbp", 0.9)])
     assert [row.method for row in board.rows] == ["cbp", "none", "redo"]
     redo = board.rows[-1]
@@ -84,7 +84,7 @@ def test_a_baseline_that_diverged_is_an_error():
 
 
 def test_aucs_of_different_probes_are_not_compared():
-    with pytest.raises(PlasticityError, match=r"were probed in 2 ways \(g, h\)"):
+    with pytest.raises(PlasticityError, match=r"have 2 different probes \(g, h\)"):
         make_leaderboard([entry("none", 1.0), entry("redo", 0.9, probe="g")])
 
 

@@ -1,4 +1,4 @@
-"""The runs of a comparison, and the mistakes that are told before any of them starts."""
+"""The runs of a comparison, and the errors that are reported before any of them starts."""
 
 import json
 from argparse import ArgumentParser
@@ -21,7 +21,7 @@ def comparison(folder, methods=("none", "redo"), settings=ARGUMENTS, **changes):
     return Comparison(folder, list(methods), settings=settings, **values)
 
 
-def test_all_methods_have_as_many_runs(tmp_path):
+def test_all_methods_have_the_same_number_of_runs(tmp_path):
     plan = comparison(tmp_path, methods=["none", "redo", "l2_init"], tune_seeds=[3, 4], trials=3)
     counts = {}
     for run in plan.tuning_runs():
@@ -34,7 +34,7 @@ def test_all_methods_have_as_many_runs(tmp_path):
     ]
 
 
-def test_a_control_is_not_tuned_beside_its_method(tmp_path):
+def test_a_control_is_not_tuned_if_its_method_is_compared(tmp_path):
     with_redo = comparison(tmp_path, methods=["none", "redo", "random_reset"])
     assert with_redo.tuned_methods() == ["none", "redo"] and with_redo.method_of("random_reset") == "redo"
     assert comparison(tmp_path, methods=["none", "random_reset"]).tuned_methods() == ["none", "random_reset"]
@@ -78,23 +78,23 @@ BAD = [
     (["--mitigations", "none", "redo", "redo"], "mitigations: 'none redo redo' has a duplicate"),
     (["--seeds", "1", "1"], "seeds: '1 1' has a duplicate"),
     (["--seeds", *map(str, range(21))], "seeds: 21 are more than 20"),
-    (["--tune_seeds", "2"], "tune_seeds: 2 is among the seeds of the final runs"),
+    (["--tune_seeds", "2"], "tune_seeds: 2 is also a seed of the final runs"),
     (["--trials", "0"], "trials: 0 is not a positive number"),
     (["--jobs", "0"], "jobs: 0 is not a positive number"),
     (["--cycle", "3"], "cycle: 3 is not between 1 and the 2 cycles"),
     (["--cycle", "1", "--probe_every_cycles", "2"], "cycle: no probe is due after cycle 1"),
     (["--tune_probe_language", "syn9"], "tune_probe_language: 'syn9' is the reported probe language"),
     (["--tune_probe_language", "syn1"], "tune_probe_language: 'syn1' is a training language"),
-    (["--seed", "3"], "seed: it differs from run to run in a comparison; use --seeds"),
-    (["--mitigation=redo"], "mitigation: it differs from run to run in a comparison; use --mitigations"),
-    (["--no_probe"], "no_probe: it differs from run to run in a comparison; a comparison requires probes"),
+    (["--seed", "3"], "seed: the comparison decides it for each run; use --seeds"),
+    (["--mitigation=redo"], "mitigation: the comparison decides it for each run; use --mitigations"),
+    (["--no_probe"], "no_probe: the comparison decides it for each run; a comparison requires probes"),
     (["--probe=deferred"], "probe: a comparison requires inline probes"),
     (["--learning_rte=1"], "argument '--learning_rte=1' is unknown; did you mean 'learning_rate'?"),
 ]
 
 
 @pytest.mark.parametrize(("arguments", "message"), BAD)
-def test_mistakes_are_told_before_anything_runs(tmp_path, arguments, message, capsys):
+def test_mistakes_are_reported_before_any_run_starts(tmp_path, arguments, message, capsys):
     folder = tmp_path / "comparison"
     words = ["--mitigations", "none", "redo", "--seeds", "1", "2", "--tune_probe_language", "syn8"]
     assert cli.main(["compare", *words, f"--output_dir={folder}", *ARGUMENTS, *arguments]) == 2
@@ -113,21 +113,23 @@ def test_a_configuration_with_a_mitigation_is_refused(tmp_path):
 def test_the_folder_of_another_comparison_is_refused(tmp_path):
     comparison(tmp_path).take_folder()
     comparison(tmp_path).take_folder()
-    with pytest.raises(PlasticityError, match=r"of another comparison \(seeds is \[1, 2\] there and \[1, 4\] here\)"):
+    with pytest.raises(
+        PlasticityError, match=r"belongs to another comparison \(seeds is \[1, 2\] there and \[1, 4\] here\)"
+    ):
         comparison(tmp_path, seeds=[1, 4]).take_folder()
     with pytest.raises(PlasticityError, match="task_steps is 4 there and 8 here"):
         comparison(tmp_path, settings=[*ARGUMENTS, "--task_steps=8"]).take_folder()
 
 
-def test_methods_may_be_added_to_a_comparison_but_not_left_out(tmp_path):
+def test_methods_can_be_added_to_a_comparison_but_not_removed(tmp_path):
     comparison(tmp_path, methods=["none", "redo"]).take_folder()
     comparison(tmp_path, methods=["none", "redo", "cbp"]).take_folder()
     assert json.loads((tmp_path / PLAN_FILE).read_text())["mitigations"] == ["none", "redo", "cbp"]
-    with pytest.raises(PlasticityError, match="mitigations lack redo here"):
+    with pytest.raises(PlasticityError, match="mitigations must include redo"):
         comparison(tmp_path, methods=["none", "cbp"]).take_folder()
 
 
-def test_the_default_tuning_seed_is_none_of_the_final_ones(tmp_path, monkeypatch):
+def test_the_default_tuning_seed_is_not_a_final_seed(tmp_path, monkeypatch):
     from hf_plasticity.comparing import command
 
     seen = []

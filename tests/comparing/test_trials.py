@@ -1,11 +1,11 @@
-"""What a comparison tries: the same number for every method, within the ranges that each method states."""
+"""The trials of a comparison: the same number for every method, within the search space of the method."""
 
 import dataclasses
 
 import numpy as np
 import pytest
 
-from hf_plasticity.comparing.trials import BASELINE, Trial, trials_of, with_choice_of
+from hf_plasticity.comparing.trials import BASELINE, Trial, trials_of, with_chosen_arguments
 from hf_plasticity.mitigations import MITIGATIONS, make_mitigation
 from hf_plasticity.mitigations.search import Choice, LogUniform, Steps, Uniform
 
@@ -28,14 +28,14 @@ def test_every_method_tries_the_same_learning_rates_and_weight_decays():
     assert all(1e-3 <= rate <= 9e-3 for rate in rates) and all(0.01 <= decay <= 1 for decay in decays)
 
 
-def test_a_trial_does_not_depend_on_how_many_there_are():
+def test_a_trial_does_not_depend_on_the_number_of_trials():
     assert trials("redo", 2) == trials("redo", 5)[:2]
     assert trials("redo")[1].arguments != trials("redo")[2].arguments != trials("grama")[2].arguments
 
 
 @pytest.mark.parametrize("task_steps", [4, 300, 9537])
 @pytest.mark.parametrize("method", MITIGATIONS)
-def test_every_trial_is_one_that_the_method_accepts(method, task_steps):
+def test_every_trial_is_valid(method, task_steps):
     searched = {one.name for one in dataclasses.fields(MITIGATIONS[method]) if one.metadata["search"] is not None}
     for trial in trials(method, 50, task_steps)[1:]:
         assert trial.arguments.keys() == searched
@@ -43,7 +43,7 @@ def test_every_trial_is_one_that_the_method_accepts(method, task_steps):
 
 
 @pytest.mark.parametrize("method", MITIGATIONS)
-def test_every_method_with_arguments_states_what_is_searched(method):
+def test_every_method_with_arguments_has_a_search_space(method):
     fields = dataclasses.fields(MITIGATIONS[method])
     assert not fields or any(one.metadata["search"] is not None for one in fields)
 
@@ -66,6 +66,6 @@ def test_draws_fill_their_ranges():
 
 def test_a_control_shares_the_choice_of_its_method():
     chosen = trials("redo")[3]
-    control = with_choice_of("random_reset", chosen)
+    control = with_chosen_arguments("random_reset", chosen)
     assert control == dataclasses.replace(chosen, method="random_reset")
     assert control.name == "random_reset-trial3"

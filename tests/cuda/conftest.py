@@ -6,7 +6,7 @@ import torch
 
 # CUDA's matrix products are deterministic with a workspace of this kind, which is read when CUDA starts.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-# On a machine without a GPU, `HF_PLASTICITY_CUDA_TESTS=cpu` rehearses these tests on the CPU.
+# On a machine without a GPU, `HF_PLASTICITY_CUDA_TESTS=cpu` runs these tests on the CPU.
 DEVICE = os.environ.get("HF_PLASTICITY_CUDA_TESTS", "cuda")
 
 
@@ -21,7 +21,7 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture
 def device():
-    """Where these tests compute."""
+    """The device of these tests."""
     return DEVICE
 
 

@@ -1,4 +1,4 @@
-"""On CUDA, in one process: what a run ends with does not depend on probes, diagnoses or interruptions, to the bit."""
+"""On CUDA, in one process: the final state of a run is bit-identical with probes, diagnoses and interruptions."""
 
 import pytest
 import torch
@@ -28,7 +28,7 @@ def settings_of(device, precision):
 
 
 def end_of(trainer):
-    """What a run ends with, the random numbers of the GPU among it."""
+    """The final state of a run, including the random numbers of the GPU."""
     assert next(trainer.model.parameters()).device.type == trainer.args.device.type
     cuda = {"cuda": torch.cuda.get_rng_state()} if trainer.args.device.type == "cuda" else {}
     return final_state(trainer) | cuda
@@ -63,7 +63,7 @@ def test_probes_and_diagnoses_are_invisible(tmp_path, cache, unprobed, device, p
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_a_resumed_run_is_the_run(tmp_path, cache, device, precision):
+def test_a_resumed_run_is_bit_identical(tmp_path, cache, device, precision):
     settings = settings_of(device, precision)
     whole = train(tmp_path / "whole", cache, **settings)
     dying = make_trainer(tmp_path / "cut", cache, **settings)
@@ -142,8 +142,8 @@ def test_probes_are_invisible_with_the_vocabulary_of_the_study(tmp_path, device,
     assert_same(*ends)
 
 
-def test_what_is_compared_can_differ(tmp_path, cache, unprobed, device):
-    """Another seed ends elsewhere, and so does another precision."""
+def test_the_compared_values_can_differ(tmp_path, cache, unprobed, device):
+    """Another seed or precision gives another final state."""
     other = end_of(train(tmp_path, cache, no_probe=True, seed=8, **settings_of(device, "fp32")))
     for end in (other, unprobed(device, "bf16")):
         with pytest.raises(AssertionError):

@@ -28,7 +28,7 @@ def finish(*arguments, **how):
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """Runs that were never interrupted, by precision."""
+    """Uninterrupted runs, by precision."""
     folders = {}
 
     def of(device, precision):
@@ -41,7 +41,7 @@ def finished(tmp_path_factory):
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_a_killed_run_that_is_started_again_ends_the_same(tmp_path, finished, device, precision):
+def test_a_killed_run_that_is_restarted_has_the_same_results(tmp_path, finished, device, precision):
     command = flags(device, f"--bf16={precision == 'bf16'}", f"--output_dir={tmp_path / 'run'}")
     for event in ["task:7", "probe:3"] if precision == "fp32" else ["task:7"]:
         process = start(event, CONTINUAL, *command, script=KILLED)
@@ -50,7 +50,7 @@ def test_a_killed_run_that_is_started_again_ends_the_same(tmp_path, finished, de
     assert_same_run(finished(device, precision), tmp_path / "run")
 
 
-def test_deferred_probes_find_what_inline_probes_find(tmp_path, finished, device):
+def test_deferred_probes_have_the_results_of_inline_probes(tmp_path, finished, device):
     finish(*flags(device, f"--output_dir={tmp_path / 'run'}", "--probe=deferred"))
     cpu = ["--use_cpu"] if device == "cpu" else []
     finish("--model", tmp_path / "run", "--follow", "--disable_tqdm=true", *cpu, script=PROBE)
@@ -71,12 +71,12 @@ def sharded(folder, device, *more):
 def test_probes_are_invisible_under_fsdp2(tmp_path, finished, device):
     inline, deferred = tmp_path / "inline", tmp_path / "deferred"
     sharded(inline, device)
-    # Keeps the same checkpoints and probes nothing.
+    # Saves the same checkpoints without probes.
     sharded(deferred, device, "--probe=deferred")
     trained = [[entry for entry in recorded(folder)[2] if "loss" in entry] for folder in (inline, deferred)]
     assert trained[0] == trained[1] != []
     assert len(recorded(inline)[0]) == 3 and recorded(deferred)[0] == []
     torch.testing.assert_close(weights(inline), weights(deferred), rtol=0, atol=0)
-    # And it is the run, up to rounding.
+    # The run is the same up to rounding.
     plain = [entry["loss"] for entry in recorded(finished(device, "fp32"))[2] if "loss" in entry]
     assert [entry["loss"] for entry in trained[0]] == pytest.approx(plain, rel=1e-3)

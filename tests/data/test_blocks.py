@@ -1,4 +1,4 @@
-"""Blocks and the training stream: what text becomes, and that it does so the same way under all circumstances."""
+"""Blocks and the training stream: their content, and its reproducibility."""
 
 import hashlib
 
@@ -78,7 +78,7 @@ def test_bytes_per_token_does_not_depend_on_what_else_has_been_prepared(tmp_path
     assert len(prepared) > 1 and prepared.bytes_per_token(1) == fresh != prepared.bytes_per_token(len(prepared))
 
 
-def test_preparing_goes_on_after_an_interruption(tmp_path, small_shards):
+def test_an_interrupted_preparation_resumes(tmp_path, small_shards):
     with pytest.raises(OSError, match="unplugged"):
         make_blocks(tmp_path, ListedSource(fails_at=30)).prepare(10**6)
     source = ListedSource()
@@ -87,7 +87,7 @@ def test_preparing_goes_on_after_an_interruption(tmp_path, small_shards):
     assert blocks[np.arange(len(blocks))].ravel().tolist() == expected_tokens(source, "a", "train")[: len(blocks) * 16]
 
 
-def test_prepared_blocks_are_found_again_and_anything_else_makes_new_ones(tmp_path):
+def test_prepared_blocks_are_reused_only_for_equal_inputs(tmp_path):
     first = make_blocks(tmp_path).prepare(5)
     again = make_blocks(tmp_path, source := ListedSource()).prepare(5)
     assert again.folder == first.folder and source.read == []
@@ -101,7 +101,7 @@ def test_prepared_blocks_are_found_again_and_anything_else_makes_new_ones(tmp_pa
     assert len({blocks.folder for blocks in [first, *others]}) == 6
 
 
-def test_released_shards_are_made_again_the_same(tmp_path, small_shards):
+def test_deleted_shards_are_prepared_again_identically(tmp_path, small_shards):
     blocks = make_blocks(tmp_path).prepare(10**6)
     before = blocks[np.arange(len(blocks))]
     blocks.release(0, 12)
@@ -130,7 +130,7 @@ def digest(stream, batch_size):
 
 
 @pytest.mark.parametrize("name", ["rotation", "stationary", "gradual", "c,a,c"])
-def test_the_sequences_of_a_run_depend_on_configuration_and_seed_alone(tmp_path, name):
+def test_the_sequences_of_a_run_depend_only_on_configuration_and_seed(tmp_path, name):
     canonical = digest(make_stream(tmp_path, name), batch_size=4)
     assert digest(make_stream(tmp_path, name), batch_size=12) == canonical
     assert digest(make_stream(tmp_path, name, tasks=9), batch_size=1)[:60] == canonical[:60]
@@ -147,14 +147,14 @@ def test_a_task_instance_has_the_same_text_for_every_seed_in_another_order(tmp_p
     assert sorted(one) == sorted(two) and one != two
 
 
-def test_no_sequence_comes_twice_in_a_run(tmp_path):
+def test_no_sequence_is_used_twice_in_a_run(tmp_path):
     languages, numbers = make_stream(tmp_path, "stationary").locate(range(72))
     assert len(set(zip(languages, numbers))) == 72
 
 
 def test_a_corpus_too_small_is_an_error_with_both_numbers(tmp_path):
     have = len(make_blocks(tmp_path, ListedSource(50)).prepare(10**6)) * 16
-    with pytest.raises(PlasticityError, match=rf"'a' has {have} training tokens and the run needs 1,920"):
+    with pytest.raises(PlasticityError, match=rf"'a' has {have} training tokens and the run requires 1,920"):
         make_stream(tmp_path, tasks=30, documents=50)
 
 
@@ -171,13 +171,13 @@ def test_repeats_go_through_the_text_in_whole_epochs_and_are_counted(tmp_path):
 def test_streaming_gives_the_same_sequences_and_leaves_little_on_disk(tmp_path, small_shards):
     canonical = digest(make_stream(tmp_path / "all", tasks=18), batch_size=4)
     stream = make_stream(tmp_path / "some", tasks=18, streaming=True)
-    assert len(stream.blocks["a"]) == 0, "nothing is prepared before it is needed"
+    assert len(stream.blocks["a"]) == 0, "nothing is prepared before it is required"
     assert digest(stream, batch_size=4) == canonical
     kept = {size: sum(1 for _ in (tmp_path / size).rglob("shard-*.bin")) for size in ("all", "some")}
     assert kept["some"] < kept["all"]
 
 
-def test_streaming_ends_with_an_error_where_the_text_does(tmp_path):
+def test_streaming_raises_an_error_when_the_text_ends(tmp_path):
     stream = make_stream(tmp_path, tasks=30, documents=50, streaming=True)
     with pytest.raises(PlasticityError, match="'a' has no fresh train text after"):
         digest(stream, batch_size=4)

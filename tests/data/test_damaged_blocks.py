@@ -1,4 +1,4 @@
-"""Prepared blocks that changed on the disk are found; what a killed process left is removed."""
+"""Damaged blocks are detected, and files of killed processes are removed."""
 
 import json
 import os
@@ -38,7 +38,7 @@ def test_zeroed_bytes_of_the_same_size_are_found_when_a_shard_is_opened(tmp_path
     assert np.array_equal(again[intact], everything[intact]), "the other shards can be used"
     with pytest.raises(PlasticityError) as caught:
         again[int(again._ends[2])]
-    assert str(caught.value) == (f"'{path}' is damaged; delete the folder '{blocks.folder}' to have it prepared again")
+    assert str(caught.value) == (f"'{path}' is damaged; delete the folder '{blocks.folder}' to prepare it again")
 
 
 def test_a_shard_is_verified_once(tmp_path, monkeypatch):
@@ -71,7 +71,7 @@ def test_a_damaged_index_is_an_error_that_names_the_folder(tmp_path, content):
     with pytest.raises(PlasticityError) as caught:
         prepared(tmp_path)
     assert str(caught.value) == (
-        f"'{blocks.folder / 'index.json'}' is damaged; delete the folder '{blocks.folder}' to have it prepared again"
+        f"'{blocks.folder / 'index.json'}' is damaged; delete the folder '{blocks.folder}' to prepare it again"
     )
 
 
@@ -96,7 +96,7 @@ def temporary(folder):
     return sorted(path.name for path in folder.glob(".*") if path.name != ".lock")
 
 
-def test_what_a_killed_process_left_is_removed_by_the_next_preparation(tmp_path):
+def test_files_of_a_killed_process_are_removed_by_the_next_preparation(tmp_path):
     killed_while_it_writes(tmp_path)
     blocks = byte_blocks(tmp_path, ListedSource(a=numbered()))
     (blocks.folder / ".index.json.0123456789ab").write_bytes(b"half")
@@ -105,7 +105,7 @@ def test_what_a_killed_process_left_is_removed_by_the_next_preparation(tmp_path)
     assert temporary(blocks.folder) == [] and np.array_equal(blocks[0], prepared(tmp_path / "other")[0])
 
 
-def test_the_files_of_a_process_that_holds_the_folder_are_left_alone(tmp_path, monkeypatch):
+def test_the_files_of_a_process_with_the_lock_are_kept(tmp_path, monkeypatch):
     blocks = byte_blocks(tmp_path, ListedSource(a=numbered()))
     blocks.folder.mkdir(parents=True)
     (blocks.folder / ".shard-00000.bin.0123456789ab").write_bytes(b"half")

@@ -1,4 +1,4 @@
-"""`fresh_languages`: generated languages without end, new ones in every cycle."""
+"""`fresh_languages`: new generated languages in every cycle."""
 
 import numpy as np
 import pytest
@@ -53,7 +53,7 @@ def test_gradual_blends_into_the_new_language():
     assert schedule.sequences_needed(2) == {"a": 40, "a.2": 40, "a.3": 40}
 
 
-def test_every_number_is_a_language_of_its_own():
+def test_every_number_is_a_different_language():
     lexicons = {name: words(name) for name in ("syn1", "syn1.2", "syn1.3", "syn1.1000000", "syn2.2")}
     for one in lexicons:
         for other in lexicons.keys() - {one}:

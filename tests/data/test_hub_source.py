@@ -31,7 +31,7 @@ def no_progress_bars():
 
 @pytest.fixture(scope="module")
 def repository(tmp_path_factory):
-    """A dataset repository in Parquet, six row groups a file."""
+    """A dataset repository in Parquet with six row groups per file."""
     folder = tmp_path_factory.mktemp("repository")
     (folder / "xx").mkdir()
     for file in range(FILES):
@@ -76,7 +76,7 @@ class TestStream:
         found = numbers(documents_of(HubSource(str(repository)), "xx"))
         assert sorted(found) == [(file, row) for file in range(FILES) for row in range(ROWS) if row != 7]
         files = list(dict.fromkeys(file for file, _ in found))
-        assert files == [3, 2, 1, 0, 4], "the order of files is a promise"
+        assert files == [3, 2, 1, 0, 4], "the order of files must not change"
         assert found == [(file, row) for file in files for row in range(ROWS) if row != 7]
 
     def test_configurations_by_template_and_map(self, repository, json_repository):
@@ -244,13 +244,13 @@ def hub_server(monkeypatch):
 HUB_ANSWERS = {
     "gated": (403, {"X-Error-Code": "GatedRepo"}, r"'org/{}' is gated: accept its terms at https://huggingface.co/.*"),
     "missing": (404, {"X-Error-Code": "RepoNotFound"}, r"there is no 'org/{}' on the Hub, or it is private: "),
-    "refused": (401, {}, r"the Hub refuses 'org/{}' \(status 401\): log in with `hf auth login`$"),
+    "refused": (401, {}, r"the Hub denies access to 'org/{}' \(status 401\): log in with `hf auth login`$"),
     "revision": (404, {"X-Error-Code": "RevisionNotFound"}, r"'org/{}' has no such revision: "),
 }
 
 
 @pytest.mark.parametrize("name", HUB_ANSWERS)
-def test_the_hubs_answers_say_what_to_do(hub_server, name):
+def test_errors_of_the_hub_are_explained(hub_server, name):
     hub_server.status, hub_server.headers, message = HUB_ANSWERS[name]
     with pytest.raises(PlasticityError, match="^dataset: " + message.format(f"data-{name}")):
         HubSource(f"org/data-{name}").fingerprint("vi")
@@ -258,7 +258,7 @@ def test_the_hubs_answers_say_what_to_do(hub_server, name):
         load_tokenizer(f"org/tok-{name}")
 
 
-def test_no_network_is_said(monkeypatch):
+def test_a_missing_network_is_reported(monkeypatch):
     monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     with pytest.raises(PlasticityError, match=r"^dataset: the Hub cannot be reached for 'org/name'"):

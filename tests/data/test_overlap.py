@@ -1,4 +1,4 @@
-"""How much of the validation text occurs in the training text, against a search by hand."""
+"""The share of the validation text in the training text, compared with a plain search."""
 
 import random
 
@@ -41,7 +41,7 @@ def blocks_of(folder, texts, split, language="a"):
     return byte_blocks(folder, ListedSource(**{language: texts}), language, split).prepare(10**6)
 
 
-def test_it_is_the_share_that_a_plain_search_finds(tmp_path):
+def test_the_share_is_that_of_a_plain_search(tmp_path):
     texts = corpus(1)
     measured = measure_overlap(blocks_of(tmp_path, texts, "validation"), [blocks_of(tmp_path, texts, "train")])
     pieces, repeated = by_hand(texts, texts)

@@ -1,4 +1,4 @@
-"""`permute_tokens`: each task instance reads its text under its own permutation of the vocabulary."""
+"""`permute_tokens`: each task instance has its own permutation of the vocabulary."""
 
 from itertools import pairwise
 
@@ -28,14 +28,14 @@ def read(stream, slots):
 
 
 def mapping(before, after):
-    """The map of token ids from one to the other, which has to be one-to-one."""
+    """The map of token ids from one to the other, which must be one-to-one."""
     pairs = set(zip(before.ravel().tolist(), after.ravel().tolist()))
     assert len(pairs) == len({old for old, _ in pairs}) == len({new for _, new in pairs})
     return dict(pairs)
 
 
 @pytest.mark.parametrize("name", ["rotation", "stationary"])
-def test_each_task_instance_has_one_permutation_of_its_own(tmp_path, name):
+def test_each_task_instance_has_its_own_permutation(tmp_path, name):
     plain, permuted = make_stream(tmp_path, name), make_stream(tmp_path, name, permute_tokens=True)
     maps = []
     for task in range(TASKS):
@@ -49,7 +49,7 @@ def test_each_task_instance_has_one_permutation_of_its_own(tmp_path, name):
     assert all(sum(old == new for old, new in one.items() if old != END) < len(one) / 2 for one in maps)
 
 
-def test_under_gradual_a_sequence_follows_the_task_instance_that_it_belongs_to(tmp_path):
+def test_in_gradual_a_sequence_has_the_permutation_of_its_task_instance(tmp_path):
     plain, permuted = make_stream(tmp_path, "gradual"), make_stream(tmp_path, "gradual", permute_tokens=True)
     slots = np.arange(SLOTS * TASKS)
     tasks = permuted.schedule.task_of(slots)
@@ -61,7 +61,7 @@ def test_under_gradual_a_sequence_follows_the_task_instance_that_it_belongs_to(t
         mapping(read(plain, chosen), read(permuted, chosen))
 
 
-def test_a_permutation_depends_on_seed_and_task_alone(tmp_path):
+def test_a_permutation_depends_only_on_seed_and_task(tmp_path):
     stream = make_stream(tmp_path, permute_tokens=True)
     everything = read(stream, range(SLOTS * TASKS))
     longer = make_stream(tmp_path, tasks=2 * TASKS, permute_tokens=True)
@@ -75,7 +75,7 @@ def test_a_permutation_depends_on_seed_and_task_alone(tmp_path):
     assert table[:8].tolist() == [88, 83, 184, 189, 175, 135, 136, 155]
 
 
-def test_without_it_the_text_is_what_it_was(tmp_path):
+def test_without_permutation_the_text_does_not_change(tmp_path):
     stream = make_stream(tmp_path)
     languages, numbers = stream.locate(range(24))
     expected = [stream.blocks["ab"[language]][int(number)] for language, number in zip(languages, numbers)]

@@ -1,4 +1,4 @@
-"""Schedules: arithmetic from slots to languages and ordinals."""
+"""Schedules: the mapping from slots to languages and ordinals."""
 
 import numpy as np
 import pytest
@@ -17,7 +17,7 @@ def pairs(schedule, slots):
     return [(schedule.languages[language], int(ordinal)) for language, ordinal in zip(languages, ordinals)]
 
 
-def test_rotation_takes_the_languages_in_turn_with_fresh_sequences():
+def test_rotation_uses_the_languages_in_turn_with_fresh_sequences():
     schedule = make_schedule("rotation", NAMES, task_slots=2)
     expected = [("a", 0), ("a", 1), ("b", 0), ("b", 1), ("c", 0), ("c", 1), ("a", 2), ("a", 3), ("b", 2), ("b", 3)]
     assert pairs(schedule, range(10)) == expected
@@ -25,7 +25,7 @@ def test_rotation_takes_the_languages_in_turn_with_fresh_sequences():
     assert schedule.sequences_needed(4) == {"a": 4, "b": 2, "c": 2}
 
 
-def test_a_list_may_revisit_a_language_within_a_cycle():
+def test_a_list_may_repeat_a_language_within_a_cycle():
     schedule = make_schedule("a,b,a", NAMES, task_slots=2)
     assert schedule.tasks_per_cycle == 3
     assert pairs(schedule, [0, 1, 2, 4, 5, 6, 8, 10]) == [
@@ -49,12 +49,12 @@ def test_stationary_and_rotation_have_consumed_the_same_data_after_each_cycle():
         assert set(pairs(rotation, slots)) == set(pairs(stationary, slots))
 
 
-def test_gradual_keeps_every_task_instances_data_and_leaves_its_middle_alone():
+def test_gradual_keeps_the_data_of_every_task_instance_and_does_not_change_its_middle():
     schedule = make_schedule("gradual", NAMES, task_slots=40, blend=0.5, seed=3)
     rotation = make_schedule("rotation", NAMES, task_slots=40)
     blended = pairs(schedule, range(40 * 6))
     assert len(set(blended)) == len(blended)
-    # Up to the middle of the last boundary the two have used the same sequences but for those still to come.
+    # Up to the middle of the last boundary the two have used the same sequences except for later ones.
     pure = [slot for slot in range(200) if 10 <= slot % 40 < 30]
     assert pairs(schedule, pure) == pairs(rotation, pure)
     assert set(pairs(rotation, range(200))) <= set(blended) | {("b", n) for n in range(70, 80)}
@@ -78,7 +78,7 @@ def test_gradual_share_of_the_coming_language_rises_in_a_straight_line():
     st.integers(0, 5),
     st.data(),
 )
-def test_a_slot_needs_nothing_but_itself_to_be_located(name, task_slots, seed, data):
+def test_a_slot_is_located_without_other_slots(name, task_slots, seed, data):
     schedule = make_schedule(name, NAMES, task_slots=task_slots, blend=0.6, seed=seed)
     everything = pairs(schedule, range(task_slots * 9))
     assert len(set(everything)) == len(everything)
@@ -91,11 +91,11 @@ def test_a_slot_needs_nothing_but_itself_to_be_located(name, task_slots, seed, d
     [
         ({"schedule": "rotating"}, "schedule: 'rotating' is neither one of rotation, stationary, gradual nor"),
         ({"schedule": "a,x"}, "schedule: 'a,x'"),
-        ({"languages": ("a", "a")}, "languages: 'a a' names a language twice"),
+        ({"languages": ("a", "a")}, "languages: 'a a' has a duplicate"),
         ({"languages": ()}, "languages: none given"),
         ({"schedule": "gradual", "blend": 1.5}, "blend: 1.5 is not above 0"),
     ],
 )
-def test_what_is_no_schedule_is_refused(arguments, message):
+def test_an_unknown_schedule_is_refused(arguments, message):
     with pytest.raises(PlasticityError, match=message):
         make_schedule(**({"schedule": "rotation", "languages": NAMES, "task_slots": 4} | arguments))

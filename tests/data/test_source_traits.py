@@ -1,4 +1,4 @@
-"""Sources state their traits, so that a new one is a class and a line in a dictionary."""
+"""The traits of sources. A new source is a class and a line in a dictionary."""
 
 import subprocess
 import sys

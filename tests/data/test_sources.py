@@ -48,7 +48,7 @@ class TestSynthetic:
         assert digest.hexdigest() == "110a3f83ae9a08efa4923c6ec83ef89cf0b44b2581ab781dbf8b764858ff5ebe"
         assert SyntheticSource(seed=0).fingerprint("syn1") == "7f0b6a0c3da7f731c21342052e95d3cb"
 
-    def test_a_document_depends_on_its_number_alone(self):
+    def test_a_document_depends_only_on_its_number(self):
         first, second, third = islice(SyntheticSource().batches("syn3"), 3)
         assert [state for _, state in (first, second, third)] == [
             {"document": 0},

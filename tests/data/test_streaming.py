@@ -1,4 +1,4 @@
-"""Blocks that are prepared when they are needed and deleted afterwards, also where the text repeats."""
+"""Blocks that are prepared when they are required and deleted afterwards, also with repeated text."""
 
 import numpy as np
 import pytest
@@ -61,7 +61,7 @@ def test_streaming_repeats_the_text_as_a_run_that_keeps_everything(tmp_path, mad
         assert np.array_equal(batch, expected[slots])
         languages, ordinals = stream.schedule.locate(slots)
         if blocks.exhausted and (windows := ordinals[languages == 0] // task_slots).size:
-            # Nothing is left but what the windows of the batch and the one before them consist of.
+            # Only the blocks in the windows of the batch and in the window before remain.
             own = np.arange((windows.min() - 1) * task_slots, (windows.max() + 1) * task_slots) % count
             for path in blocks.folder.glob("shard-*.bin"):
                 shard = int(path.stem.split("-")[1])
@@ -70,7 +70,7 @@ def test_streaming_repeats_the_text_as_a_run_that_keeps_everything(tmp_path, mad
     assert sum(language == "a" for language, _ in made) <= (passes + 1) * shards + 1
 
 
-def test_text_that_two_task_instances_go_through_is_prepared_once(tmp_path, made):
+def test_text_shared_by_two_task_instances_is_prepared_once(tmp_path, made):
     stream = make_stream(tmp_path, tasks=30, documents=30, allow_repeats=True, streaming=True)
     assert sum(map(len, batches(stream))) == 360
     assert len(stream.blocks["a"]) <= 24, "the case that is tested"
@@ -81,11 +81,11 @@ def test_the_last_boundary_of_a_gradual_run_is_prepared_with_it(tmp_path):
     schedule = make_schedule("gradual", ("a", "b"), task_slots=12, blend=0.5)
     assert schedule.sequences_used(4) == {"a": 24, "b": 24}
     assert schedule.sequences_needed(4) == {"a": 36, "b": 24}, "the boundary blends into the next task instance of a"
-    # Enough for four task instances of a and b, but not for what would follow.
+    # Enough for four task instances of a and b, but not for more.
     documents = 1
     while len(byte_blocks(tmp_path, ListedSource(a=numbered("a", documents))).prepare(99)) < 24:
         documents += 1
-    with pytest.raises(PlasticityError, match=r"'a' has \d+ training tokens and the run needs 576"):
+    with pytest.raises(PlasticityError, match=r"'a' has \d+ training tokens and the run requires 576"):
         make_stream(tmp_path, "gradual", tasks=4, documents=documents)
     assert len(make_stream(tmp_path, "rotation", tasks=4, documents=documents)) == 48
 

@@ -1,4 +1,4 @@
-"""`text_blocks`: from texts and a tokenizer to the blocks that a study makes of them."""
+"""`text_blocks`: the same blocks from texts and a tokenizer as in a run."""
 
 from itertools import count
 
@@ -48,7 +48,7 @@ def test_datasets_are_read_by_their_column():
         assert np.array_equal(text_blocks(texts, TOKENIZER, 8, text_column="body"), expected)
 
 
-def test_texts_without_end_are_read_as_far_as_needed():
+def test_endless_texts_are_read_only_as_far_as_required():
     read = []
     endless = (read.append(number) or f"document {number} " * 1000 for number in count())
     assert text_blocks(endless, TOKENIZER, 32, max_blocks=5).shape == (5, 32)

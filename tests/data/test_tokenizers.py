@@ -45,7 +45,7 @@ class TestByteTokenizer:
 
     @given(st.text())
     @settings(max_examples=100, deadline=None)
-    def test_any_text_comes_back(self, text):
+    def test_any_text_is_decoded_exactly(self, text):
         tokenizer = byte_tokenizer()
         assert tokenizer.decode(encode_documents(tokenizer, [text])[0]) == text
 
@@ -147,7 +147,7 @@ class TestEncodeDocuments:
         assert 399 not in encode_documents(loaded, ["the quick fox " * 100])[0]
         assert capfd.readouterr().err == ""
 
-    def test_the_corpus_comes_back(self, tokenizer, corpus_dir):
+    def test_the_corpus_is_decoded_exactly(self, tokenizer, corpus_dir):
         documents, _ = next(LocalSource(corpus_dir).batches("ja"))
         tokens, lengths = encode_documents(tokenizer, documents[:100])
         parts = np.split(tokens, np.cumsum(lengths)[:-1])

@@ -1,4 +1,4 @@
-"""A run with `probe: deferred` and its follower in its folder: the numbers of an inline run."""
+"""A run with `probe: deferred` and a probe process in its folder: the numbers of an inline run."""
 
 import re
 import shutil
@@ -15,13 +15,13 @@ from support.launch import CONTINUAL, FSDP2_ON_CPU, KILLED, PROBE, launch, launc
 from support.runs import recorded, weights
 
 
-def test_deferred_training_keeps_its_checkpoints_and_probes_nothing(deferred, inline, capsys):
+def test_deferred_training_saves_checkpoints_without_probing(deferred, inline, capsys):
     assert_close(weights(deferred), weights(inline), rtol=0, atol=0)
     assert not (deferred / "probes.jsonl").exists() and not (deferred / "diagnostics.jsonl").exists()
     assert recorded(deferred)[1] == recorded(inline)[1] != [], "forgetting is measured in training"
 
 
-def test_a_follower_finds_what_the_run_would_have_found(deferred, inline, capsys):
+def test_deferred_probes_equal_inline_probes(deferred, inline, capsys):
     follow(deferred)
     assert_same(deferred, inline)
     rows = re.findall(r"^ +\d+ .*%$", capsys.readouterr().out, re.MULTILINE)
@@ -38,7 +38,7 @@ def test_a_follower_finds_what_the_run_would_have_found(deferred, inline, capsys
         ["--probe_adaptation=lora", "--probe_lora_rank=2", "--train_tokenizer=300", "--gradient_checkpointing"],
     ],
 )
-def test_so_it_does_whatever_the_run_computes_with(tmp_path, flags):
+def test_deferred_probes_equal_inline_probes_with_other_numerics(tmp_path, flags):
     folders = tmp_path / "inline", tmp_path / "deferred"
     common = [*FLAGS, *flags]
     for folder, probe in zip(folders, ("inline", "deferred")):
@@ -49,7 +49,7 @@ def test_so_it_does_whatever_the_run_computes_with(tmp_path, flags):
     assert_same(folders[1], folders[0])
 
 
-def test_a_follower_beside_the_run_probes_what_appears_and_ends_with_it(inline, tmp_path):
+def test_a_probe_process_probes_new_checkpoints_and_ends_with_the_run(inline, tmp_path):
     folder = tmp_path / "run"
     trainer = start(*FLAGS, f"--output_dir={folder}", "--probe=deferred", direct=True)
     try:
@@ -62,7 +62,7 @@ def test_a_follower_beside_the_run_probes_what_appears_and_ends_with_it(inline, 
     assert_same(folder, inline)
 
 
-def test_a_follower_killed_at_its_weakest_points_goes_on(deferred, inline):
+def test_a_probe_process_killed_at_critical_points_resumes(deferred, inline):
     for event in ("probe:6", "record:1", "recorded:1"):
         process = launch(event, PROBE, "--model", deferred, *FOLLOW, script=KILLED, direct=True)
         assert process.returncode < 0, process.stderr[-3000:]
@@ -70,7 +70,7 @@ def test_a_follower_killed_at_its_weakest_points_goes_on(deferred, inline):
     assert_same(deferred, inline)
 
 
-def test_a_run_that_is_killed_and_gets_more_cycles_is_followed_to_its_end(inline, tmp_path):
+def test_a_killed_and_extended_run_is_probed_to_its_end(inline, tmp_path):
     folder = tmp_path / "run"
     launch_killed("task:11", *FLAGS, f"--output_dir={folder}", "--probe=deferred")
     follower = start("--model", folder, *FOLLOW, script=PROBE, direct=True)
@@ -97,7 +97,7 @@ def test_a_run_does_not_resume_inline_with_checkpoints_that_are_not_probed(defer
     assert run.probes[1]["delta_auc"] == 0
 
 
-def test_runs_that_cannot_be_followed_are_errors_on_one_line(
+def test_runs_without_deferred_probes_are_errors_on_one_line(
     deferred, finished_deferred, inline, tmp_path, monkeypatch
 ):
     (tmp_path / "empty").mkdir()
@@ -125,7 +125,8 @@ def test_runs_that_cannot_be_followed_are_errors_on_one_line(
     untrained = (deferred / "probes.jsonl").read_text().splitlines()[0]
     (deferred / "probes.jsonl").write_text(untrained + "\n")
     with pytest.raises(
-        PlasticityError, match=r"model: the checkpoint cycle-001 of .* is missing, and ΔAUC refers to its probe"
+        PlasticityError,
+        match=r"model: the checkpoint cycle-001 of .* is missing, but its probe is the reference of ΔAUC",
     ):
         follow(deferred)
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
@@ -136,17 +137,17 @@ def test_runs_that_cannot_be_followed_are_errors_on_one_line(
     monkeypatch.delenv("ACCELERATE_MIXED_PRECISION")
     for flags, message in (
         (["--probe=later"], "probe: 'later' is unknown; choose inline or deferred"),
-        (["--probe=deferred", "--no_probe"], "no_probe: True is not possible with --probe deferred"),
+        (["--probe=deferred", "--no_probe"], "no_probe: True is not supported with --probe deferred"),
         (
             ["--probe=deferred", "--save_probe_checkpoints=false"],
-            "save_probe_checkpoints: False is not possible with --probe deferred",
+            "save_probe_checkpoints: False is not supported with --probe deferred",
         ),
     ):
         with pytest.raises(PlasticityError, match=message):
             parse_experiment([*FLAGS, *flags])
 
 
-def test_an_inline_run_waits_for_its_follower(deferred):
+def test_a_run_cannot_start_inline_during_deferred_probes(deferred):
     with (
         run_lock(deferred, DEFERRED_LOCK_FILE),
         pytest.raises(PlasticityError, match="is in use by another process; wait for it, stop it"),
@@ -157,7 +158,7 @@ def test_an_inline_run_waits_for_its_follower(deferred):
 @pytest.mark.slow
 @pytest.mark.distributed
 @pytest.mark.parametrize("sharded", [False, True])
-def test_several_processes_follow_a_run_of_several_to_the_bit(tmp_path, sharded):
+def test_several_processes_have_the_exact_results_of_a_run_on_several(tmp_path, sharded):
     flags = [flag for flag in FLAGS if flag != "--use_cpu"]
     how = {"processes": 2, **({"script": FSDP2_ON_CPU} if sharded else {})}
     before = {script: [script] if sharded else [] for script in (CONTINUAL, PROBE)}

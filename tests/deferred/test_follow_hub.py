@@ -1,4 +1,4 @@
-"""A run with `probe: deferred` and its follower, who meet on the Hub: everything there once, whatever fails."""
+"""A run with `probe: deferred` and a probe process on the Hub: all uploads exactly once, with any failure."""
 
 import json
 import shutil
@@ -66,9 +66,7 @@ def assert_all_there_once(hub, repo_id, inline):
 
 
 @pytest.mark.parametrize("order", ["after", "beside"])
-def test_a_run_is_followed_on_the_hub_and_its_records_go_back_there(
-    hub, repo_id, inline, tmp_path, monkeypatch, order
-):
+def test_a_run_is_probed_on_the_hub_and_the_records_are_uploaded(hub, repo_id, inline, tmp_path, monkeypatch, order):
     monkeypatch.chdir(tmp_path)
     run = tmp_path / "run"
     if order == "after":
@@ -90,13 +88,13 @@ def test_a_run_is_followed_on_the_hub_and_its_records_go_back_there(
     assert AutoModelForCausalLM.from_pretrained(repo_id, revision="cycle-001").config.n_embd == 32
     before = {branch: hub.titles(repo_id, branch) for branch in ("main", *BRANCHES)}
     assert main(["push", str(run)]) == 0
-    assert_same(run, inline), "what the follower found has come home"
+    assert_same(run, inline), "the records of the probe process are downloaded"
     follow(repo_id)
     assert {branch: hub.titles(repo_id, branch) for branch in ("main", *BRANCHES)} == before
 
 
 @pytest.mark.parametrize("fault", [{"status": 503}, {"reset": "before"}, {"reset": "after"}, {"truncate": True}])
-def test_a_hub_in_trouble_keeps_a_follower_waiting_and_nothing_is_lost(
+def test_the_probe_process_waits_for_a_failing_hub_and_nothing_is_lost(
     hub, repo_id, deferred, inline, tmp_path, fault
 ):
     assert main(["push", str(deferred), "--hub_model_id", repo_id]) == 0
@@ -112,7 +110,9 @@ def test_a_hub_in_trouble_keeps_a_follower_waiting_and_nothing_is_lost(
     assert recorded(tmp_path / "mirror")[:2] == recorded(inline)[:2]
 
 
-def test_a_follower_killed_while_it_sends_goes_on_even_from_another_machine(hub, repo_id, deferred, inline, tmp_path):
+def test_a_probe_process_killed_while_uploading_resumes_even_on_another_machine(
+    hub, repo_id, deferred, inline, tmp_path
+):
     assert main(["push", str(deferred), "--hub_model_id", repo_id]) == 0
     for folder, event in (("one", "push:2"), ("one", "pushed:1"), ("two", "pushed:1")):
         flags = ["--model", repo_id, *FOLLOW, f"--output_dir={tmp_path / folder}"]
@@ -123,7 +123,7 @@ def test_a_follower_killed_while_it_sends_goes_on_even_from_another_machine(hub,
 
 
 @pytest.mark.slow
-def test_run_and_follower_killed_while_pushing_end_with_everything_once(hub, repo_id, inline, tmp_path):
+def test_run_and_probe_process_killed_while_uploading_end_without_duplicates(hub, repo_id, inline, tmp_path):
     run, mirror = tmp_path / "run", tmp_path / "mirror"
     command = [*FLAGS, f"--output_dir={run}", *flags_of(repo_id)]
     launch_killed("push:3", *command)
@@ -140,7 +140,7 @@ def test_run_and_follower_killed_while_pushing_end_with_everything_once(hub, rep
     assert_same(run, inline)
 
 
-def test_records_stay_here_where_they_may_not_be_sent_or_should_not(
+def test_records_are_not_uploaded_without_permission_or_if_turned_off(
     hub, repo_id, deferred, inline, tmp_path, monkeypatch
 ):
     assert main(["push", str(deferred), "--hub_model_id", repo_id]) == 0
@@ -160,18 +160,18 @@ def test_records_stay_here_where_they_may_not_be_sent_or_should_not(
         follow("org/none-such", f"--output_dir={tmp_path / 'none'}")
 
 
-def test_two_runs_of_one_configuration_do_not_get_into_one_folder(hub, repo_id, deferred, tmp_path):
+def test_two_runs_of_one_configuration_cannot_share_a_folder(hub, repo_id, deferred, tmp_path):
     other = Path(shutil.copytree(deferred, tmp_path / "other"))
     for folder, name in ((deferred, repo_id), (other, f"{repo_id}-2")):
         assert main(["push", str(folder), "--hub_model_id", name]) == 0
     follow(repo_id, f"--output_dir={tmp_path / 'mirror'}")
     before = {branch: hub.files(f"{repo_id}-2", branch) for branch in BRANCHES}
-    with pytest.raises(PlasticityError, match=r"output_dir: '.*' holds the probes of another run \(run_id "):
+    with pytest.raises(PlasticityError, match=r"output_dir: '.*' has the probes of another run \(run_id "):
         follow(f"{repo_id}-2", f"--output_dir={tmp_path / 'mirror'}")
     assert {branch: hub.files(f"{repo_id}-2", branch) for branch in BRANCHES} == before
 
 
-def test_what_is_not_a_run_is_not_waited_for(hub, repo_id, tmp_path):
+def test_the_probe_process_does_not_wait_for_other_repositories(hub, repo_id, tmp_path):
     hub.create(repo_id, {"config.json": b"{}", "model.safetensors": b""})
     with pytest.raises(PlasticityError, match=r"model: '.*' has other files \(config.json\) and no run"):
         follow(repo_id, f"--output_dir={tmp_path / 'mirror'}")
@@ -180,7 +180,7 @@ def test_what_is_not_a_run_is_not_waited_for(hub, repo_id, tmp_path):
     assert not (tmp_path / "none").exists()
 
 
-def test_a_follower_that_may_not_send_any_more_ends_too(hub, repo_id, deferred, inline, tmp_path, monkeypatch):
+def test_a_probe_process_that_loses_write_access_ends(hub, repo_id, deferred, inline, tmp_path, monkeypatch):
     monkeypatch.setattr(prober_module, "PATIENCE", 0.3)
     assert main(["push", str(deferred), "--hub_model_id", repo_id]) == 0
     denied = hub.fail("POST .*/commit/", status=403, times=10**6)
@@ -191,21 +191,21 @@ def test_a_follower_that_may_not_send_any_more_ends_too(hub, repo_id, deferred, 
     assert_all_there_once(hub, repo_id, inline)
 
 
-def test_records_are_not_lost_where_a_snapshot_is_there_in_part(hub, repo_id, deferred, inline, tmp_path):
+def test_records_are_not_lost_with_an_incomplete_snapshot(hub, repo_id, deferred, inline, tmp_path):
     """Of a commit of which one file is in the cache, the client may call that all when the Hub does not answer."""
     assert main(["push", str(deferred), "--hub_model_id", repo_id]) == 0
     follow(repo_id, f"--output_dir={tmp_path / 'mirror'}")
     commit = hub.repositories[repo_id].commit("main").oid
     hf_hub_download(repo_id, "config.yaml", revision=commit)
     hub.fail("GET .*/tree/", status=429, times=50)
-    assert main(["push", str(deferred), "--hub_model_id", repo_id]) != 0, "nothing is sent that knows less"
+    assert main(["push", str(deferred), "--hub_model_id", repo_id]) != 0, "incomplete records are not uploaded"
     hub.heal()
     assert main(["push", str(deferred), "--hub_model_id", repo_id]) == 0
     assert_same(deferred, inline)
     assert_all_there_once(hub, repo_id, inline)
 
 
-def test_a_hub_that_does_not_answer_a_follower_is_asked_again(hub, repo_id, deferred, inline, tmp_path, monkeypatch):
+def test_a_hub_that_does_not_respond_is_retried(hub, repo_id, deferred, inline, tmp_path, monkeypatch):
     assert main(["push", str(deferred), "--hub_model_id", repo_id]) == 0
     monkeypatch.setattr(repository, "TIMEOUT", 0.3)
     monkeypatch.setattr(repository_module.DeferredRepository, "check", lambda self: hub.fail("GET .*/refs", hang=True))
@@ -213,7 +213,7 @@ def test_a_hub_that_does_not_answer_a_follower_is_asked_again(hub, repo_id, defe
     assert recorded(tmp_path / "mirror")[:2] == recorded(inline)[:2]
 
 
-def test_final_weights_are_there_though_the_last_cycle_is_not_probed_yet(hub, repo_id, deferred):
+def test_final_weights_are_uploaded_before_the_last_probe(hub, repo_id, deferred):
     assert main(["push", str(deferred), "--hub_model_id", repo_id]) == 0
     content = hub.files(repo_id)["model.safetensors"]
     assert content == (deferred / "cycle-002" / "model.safetensors").read_bytes()

@@ -51,7 +51,7 @@ def test_h_max_at_context_2048_is_the_papers():
         (1000, 600, [*range(256, 601), *[600] * 400]),
     ],
 )
-def test_h_max_goes_by_the_keys_a_query_sees(context, window, keys):
+def test_h_max_depends_on_the_visible_keys(context, window, keys):
     expected = sum(math.log(t) for t in keys) / len(keys)
     assert maximum_entropy(context, window=window) == pytest.approx(expected, rel=1e-12)
 
@@ -147,7 +147,7 @@ def test_chunks_of_queries_change_nothing(model, monkeypatch):
         )
 
 
-def test_no_attention_map_is_ever_held_as_a_whole(gpt2, monkeypatch):
+def test_no_whole_attention_map_is_in_memory(gpt2, monkeypatch):
     largest = 0
 
     class Watch(torch.utils._python_dispatch.TorchDispatchMode):

@@ -48,7 +48,7 @@ def test_a_zero_hessian_has_largest_eigenvalue_zero():
 
 @settings(deadline=None, max_examples=25)
 @given(st.lists(st.floats(-10, 10), min_size=2, max_size=6), st.integers(1, 30), st.floats(0.1, 10))
-def test_it_is_a_lower_bound_at_any_number_of_iterations_and_scales_with_the_loss(eigenvalues, iterations, scale):
+def test_the_eigenvalue_is_a_lower_bound_and_scales_with_the_loss(eigenvalues, iterations, scale):
     product, start = quadratic(eigenvalues)
     found = largest_eigenvalue(product, start, iterations, tolerance=1e-3)
     assert min(eigenvalues) - 1e-4 <= found.value <= max(eigenvalues) + 1e-4

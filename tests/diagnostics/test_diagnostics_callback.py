@@ -102,7 +102,7 @@ def test_a_new_training_in_a_used_folder_is_refused(tmp_path):
     assert records(tmp_path) == before
 
 
-def test_a_resumed_run_ends_with_the_same_records_and_doubles_none(tmp_path):
+def test_a_resumed_run_has_the_same_records_without_duplicates(tmp_path):
     class Crash(TrainerCallback):
         def on_step_begin(self, args, state, control, **kwargs):
             if state.global_step == 5:
@@ -128,7 +128,7 @@ def test_a_resumed_run_ends_with_the_same_records_and_doubles_none(tmp_path):
         train(tmp_path / "resumed", diagnosed=True, resume=str(tmp_path / "resumed" / "checkpoint-4"))
 
 
-def test_initial_weights_are_kept_only_when_asked_for(tmp_path):
+def test_initial_weights_are_saved_only_if_requested(tmp_path):
     train(tmp_path, diagnosed=True, config=None, callback={"every": 6, "track_initialization": False})
     assert not (tmp_path / "initial_weights.safetensors").exists()
     assert "distance_from_initialization" not in records(tmp_path)[-1]["measures"]
@@ -147,7 +147,7 @@ def test_mistakes_are_named(settings, message):
         DiagnosticsCallback(BLOCKS, **settings)
 
 
-def test_adapters_of_peft_are_part_of_the_model_and_training_goes_on_as_without(tmp_path):
+def test_adapters_of_peft_are_part_of_the_model_and_training_does_not_change(tmp_path):
     def trained(folder, *callbacks):
         model = get_peft_model(
             tiny_model("llama"), LoraConfig(task_type="CAUSAL_LM", r=2, target_modules="all-linear")

@@ -146,7 +146,7 @@ def test_every_default_measure_is_taken_of_every_family(model):
     assert diagnosis.not_measured == {}
 
 
-def test_a_window_shorter_than_min_context_is_a_named_gap():
+def test_a_window_shorter_than_min_context_is_not_measured():
     model = AutoModelForCausalLM.from_config(CONFIGS["gemma2"])
     diagnosis = diagnose(model, random_blocks(), DiagnosticsConfig(min_context=10))
     assert diagnosis["lazy_heads"].per_layer[0] is None and diagnosis["lazy_heads"].per_layer[1] is not None
@@ -180,7 +180,7 @@ UNSUPPORTED = {
 
 
 @pytest.mark.parametrize("name", list(UNSUPPORTED))
-def test_what_is_not_supported_is_named_and_raises_when_asked_for(name):
+def test_unsupported_measures_are_named_and_raise_if_requested(name):
     model = AutoModelForCausalLM.from_config(UNSUPPORTED[name])
     diagnosis = diagnose(model, random_blocks())
     assert "dormant_units" not in diagnosis.measures

@@ -163,7 +163,7 @@ def test_ranges_and_scaling_of_the_loss(seed, count, scale):
     assert scaled.readiness == pytest.approx(scale * summary.readiness, rel=1e-4)
 
 
-def test_a_diversity_that_does_not_exist_is_named(gpt2):
+def test_an_undefined_diversity_is_named(gpt2):
     # Without weights in the head every token is equally likely, and no gradient reaches the body.
     gpt2.requires_grad_(False)
     gpt2.transformer.h[0].ln_1.bias.requires_grad_(True)

@@ -122,7 +122,7 @@ def test_the_record_is_json_of_the_agreed_shape_and_compact(gpt2):
     assert len(json.dumps(record, allow_nan=False)) < 10_000
 
 
-def test_the_hash_stands_for_settings_and_blocks(gpt2):
+def test_the_hash_covers_settings_and_blocks(gpt2):
     blocks = torch.randint(64, (4, 12))
     config = DiagnosticsConfig(measures=["dormant_units", "lazy_heads"])
     first = diagnose(gpt2, blocks, config).config_hash
@@ -131,7 +131,7 @@ def test_the_hash_stands_for_settings_and_blocks(gpt2):
     assert diagnose(gpt2, blocks, DiagnosticsConfig(measures=config.measures, tau=0.1)).config_hash != first
 
 
-def test_a_model_with_nan_weights_has_gaps_and_no_nan(gpt2):
+def test_a_model_with_nan_weights_has_missing_measures_and_no_nan(gpt2):
     with torch.no_grad():
         gpt2.transformer.h[0].mlp.c_fc.weight.fill_(float("nan"))
     diagnosis = diagnose(gpt2, torch.randint(64, (4, 12)))
@@ -166,7 +166,7 @@ def test_mistakes_are_named(gpt2, blocks, settings, message):
         diagnose(gpt2, blocks, DiagnosticsConfig(**settings))
 
 
-def test_only_transformers_models_are_taken():
+def test_only_transformers_models_are_supported():
     with pytest.raises(PlasticityError, match="'Linear' is not a Transformers model"):
         diagnose(torch.nn.Linear(2, 2), torch.zeros(2, 4, dtype=torch.long))
 

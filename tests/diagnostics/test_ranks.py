@@ -17,7 +17,7 @@ def matrix_with(spectrum: list[float], rows: int, columns: int) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("count", [1, 2, 10, 100])
-def test_equal_singular_values_have_rank_their_number(count):
+def test_equal_singular_values_have_full_rank(count):
     ranks = spectrum_ranks(torch.full((count,), 3.7, dtype=torch.float64))
     assert ranks["effective_rank"] == pytest.approx(count)
     assert ranks["stable_rank"] == pytest.approx(count)

@@ -46,7 +46,7 @@ def test_overall_counts_units_not_layers():
     assert (units.per_layer, units.overall) == ([0.4, 0.2], pytest.approx(6 / 20))
 
 
-def test_a_layer_in_which_nothing_activates_is_wholly_dormant():
+def test_a_layer_without_active_units_is_dormant():
     units = diagnose(relu_gpt2([-1.0] * 6), torch.randint(16, (2, 8)), ONLY_UNITS)["dormant_units"]
     assert units.per_layer[0] == 1.0
 
@@ -63,7 +63,7 @@ def test_a_gated_unit_is_dead_when_either_factor_is():
     assert (diagnosis["dormant_units"].scores[0] == 0).tolist() == [True] * 5 + [False] * 5
 
 
-def test_the_mean_runs_over_tokens_and_never_over_units():
+def test_the_mean_is_over_tokens_not_over_units():
     # A unit that fires on one token in 32 has score 1/32 of one that always does: alive. Mistaking the time axis for
     # units would call 31 of 32 "units" dormant.
     model = relu_gpt2([1.0, 1.0])

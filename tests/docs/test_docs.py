@@ -1,4 +1,4 @@
-"""Every command and every snippet of the documentation is one that works."""
+"""Every documented command and snippet works."""
 
 import re
 import shlex
@@ -22,7 +22,7 @@ from support.tiny import random_blocks, tiny_model
 
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
-# To be written.
+# Pages that may be missing.
 ANNOUNCED = [ROOT / "docs" / "mitigations.md"]
 COMMANDS = {"continual.py": "train", "probe.py": "probe", "ladder.py": "ladder"}
 
@@ -68,7 +68,7 @@ def checked(monkeypatch):
 
 
 @pytest.mark.parametrize("command", list(commands()))
-def test_a_command_of_the_documentation_is_one_that_exists(command, checked, monkeypatch, capsys):
+def test_every_documented_command_exists(command, checked, monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
     words = shlex.split(command, comments=True)
     scripts = [word for word in words if re.fullmatch(r"recipes/\w+\.py", word)]
@@ -90,7 +90,7 @@ def test_a_command_of_the_documentation_is_one_that_exists(command, checked, mon
     elif words[0] == "python" and words[1].startswith("tests/"):
         assert (ROOT / words[1]).is_file()
     else:
-        # Setting up: `.ci/run` does it with the same words.
+        # Setup commands must be those of `.ci/run`.
         setup = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
         tools = ("ruff", "mypy", "pytest", "git")
         assert words[0] in tools or set(words) <= {*shlex.split(setup, comments=True), "."}
@@ -107,7 +107,7 @@ def test_the_script_of_the_readme_runs_as_printed_and_its_run_loads(tmp_path, mo
     assert "syn9" in Path("runs/mine/report.html").read_text(encoding="utf-8")
 
 
-def test_a_model_of_ones_own_trains_on_the_schedule_of_the_study(tmp_path, monkeypatch):
+def test_a_custom_model_trains_on_the_schedule_of_the_study(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     [script] = fenced(ROOT / "docs" / "study.md", "python")
     exec(compile(script, "study.md", "exec"), {})
@@ -124,7 +124,7 @@ def test_the_snippet_about_text_runs():
 
 @pytest.fixture
 def names(tmp_path):
-    """What the snippets of docs/probe.md take as given."""
+    """The names that the snippets of docs/probe.md use."""
     ids = torch.from_numpy(random_blocks(60))
 
     def collate(rows):
@@ -150,7 +150,7 @@ def test_the_snippets_about_the_probe_run(names, tmp_path, monkeypatch):
     assert (tmp_path / "probes.jsonl").read_text().count("\n") == 2
 
 
-def test_the_table_of_sizes_is_the_code():
+def test_the_table_of_sizes_matches_the_code():
     from hf_plasticity.models import MODEL_SIZES, peak_learning_rate
 
     text = (ROOT / "docs" / "study.md").read_text(encoding="utf-8")
@@ -160,13 +160,13 @@ def test_the_table_of_sizes_is_the_code():
         assert f"{shape} {rate} |" in text
 
 
-def test_the_table_of_refused_flags_is_the_code():
+def test_the_table_of_refused_flags_matches_the_code():
     text = (ROOT / "docs" / "running.md").read_text(encoding="utf-8")
     table = re.findall(r"^\| `(\w+)` \| `(.*)` \| (.*) \|$", text, flags=re.MULTILINE)
     assert table == [(name, str(value), reason) for name, (value, reason) in REFUSED.items()]
 
 
-def test_every_link_between_pages_leads_somewhere():
+def test_every_link_between_pages_has_a_target():
     for page in PAGES:
         text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
         for path, anchor in re.findall(r"\]\(((?!\w+://)[^)#\s]*)(?:#([^)\s]*))?\)", text):
@@ -182,7 +182,7 @@ def anchors(page):
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
-def test_every_value_of_the_papers_configuration_says_where_it_comes_from():
+def test_every_value_of_the_papers_configuration_has_a_source():
     study = parse_experiment(["--config", str(ROOT / "hf_plasticity" / "configs" / "paper.yaml"), "--use_cpu"])
     assert (study.training.task_steps, study.training.global_batch_tokens) == (9537, 256 * 2048)
     assert (study.training.probe_steps, study.training.probe_eval_every) == (9537, 95)

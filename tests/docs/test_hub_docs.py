@@ -1,4 +1,4 @@
-"""The commands of docs/hub.md and docs/checkpoints.md, as they are printed there."""
+"""The commands of docs/hub.md and docs/checkpoints.md, exactly as documented."""
 
 import os
 import re

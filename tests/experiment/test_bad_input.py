@@ -1,4 +1,4 @@
-"""Errors of the user: one line that names the setting, its value and what would be right. Nothing is written."""
+"""User errors: one line with the setting, its value and a valid alternative. Nothing is written."""
 
 import errno
 
@@ -25,9 +25,9 @@ FLAGS = [*TINY, "--disable_tqdm=true", "--use_cpu"]
         ("--schedule syn1,xx", "schedule: 'syn1,xx' is neither"),
         (
             "--languages syn1 syn9",
-            "probe_language: 'syn9' is a training language too; the probe language must be held out",
+            "probe_language: 'syn9' is also a training language; the probe language must be held out",
         ),
-        ("--languages syn1 syn1", "languages: 'syn1 syn1' names a language twice"),
+        ("--languages syn1 syn1", "languages: 'syn1 syn1' has a duplicate"),
         ("--lr_scheduler_type waves", "lr_scheduler_type: 'waves' is unknown; choose one of linear"),
         ("--warmup_steps 99", "warmup_steps: 99 is not between 0 and the 80 steps"),
         ("--learning_rate -1", "learning_rate: -1.0 is not a positive number"),
@@ -38,7 +38,7 @@ FLAGS = [*TINY, "--disable_tqdm=true", "--use_cpu"]
         ),
     ],
 )
-def test_a_command_line_that_cannot_be_is_refused_at_once(flags, message):
+def test_an_invalid_command_line_is_refused_at_startup(flags, message):
     with pytest.raises(PlasticityError) as caught:
         parse_experiment(flags.split())
     assert str(caught.value).startswith(message) and "\n" not in str(caught.value)
@@ -54,7 +54,7 @@ def test_a_command_line_that_cannot_be_is_refused_at_once(flags, message):
         ("probe_adaptation: prefix", "probe_adaptation: 'prefix' is unknown"),
     ],
 )
-def test_a_configuration_file_that_cannot_be_is_refused_at_once(tmp_path, text, message):
+def test_an_invalid_configuration_file_is_refused_at_startup(tmp_path, text, message):
     path = tmp_path / "wrong.yaml"
     path.write_text(text)
     with pytest.raises(PlasticityError, match=r".") as caught:
@@ -62,7 +62,7 @@ def test_a_configuration_file_that_cannot_be_is_refused_at_once(tmp_path, text, 
     assert message in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_yaml_spells_numbers_lists_and_mappings_as_it_does(tmp_path):
+def test_numbers_lists_and_mappings_can_be_written_as_in_yaml(tmp_path):
     path = tmp_path / "settings.yaml"
     path.write_text(
         "learning_rate: 1e-3\nlanguages: [en, 'no']\nlr_scheduler_type: warmup_stable_decay\nno_probe: true\n"
@@ -91,7 +91,7 @@ def test_yaml_spells_numbers_lists_and_mappings_as_it_does(tmp_path):
         ("--train_tokenizer 100", "100"),
     ],
 )
-def test_a_study_that_cannot_be_is_refused_before_anything_is_trained(tmp_path, flags, message, capsys):
+def test_an_invalid_study_is_refused_before_training(tmp_path, flags, message, capsys):
     folder = tmp_path / "run"
     with pytest.raises(SystemExit) as caught, errors_on_one_line("continual.py"):
         run_experiment(
@@ -115,10 +115,10 @@ def test_a_corpus_too_small_for_the_run_is_an_error_with_both_numbers(tmp_path, 
             )
         )  # fmt: skip
     assert "languages: 'en' has " in (error := capsys.readouterr().err)
-    assert "training tokens and the run needs 6,336; give it more text, shorten the run" in error
+    assert "training tokens and the run requires 6,336; give it more text, shorten the run" in error
 
 
-def test_a_full_disk_is_one_line(capsys):
+def test_a_full_disk_is_reported_on_one_line(capsys):
     with pytest.raises(SystemExit) as caught, errors_on_one_line("continual.py"):
         raise OSError(errno.ENOSPC, "No space left on device", "runs/x/checkpoint-8")
     assert caught.value.code == 2

@@ -1,4 +1,4 @@
-"""What a run finds in its folder: litter and damage that killed starts left, and the files of others."""
+"""The content of a run folder: files of killed starts, damaged files, and files of other runs."""
 
 import os
 import shutil
@@ -32,12 +32,12 @@ def train(folder, *flags):
 
 
 def hidden(folder):
-    """The names of files and folders that no run leaves behind."""
+    """The names of files and folders that a run must not leave."""
     found = [path.name for path in folder.rglob(".*") if path.name not in (".lock", ".follow.lock")]
     return found + [path.name for path in checkpoints(folder) if not is_complete(path)]
 
 
-# What an earlier start left
+# Files of an earlier start
 
 
 def test_a_tokenizer_of_a_start_with_other_settings_is_trained_again(tmp_path):
@@ -112,7 +112,7 @@ def test_a_damaged_file_of_the_run_is_named_on_one_line(begun, capsys, name, con
     assert f"'{begun / name}' is" in error and len(error.splitlines()) == 1
 
 
-def test_litter_of_killed_starts_is_removed(begun, finished):
+def test_files_left_by_killed_starts_are_removed(begun, finished):
     for name in (".config.yaml.0123456789ab", ".diagnostics.jsonl.0123456789ab", "cycle-001/.probe.json.0123456789ab"):
         (begun / name).write_text("half")
     (begun / "checkpoint-6").mkdir()
@@ -123,7 +123,7 @@ def test_litter_of_killed_starts_is_removed(begun, finished):
     assert recorded(begun)[0] == recorded(finished[0])[0]
 
 
-def test_a_run_killed_in_its_last_rotation_leaves_no_litter(finished, tmp_path):
+def test_a_run_killed_while_deleting_checkpoints_leaves_no_files(finished, tmp_path):
     folder = tmp_path / "run"
     launch_killed("rotate:2", *TINY, f"--output_dir={folder}", direct=True)
     assert [path.name for path in checkpoints(folder) if not is_complete(path)] == ["checkpoint-8"]
@@ -143,7 +143,7 @@ def test_a_report_that_was_never_written_is_written_by_the_next_start(tmp_path, 
 
 
 @pytest.mark.parametrize("name", ["probes.jsonl", "diagnostics.jsonl", "forgetting.jsonl", "mitigations.jsonl"])
-def test_a_report_that_is_older_than_the_records_is_written_anew(begun, name):
+def test_a_report_that_is_older_than_the_records_is_rewritten(begun, name):
     report = begun / "report.html"
     train(begun, "--cycles=1")
     written = report.stat().st_mtime_ns
@@ -152,7 +152,7 @@ def test_a_report_that_is_older_than_the_records_is_written_anew(begun, name):
     assert report.stat().st_mtime_ns > written
 
 
-def test_a_killed_run_with_workers_can_be_started_again_at_once(tmp_path, finished):
+def test_a_killed_run_with_workers_can_be_restarted_immediately(tmp_path, finished):
     command = [*TINY, f"--output_dir={tmp_path}", "--dataloader_num_workers=2"]
     process = start("task:7", CONTINUAL, *command, script=KILLED, direct=True)
     try:
@@ -182,7 +182,7 @@ def _processes_of(folder):
 
 
 @pytest.mark.parametrize("name", ["checkpoint-500", "trainer_state.json", PROBES_FILE])
-def test_a_folder_of_another_training_is_refused_and_left_alone(tmp_path, name):
+def test_a_folder_of_another_training_is_refused_and_not_changed(tmp_path, name):
     if name == PROBES_FILE:
         append_record(tmp_path / name, {"step": 500, "task": None, "probe_config_hash": "a"}, ("step",))
     elif name == "checkpoint-500":
@@ -193,7 +193,7 @@ def test_a_folder_of_another_training_is_refused_and_left_alone(tmp_path, name):
     with pytest.raises(PlasticityError) as caught:
         train(tmp_path)
     assert str(caught.value) == (
-        f"output_dir: '{tmp_path}' has checkpoints or records and no config.yaml, so that they may be those of "
+        f"output_dir: '{tmp_path}' has checkpoints or records but no config.yaml, so they may be those of "
         "another training; choose another folder"
     )
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([".lock", name])
@@ -227,7 +227,7 @@ def test_a_run_resumes_with_the_threads_that_it_was_started_with(begun, monkeypa
 
 @pytest.fixture
 def unwritable(tmp_path):
-    """A folder in which nobody can write, not even root: on a file system that is mounted read-only."""
+    """A read-only folder, even for root: on a file system that is mounted read-only."""
     folder = tmp_path / "disk"
     folder.mkdir()
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "ro", "tmpfs", folder], capture_output=True)
@@ -237,7 +237,7 @@ def unwritable(tmp_path):
     subprocess.run(["umount", "-l", folder], check=True)
 
 
-def test_a_folder_that_cannot_be_written_to_is_one_line(unwritable, capsys):
+def test_a_read_only_folder_is_reported_on_one_line(unwritable, capsys):
     for folder in (unwritable, unwritable / "run"):
         assert main(["train", *FLAGS, f"--output_dir={folder}"]) == 2
         assert capsys.readouterr().err.strip() == (
@@ -245,7 +245,7 @@ def test_a_folder_that_cannot_be_written_to_is_one_line(unwritable, capsys):
         )
 
 
-def test_a_file_in_place_of_the_folder_is_one_line(tmp_path, capsys):
+def test_a_file_instead_of_the_folder_is_reported_on_one_line(tmp_path, capsys):
     (tmp_path / "run").write_text("")
     assert main(["train", *FLAGS, f"--output_dir={tmp_path / 'run'}"]) == 2
     error = capsys.readouterr().err.strip()
@@ -256,7 +256,7 @@ def test_a_file_in_place_of_the_folder_is_one_line(tmp_path, capsys):
 def test_a_folder_that_becomes_unwritable_ends_the_run_on_one_line(tmp_path, finished, event):
     folder = tmp_path / "run"
     command = [event, CONTINUAL, *TINY, f"--output_dir={folder}"]
-    # Root may write to any folder, unless it gives this right up.
+    # Root may write to any folder, unless it gives up this capability.
     prefix = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"] if os.geteuid() == 0 else []
     if prefix and shutil.which("setpriv") is None:
         pytest.skip("needs setpriv to run as root without the right to write everywhere")

@@ -1,4 +1,4 @@
-"""A run that is killed, told to stop, or started twice, and that in the end is the run as if nothing had been."""
+"""A run that is killed, stopped or started twice has the results of an uninterrupted run."""
 
 import random
 import re
@@ -14,7 +14,7 @@ from support.launch import CONTINUAL, KILLED, TINY, error_line, launch, launch_k
 from support.runs import assert_same_run, recorded
 
 
-# What a run of TINY still has ahead of it at its start: how often each event comes.
+# The number of each event in a run of TINY.
 EVENTS = {
     "task": 16, "probe": 12, "checkpoint": 4, "marker": 4, "cycle": 3, "record": 3, "recorded": 3, "rotate": 2,
     "final": 1, "report": 1,
@@ -27,7 +27,7 @@ def finish(folder, flags=(), **how):
 
 
 def kill_again_and_again(folder, events, flags=(), **how):
-    """Start the same command until it is finished; each start dies at its event, if it still comes to it."""
+    """Start the same command until it is finished; each start is killed at its event, if the event still occurs."""
     deaths = 0
     for event in events:
         process = launch(event, CONTINUAL, *TINY, *flags, f"--output_dir={folder}", script=KILLED, **how)
@@ -40,14 +40,14 @@ def kill_again_and_again(folder, events, flags=(), **how):
 
 
 def random_events(seed):
-    """Events for ever, from a generator that does not change."""
+    """An infinite sequence of events from a fixed generator."""
     generator = random.Random(seed)
     while True:
         event = generator.choice(list(EVENTS))
         yield f"{event}:{generator.randint(1, max(1, EVENTS[event] // 2))}"
 
 
-def test_a_run_killed_at_its_weakest_points_ends_the_same(finished, tmp_path):
+def test_a_run_killed_at_critical_points_ends_with_the_same_results(finished, tmp_path):
     events = ["probe:2", "checkpoint:1", "task:6", "record:1", "final:1"]
     assert kill_again_and_again(tmp_path, events, direct=True) == len(events)
     assert_same_run(finished[0], tmp_path)
@@ -55,7 +55,7 @@ def test_a_run_killed_at_its_weakest_points_ends_the_same(finished, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_a_run_killed_at_random_points_ends_the_same(finished, tmp_path):
+def test_a_run_killed_at_random_points_ends_with_the_same_results(finished, tmp_path):
     deaths = 0
     for seed in range(1000):
         folder = tmp_path / str(seed)
@@ -75,7 +75,7 @@ MITIGATED = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", MITIGATED)
-def test_a_mitigated_run_killed_again_and_again_ends_the_same(tmp_path, name):
+def test_a_mitigated_run_killed_repeatedly_ends_with_the_same_results(tmp_path, name):
     flags = [f"--mitigation={name}", f"--mitigation_args={MITIGATED[name]}", "--diagnose=true"]
     flags.append("--diagnostics_sequences=4")
     finish(tmp_path / "whole", flags, direct=True)
@@ -85,7 +85,7 @@ def test_a_mitigated_run_killed_again_and_again_ends_the_same(tmp_path, name):
     assert_same_run(tmp_path / "whole", tmp_path / "cut")
 
 
-def test_signals_end_a_run_with_a_checkpoint_and_the_same_command_goes_on(finished, tmp_path):
+def test_signals_end_a_run_with_a_checkpoint_and_the_same_command_resumes(finished, tmp_path):
     folder, command = tmp_path / "run", [CONTINUAL, *TINY, f"--output_dir={tmp_path / 'run'}"]
     stopped = launch("task:7", *command, script=KILLED, direct=True, SIGNALS="SIGTERM")
     assert stopped.returncode == 143, stopped.stderr[-3000:]
@@ -98,13 +98,13 @@ def test_signals_end_a_run_with_a_checkpoint_and_the_same_command_goes_on(finish
     stopped = launch("probe:6", *command, script=KILLED, direct=True, SIGNALS="SIGINT")
     assert stopped.returncode == 130, stopped.stderr[-3000:]
     assert "stopped by SIGINT after step 16 of 16; the same command resumes from checkpoint-16" in stopped.stderr
-    assert [record["cycle"] for record in read_records(folder / PROBES_FILE)] == [0, 1], "the probe was given up"
+    assert [record["cycle"] for record in read_records(folder / PROBES_FILE)] == [0, 1], "the probe was aborted"
     assert not (folder / "trainer_state.json").exists()
     finish(folder, direct=True)
     assert_same_run(finished[0], folder)
 
 
-def test_a_second_ctrl_c_ends_at_once(tmp_path):
+def test_a_second_ctrl_c_ends_the_run_immediately(tmp_path):
     command = [CONTINUAL, *TINY, f"--output_dir={tmp_path}"]
     process = launch("task:7", *command, script=KILLED, direct=True, SIGNALS="SIGINT,SIGINT")
     assert process.returncode == -signal.SIGINT
@@ -130,7 +130,7 @@ def test_a_second_process_in_the_same_folder_is_refused(finished, tmp_path):
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A folder on a disk with room for one checkpoint and not for two."""
+    """A folder on a disk with space for only one checkpoint."""
     folder = tmp_path / "disk"
     folder.mkdir()
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=900k", "tmpfs", folder], capture_output=True)
@@ -140,7 +140,7 @@ def small_disk(tmp_path):
     subprocess.run(["umount", "-l", folder], check=True)
 
 
-def test_a_full_disk_ends_a_run_that_goes_on_once_there_is_room(finished, small_disk):
+def test_a_run_that_filled_the_disk_resumes_when_there_is_space(finished, small_disk):
     folder = small_disk / "run"
     process = launch(*TINY, f"--output_dir={folder}", direct=True)
     assert process.returncode == 2 and "Traceback" not in process.stderr, process.stderr[-3000:]
@@ -164,7 +164,7 @@ def finished_pair(tmp_path_factory):
 @pytest.mark.slow
 @pytest.mark.distributed
 @pytest.mark.parametrize(("event", "rank"), [("task:7", 1), ("probe:6", 0), ("checkpoint:2", 1)])
-def test_a_pair_of_which_one_is_killed_ends_the_same(finished_pair, tmp_path, event, rank):
+def test_two_processes_of_which_one_is_killed_end_with_the_same_results(finished_pair, tmp_path, event, rank):
     launch_killed(event, *TINY, f"--output_dir={tmp_path}", processes=2, KILLED_RANK=str(rank))
     finish(tmp_path, processes=2)
     assert_same_run(finished_pair, tmp_path)
@@ -172,7 +172,7 @@ def test_a_pair_of_which_one_is_killed_ends_the_same(finished_pair, tmp_path, ev
 
 @pytest.mark.slow
 @pytest.mark.distributed
-def test_a_signal_to_one_of_a_pair_stops_both_at_the_same_step(finished_pair, tmp_path):
+def test_a_signal_to_one_of_two_processes_stops_both_at_the_same_step(finished_pair, tmp_path):
     command = [CONTINUAL, *TINY, f"--output_dir={tmp_path}"]
     how = {"script": KILLED, "processes": 2, "KILLED_RANK": "1"}
     stopped = launch("task:6", *command, SIGNALS="SIGTERM", **how)

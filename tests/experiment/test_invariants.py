@@ -19,7 +19,7 @@ from support.launch import ACCELERATE, CONTINUAL, FSDP2_ON_CPU, KILLED, SUPPORT,
 from support.runs import recorded, weights
 
 
-# No dropout, a modest learning rate, and a large epsilon: Adam blows rounding up where a gradient is zero by design
+# No dropout, a modest learning rate, and a large epsilon: Adam amplifies rounding where a gradient is zero by design
 # (the bias of the keys).
 CANONICAL = [*TINY, "--learning_rate=3e-3", "--adam_epsilon=1e-3", "--evaluate_forgetting=true", "--logging_steps=1"]
 
@@ -150,15 +150,15 @@ def test_one_trajectory(canonical, tmp_path, row):
 
 
 @pytest.mark.slow
-def test_the_table_can_tell_runs_apart(canonical, tmp_path):
-    """Another seed is another trajectory."""
+def test_different_runs_have_different_trajectories(canonical, tmp_path):
+    """Another seed gives another trajectory."""
     run(Row("another seed", ["--seed=7"]), tmp_path / "run")
     assert losses(tmp_path / "run") != pytest.approx(losses(canonical("fp32")), rel=1e-2)
 
 
 def test_the_trajectory_is_the_recorded_one(canonical):
     """
-    A change that moves the numbers, of this package or of a library, shows here. If it is meant to, write the new
+    Detects changes of the numbers by this package or a library. If a change is intended, write the new
     numbers to `reference_trajectory.json` and say why in the commit message.
     """
     folder = canonical("fp32")

@@ -1,4 +1,4 @@
-"""Every setting has one role, and what depends on settings is derived from it."""
+"""Every setting has one role, from which all lists of settings are derived."""
 
 import dataclasses
 
@@ -22,7 +22,7 @@ def experiment():
 
 
 @pytest.mark.parametrize("kind", [ContinualConfig, SuiteConfig, ProbeConfig])
-def test_every_setting_of_this_package_states_its_role(kind):
+def test_every_setting_of_this_package_has_a_role(kind):
     inherited = TrainingArguments.__dataclass_fields__ if kind is ContinualConfig else {}
     for one in dataclasses.fields(kind):
         if one.name not in inherited:
@@ -45,7 +45,7 @@ def test_a_field_that_transformers_adds_counts_as_numerics():
     assert roles_of(Later, classified.ROLES)["new_kernel"] == NUMERICS
 
 
-def test_precision_and_noise_tell_runs_apart(experiment):
+def test_precision_and_noise_identify_a_run(experiment):
     numerics = experiment.numerics()
     assert {"bf16", "seed", "learning_rate", "size", "languages", "probe_steps"} <= numerics.keys()
     for flag in ("--bf16", "--neftune_noise_alpha=5", "--probe_seed=1", "--optim=sgd"):

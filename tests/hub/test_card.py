@@ -75,7 +75,7 @@ model-index:
 
 # plasticity-5m
 
-5M model with 4,932,480 non-embedding parameters, trained for 3 cycles (30B tokens) on 2 languages in rotation. Probed 4 times on Vietnamese. No onset of plasticity loss can be stated: 3 probes of 1 seed cannot tell a rise from noise, which requires 8 probes of one seed, or 3 of each of several. AUC was lowest after cycle 2 (34,300). After cycle 3, the last probe, it was 35,875: 4.6% above the lowest and 2.5% above cycle 1.
+5M model with 4,932,480 non-embedding parameters, trained for 3 cycles (30B tokens) on 2 languages in rotation. Probed 4 times on Vietnamese. No onset of plasticity loss can be stated: 3 probes of 1 seed are too few: the test for a rise requires 8 probes of one seed, or 3 of each of several. AUC was lowest after cycle 2 (34,300). After cycle 3, the last probe, it was 35,875: 4.6% above the lowest and 2.5% above cycle 1.
 
 This repository has one run of a study of **loss of plasticity**: does a language model that has been trained for a long
 time learn a new language more slowly than it once did? The model was trained from random weights.
@@ -93,7 +93,7 @@ model = AutoModelForCausalLM.from_pretrained("org/plasticity-5m")
 tokenizer = AutoTokenizer.from_pretrained("org/plasticity-5m")
 ```
 
-Each probed model has a branch of its own (`cycle-000` is the untrained model):
+Each probed model has its own branch (`cycle-000` is the untrained model):
 
 ```python
 model = AutoModelForCausalLM.from_pretrained("org/plasticity-5m", revision="cycle-003")
@@ -183,7 +183,7 @@ def test_the_card_of_a_finished_run():
     assert render_card(make_run(PROBES), "org/plasticity-5m", branches, finished=True, figure=True) == GOLDEN
 
 
-def test_the_hub_reads_the_results_off_the_card():
+def test_the_hub_reads_the_results_from_the_card():
     data = ModelCard(GOLDEN).data
     assert (data.language, data.license, data.library_name) == (["en", "zh"], "apache-2.0", "transformers")
     assert (data.pipeline_tag, data.datasets, data.base_model) == ("text-generation", ["uonlp/CulturaX"], None)
@@ -197,7 +197,7 @@ def test_the_hub_reads_the_results_off_the_card():
     assert data.model_name == "plasticity-5m"
 
 
-def test_the_card_of_an_unfinished_run_says_so():
+def test_the_card_of_an_unfinished_run_states_its_progress():
     card = render_card(make_run([]), "org/name", [], finished=False, figure=False)
     assert "The run is in progress. `main` will have its final model." in card
     assert "No probe has been recorded yet." in card
@@ -205,7 +205,7 @@ def test_the_card_of_an_unfinished_run_says_so():
         assert absent not in card
 
 
-def test_a_run_without_probes_does_not_speak_of_a_copy():
+def test_the_card_of_a_run_without_probes_does_not_mention_a_copy():
     card = render_card(make_run([], no_probe=True), "org/name", [], finished=True, figure=False)
     assert "The run has no probes." in card and "No probe has been recorded." in card
     assert "| Probe |" not in card and "copy" not in card

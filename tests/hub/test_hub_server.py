@@ -1,4 +1,4 @@
-"""The Hub of the tests, asked by the real client: it keeps what it is given, and fails as it is told to."""
+"""The Hub server of the tests with the real client: it stores files, and fails as configured."""
 
 import threading
 import time
@@ -63,7 +63,7 @@ def test_readers_and_strangers_may_not_write(api, hub, repo_id):
     assert hub.titles(repo_id) == ["initial commit"]
 
 
-def test_faults_do_what_they_say_as_often_as_they_say(api, hub, repo_id):
+def test_faults_occur_as_configured(api, hub, repo_id):
     api.create_repo(repo_id)
     hub.fail("POST .*/commit/", status=503)
     with pytest.raises(HfHubHTTPError):

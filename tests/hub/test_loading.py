@@ -1,4 +1,4 @@
-"""Runs and probed checkpoints read from a folder or the Hub, as one reads them after the study."""
+"""Runs and probed checkpoints read from a folder or the Hub, after the study."""
 
 import json
 
@@ -45,7 +45,7 @@ def run_folder(tmp_path):
 
 @pytest.fixture
 def on_the_hub(hub, repo_id, run_folder):
-    """The same as a repository, put there by nothing of ours."""
+    """The same as a repository, uploaded without this package."""
     files = {path.name: path.read_bytes() for path in run_folder.iterdir() if path.is_file()}
     repository = hub.create(repo_id, files | {"model.safetensors": b"never read"})
     for cycle in ("cycle-000", "cycle-001"):
@@ -54,7 +54,7 @@ def on_the_hub(hub, repo_id, run_folder):
     return repo_id
 
 
-def test_a_run_reads_alike_from_folder_and_hub_without_its_weights(hub, run_folder, on_the_hub):
+def test_a_run_loads_equally_from_folder_and_hub_without_its_weights(hub, run_folder, on_the_hub):
     hub.requests.clear()
     here, there = load_run(run_folder), load_run(on_the_hub)
     assert (here.name, there.name) == ("run", on_the_hub)
@@ -131,7 +131,7 @@ def test_the_records_of_a_pushed_run_load_as_a_dataset(hub, repo_id, run_folder)
 
 
 def test_every_record_of_a_run_is_uploaded(run_folder, monkeypatch):
-    # The card needs more of a configuration than this run has.
+    # The card requires more configuration than this run has.
     monkeypatch.setattr("hf_plasticity.hub.contents.render_card", lambda *args, **kwargs: "card")
     records = {
         "mitigations.jsonl": b'{"step": 4, "mitigation": "redo", "event": "reset"}\n',

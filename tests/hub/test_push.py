@@ -1,4 +1,4 @@
-"""Runs on the Hub: everything of them, once, and never in the way of training."""
+"""Uploads of runs: complete, without duplicates, and without effect on the training."""
 
 import hashlib
 import itertools
@@ -42,7 +42,7 @@ FLAGS = [*TINY, "--use_cpu", "--disable_tqdm=true", "--evaluate_forgetting"]
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """A tiny run to its end, not pushed."""
+    """A complete tiny run, not uploaded."""
     folder = tmp_path_factory.mktemp("runs") / "finished"
     run_experiment(parse_experiment([*FLAGS, f"--output_dir={folder}"]))
     return folder
@@ -55,7 +55,7 @@ def run_folder(finished, tmp_path):
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch):
-    """Nobody waits between two attempts, neither we nor the client."""
+    """No waiting time between two attempts of the pusher or the client."""
     monkeypatch.setattr(push, "FIRST_WAIT", 0.01)
     monkeypatch.setattr(push, "LONGEST_WAIT", 0.05)
     monkeypatch.setattr(client_http, "time", SimpleNamespace(sleep=lambda seconds: None))
@@ -121,10 +121,8 @@ def test_a_cycle_is_pushed_only_once_its_probe_is_recorded(hub, repo_id, run_fol
     assert "The run is in progress. `main` will have its final model." in files["README.md"].decode()
 
 
-def test_main_does_not_call_a_run_finished_that_was_not_when_its_cycles_were_sent(
-    hub, repo_id, run_folder, monkeypatch
-):
-    """A follower ends with a finished run: its last cycle has to be there by then."""
+def test_main_marks_a_run_finished_only_after_all_cycles_are_uploaded(hub, repo_id, run_folder, monkeypatch):
+    """A probe process ends with a finished run, so its last cycle must be uploaded before."""
     late = [(run_folder / name, run_folder.parent / name) for name in ("cycle-002", "trainer_state.json")]
     for there, aside in late:
         there.rename(aside)
@@ -163,7 +161,7 @@ def test_every_request_may_fail_and_everything_is_uploaded_once(hub, repo_id, ru
     assert_all_there_once(hub, repo_id, run_folder)
 
 
-def test_nothing_pushed_names_a_folder_of_this_machine_or_holds_a_token(hub, repo_id, run_folder):
+def test_uploads_have_no_local_paths_and_no_tokens(hub, repo_id, run_folder):
     config = yaml.safe_load((run_folder / "config.yaml").read_text())
     config |= {"data_dir": "../private/texts", "logging_dir": "/home/someone/logs", "run_name": f"x {OWNER_TOKEN}"}
     config["fsdp_config"] = {"path": "~/secret/fsdp.json"}
@@ -208,7 +206,7 @@ def test_a_rejection_by_the_hub_is_an_error_before_training(hub, repo_id, tmp_pa
     assert len(hub.titles(repo_id)) == 1 + bool(files)
 
 
-def test_another_run_of_the_same_configuration_is_refused_too(hub, repo_id, finished, tmp_path, capsys):
+def test_another_run_of_the_same_configuration_is_refused(hub, repo_id, finished, tmp_path, capsys):
     for name in ("one", "two"):
         shutil.copytree(finished, tmp_path / name)
     assert main(["push", str(tmp_path / "one"), "--hub_model_id", repo_id]) == 0
@@ -256,7 +254,7 @@ def test_a_run_is_uploaded_while_it_trains(hub, repo_id, finished, tmp_path, mon
     flags = ["--push_to_hub", f"--hub_model_id={repo_id}", f"--output_dir={tmp_path / 'run'}"]
     run_experiment(parse_experiment([*FLAGS, *flags]))
     assert_all_there_once(hub, repo_id, tmp_path / "run")
-    assert set(hub.titles(repo_id)) == {"initial commit", "Records of the run"}, "the Trainer does not push as well"
+    assert set(hub.titles(repo_id)) == {"initial commit", "Records of the run"}, "the Trainer does not upload"
     assert_same_weights(finished, tmp_path / "run")
 
 
@@ -267,7 +265,7 @@ def assert_same_weights(one, other):
 
 
 @pytest.mark.parametrize("how", ["gone", "hanging", "failing", "slow"])
-def test_a_failing_hub_delays_no_step_and_gets_the_rest_later(
+def test_a_failing_hub_delays_no_step_and_the_rest_is_uploaded_later(
     hub, repo_id, finished, tmp_path, monkeypatch, caplog, how
 ):
     folder = tmp_path / "run"
@@ -386,7 +384,7 @@ def test_the_command_reports_a_rejection_by_the_hub_on_one_line(hub, repo_id, tm
     assert error_line(process).startswith(f"hub_model_id: '{repo_id}' has other files (model.bin) and no run")
 
 
-def test_a_model_loads_from_the_hub_with_no_package_of_ours(hub, repo_id, run_folder, tmp_path):
+def test_a_model_loads_from_the_hub_without_this_package(hub, repo_id, run_folder, tmp_path):
     push_run(run_folder, open_repository(run_folder, repo_id))
     script = f"""
 import sys
@@ -405,7 +403,7 @@ for cycle in ("main", "cycle-001"):
         torch.testing.assert_close(its, load_file(mine), rtol=0, atol=0)
 
 
-def test_the_records_of_a_run_load_alike_from_folder_and_hub(hub, repo_id, run_folder):
+def test_the_records_of_a_run_load_equally_from_folder_and_hub(hub, repo_id, run_folder):
     push_run(run_folder, open_repository(run_folder, repo_id))
     hub.requests.clear()
     here, there = load_run(run_folder), load_run(repo_id)

@@ -135,7 +135,7 @@ def test_a_ladder_on_slurm_resumes_at_the_time_limit_from_the_checkpoint_of_its_
             assert folder == str(run)
             try:
                 wait_for((run / "cycle-001").exists)
-                # What Slurm does when the time limit is near.
+                # Slurm's signal before the time limit.
                 subprocess.run(["scancel", number, "--signal=USR2"], env=slurm, check=True)
                 errors, printed = (output / "jobs" / f"{number}_0_log.{ending}" for ending in ("err", "out"))
                 stopped = "the same command resumes from checkpoint-"

@@ -1,4 +1,4 @@
-"""`python recipes/ladder.py`, as it is typed."""
+"""`python recipes/ladder.py`."""
 
 import os
 import re
@@ -21,7 +21,7 @@ from support.launch import ROOT, TINY
 
 LADDER = ROOT / "recipes" / "ladder.py"
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-# The size and the threads of a run are the ladder's.
+# The ladder decides the size and the threads of a run.
 SETTINGS = [setting for setting in TINY if not setting.startswith(("--size", "--cpu_threads"))]
 
 
@@ -54,17 +54,17 @@ def test_the_printed_commands_are_one_line_a_run_for_a_shell(tmp_path):
     ("arguments", "message"),
     [
         ("--sizes 6M", "size: '6M' is not a model size"),
-        ("--sizes 5M --seed 3", "seed: it differs from run to run in a ladder; use --seeds"),
+        ("--sizes 5M --seed 3", "seed: the ladder decides it for each run; use --seeds"),
         ("--sizes 5M --hub_token hf_x", "hub_token: it would be part of the command of each run; use `hf auth login`"),
         ("--sizes 5M --hub-token=hf_x", "hub_token: it would be part of the command of each run; use `hf auth login`"),
-        ("--sizes 5M --size=12M", "size: it differs from run to run in a ladder; use --sizes"),
+        ("--sizes 5M --size=12M", "size: the ladder decides it for each run; use --sizes"),
         ("--sizes 5M --jobs 0", "jobs: 0 is not between 1 and the 1 runs"),
         ("--sizes 5M --jobs 2", "jobs: 2 is not between 1 and the 1 runs"),
         ("--sizes 5M --executor pbs", "executor: 'pbs' is unknown; choose local or slurm"),
         ("--sizes 5M --seeds 1 1", "seeds: '1 1' has a duplicate"),
     ],
 )
-def test_mistakes_are_told_before_anything_runs(tmp_path, arguments, message):
+def test_mistakes_are_reported_before_any_run_starts(tmp_path, arguments, message):
     process = ladder(*arguments.split(), f"--output_dir={tmp_path / 'ladder'}")
     assert process.returncode == 2 and process.stderr.strip().startswith(f"ladder.py: error: {message}")
     assert not (tmp_path / "ladder").exists()

@@ -125,7 +125,7 @@ def test_modules_compute_in_double_precision(modules):
         ([[0, 1], [0, 1]], [[1, 2]], "losses: 1 .*steps has 2"),
     ],
 )
-def test_a_bad_curve_is_named_and_does_not_spoil_the_next_call(steps, losses, message, modules):
+def test_an_invalid_curve_is_reported_and_does_not_affect_the_next_call(steps, losses, message, modules):
     with pytest.raises(ValueError, match=message):
         probe_auc(steps, losses)
     with pytest.raises(ValueError, match=message):
@@ -214,7 +214,7 @@ def test_processes_compute_at_once_with_an_empty_cache_and_no_network(tmp_path):
     assert not list(tmp_path.rglob("*.arrow*"))
 
 
-def test_definitions_need_neither_torch_nor_evaluate():
+def test_definitions_do_not_require_torch_or_evaluate():
     imports = [f"import hf_plasticity.metrics.{name}.definition" for name in METRICS]
     script = "; ".join(["import sys", *imports, "assert not {'torch', 'evaluate', 'datasets'} & set(sys.modules)"])
     subprocess.run([sys.executable, "-c", script], check=True, cwd=FOLDER.parents[1])

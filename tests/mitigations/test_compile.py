@@ -1,4 +1,4 @@
-"""Mitigations of a compiled run: they see every training pass, and the run is the same up to rounding."""
+"""Mitigations of a compiled run: they observe every training pass, and the run is the same up to rounding."""
 
 import pytest
 import torch
@@ -38,7 +38,7 @@ def compiled(monkeypatch, cache):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["redo", "cbp", "swr", "l2_init", "head_reset", "snr", "grama"])
-def test_a_compiled_run_is_mitigated_as_another_and_probed_invisibly(compiled, tmp_path, cache, name):
+def test_a_compiled_run_is_mitigated_and_probes_do_not_change_it(compiled, tmp_path, cache, name):
     plain = make_trainer(tmp_path / "plain", cache, no_probe=True, **SETTINGS, **settings_of(name))
     plain.train()
     ends = [final_state(compiled(tmp_path / str(off), no_probe=off, **settings_of(name))) for off in (True, False)]

@@ -57,7 +57,7 @@ def events_of(folder):
 
 
 def ends(folder):
-    """What every process held at the end of a training."""
+    """The state of every process at the end of a training."""
     files = sorted(folder.glob("rank-*.pt"))
     assert len(files) > 1
     return [torch.load(file) for file in files]
@@ -84,7 +84,7 @@ def test_every_process_of_data_parallel_training_makes_the_same_decision(request
 @pytest.mark.parametrize("name", RESUMED)
 @pytest.mark.parametrize("setup", ["ddp", "ddp_of_three", "fsdp2"])
 @pytest.mark.parametrize("variant", ["probed", "resumed"])
-def test_probes_are_invisible_and_a_resumed_run_is_the_run(request, setup, name, variant):
+def test_probes_are_invisible_and_a_resumed_run_is_bit_identical(request, setup, name, variant):
     folder = request.getfixturevalue(setup)
     for one, other in zip(ends(folder / f"{name}-{variant}"), ends(folder / name), strict=True):
         assert one.pop("log") == other.pop("log")

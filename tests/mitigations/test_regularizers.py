@@ -1,4 +1,4 @@
-"""Decays, clips and mixtures of weights, against what their definitions give by hand."""
+"""Decays, clips and mixtures of weights, compared with their definitions."""
 
 import math
 
@@ -7,7 +7,7 @@ import torch
 
 from hf_plasticity import PlasticityError
 from hf_plasticity.mitigations import L2Init, ShrinkPerturb, Spectral, WeightClip, WeightDecay
-from hf_plasticity.network import InitialLaw, non_embedding_parameters
+from hf_plasticity.network import InitialDistribution, non_embedding_parameters
 from support.mitigated import copy_of, make_optimizer, train
 
 
@@ -27,7 +27,7 @@ def test_weight_decay_shrinks_matrices_by_one_minus_rate_times_lambda(model, tok
     assert [group["weight_decay"] for group in optimizer.param_groups] == [0.01, 0.0]
 
 
-def test_weight_decay_requires_decoupled_decay_and_matrices_in_a_group_of_their_own(model):
+def test_weight_decay_requires_decoupled_decay_and_matrices_in_a_separate_group(model):
     with pytest.raises(PlasticityError, match="optim: weight_decay requires AdamW"):
         WeightDecay().attach(model, torch.optim.SGD(model.parameters(), lr=0.1))
     with pytest.raises(PlasticityError, match="matrices in other parameter groups"):
@@ -62,7 +62,7 @@ def test_l2_init_keeps_the_initial_weights_in_its_state(model, tokens):
 
 
 @pytest.mark.parametrize("kind", [L2Init, Spectral])
-def test_small_steps_are_refused_where_the_weights_would_swallow_them(model, kind):
+def test_methods_with_small_steps_require_float32_weights(model, kind):
     model.bfloat16()
     with pytest.raises(PlasticityError, match=r"is bfloat16, and .* requires float32 weights"):
         kind().attach(model, make_optimizer(model))
@@ -78,13 +78,13 @@ def test_shrink_and_perturb_with_one_and_zero_changes_nothing(model, tokens):
 
 
 def test_shrink_and_perturb_with_zero_and_one_is_a_fresh_draw_of_the_matrices(model):
-    before, law = copy_of(model), InitialLaw(model)
+    before, distribution = copy_of(model), InitialDistribution(model)
     mitigation = ShrinkPerturb(shrink=0.0, perturb=1.0)
     mitigation.attach(model, make_optimizer(model), seed=3, task_steps=7)
     mitigation.task_end(7)
     matrices = matrices_of(model)
     for name, parameter in model.named_parameters():
-        expected = law.draw(name, seed=3, step=7) if name in matrices else before[name]
+        expected = distribution.draw(name, seed=3, step=7) if name in matrices else before[name]
         torch.testing.assert_close(parameter.detach(), expected, rtol=0, atol=0)
 
 
@@ -153,7 +153,7 @@ def test_weight_clipping_bounds_every_matrix_and_nothing_else(model, tokens):
             assert parameter.min() == 1
 
 
-def test_spectral_regularization_of_a_diagonal_matrix_moves_its_largest_entry_alone(model, tokens):
+def test_spectral_regularization_of_a_diagonal_matrix_moves_only_its_largest_entry(model, tokens):
     name = "transformer.h.1.mlp.c_proj.weight" if model.config.model_type == "gpt2" else (
         "model.layers.1.mlp.down_proj.weight"
     )  # fmt: skip

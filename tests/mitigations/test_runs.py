@@ -1,4 +1,4 @@
-"""Runs with a mitigation: probes stay invisible, a resumed run is the run, and the records say what was done."""
+"""Runs with a mitigation: invisible probes, exact resumes, and records."""
 
 import json
 import shutil
@@ -46,13 +46,13 @@ def test_a_run_with_a_mitigation_is_exact(tmp_path, cache, plain, name):
     whole = run(tmp_path / "whole", cache, **settings)
     expected = final_state(whole)
 
-    # It acts, and says so.
+    # It acts, and this is recorded.
     assert not all(torch.equal(one, plain["weights"][key]) for key, one in expected["weights"].items())
     events = read_records(tmp_path / "whole" / MITIGATIONS_FILE)
     *acts, end = events
     assert acts and all(event["mitigation"] == name and event["touched"] for event in acts)
     assert (end["event"], end["step"]) == ("end", 24) and end["total"] > 0 and end["state_bytes"] >= 0
-    # What happens once in a while has the loss on the batch of its step, before and after.
+    # Single events have the loss on the batch of their step, before and after.
     measured = [event for event in acts if event["event"] != "summary"]
     assert all(event["loss_before"] != event["loss_after"] for event in measured)
     assert all("loss_before" not in event for event in acts if event["event"] == "summary")
@@ -61,7 +61,8 @@ def test_a_run_with_a_mitigation_is_exact(tmp_path, cache, plain, name):
     # Probes are invisible to it.
     assert_same(final_state(run(tmp_path / "unprobed", cache, no_probe=True, **settings)), dict(expected))
 
-    # A run that dies between two checkpoints and resumes is the run. Checkpoints are within task instances, too.
+    # A run that is killed between two checkpoints and resumes is bit-identical. Checkpoints are also within task
+    # instances.
     dying = make_trainer(tmp_path / "cut", cache, save_steps=7, **settings)
     stop_at(dying, 18)
     with pytest.raises(StopAt):
@@ -92,7 +93,7 @@ def test_a_summary_counts_one_task_instance(tmp_path, cache):
     assert [event["since_step"] for event in events] == [0, 4, 8, 12, 16, 20]
 
 
-def test_a_mitigation_that_does_nothing_says_so(tmp_path, cache, plain, caplog):
+def test_a_mitigation_that_does_nothing_is_reported(tmp_path, cache, plain, caplog):
     settings = settings_of("redo", threshold=0.0)
     with caplog.at_level("WARNING"):
         trainer = run(tmp_path, cache, no_probe=True, **settings)
@@ -117,7 +118,7 @@ def test_accumulation_and_gradient_checkpointing_change_only_the_rounding(tmp_pa
 
 
 @pytest.mark.parametrize("name", ["redo", "cbp", "grama", "l2_init", "head_reset"])
-def test_runs_in_bfloat16_are_mitigated_and_probed_invisibly(tmp_path, cache, name):
+def test_runs_in_bfloat16_are_mitigated_and_probes_do_not_change_them(tmp_path, cache, name):
     settings = settings_of(name) | {"bf16": True, "use_cpu": True}
     runs = [run(tmp_path / str(off), cache, no_probe=off, **settings) for off in (False, True)]
     assert read_records(tmp_path / "True" / MITIGATIONS_FILE)
@@ -126,7 +127,7 @@ def test_runs_in_bfloat16_are_mitigated_and_probed_invisibly(tmp_path, cache, na
 
 @pytest.fixture(scope="module")
 def stopped(tmp_path_factory, cache):
-    """A run with ReDo that died at step 18."""
+    """A run with ReDo that was killed at step 18."""
     folder = tmp_path_factory.mktemp("stopped") / "run"
     trainer = make_trainer(folder, cache, no_probe=True, **settings_of("redo"))
     stop_at(trainer, 18)
@@ -193,7 +194,7 @@ BAD = [
 
 
 @pytest.mark.parametrize(("settings", "message"), BAD)
-def test_bad_settings_are_refused_on_one_line(settings, message):
+def test_invalid_settings_are_reported_on_one_line(settings, message):
     with pytest.raises(PlasticityError) as error:
         ContinualConfig(output_dir="x", **settings)
     assert message in str(error.value) and "\n" not in str(error.value)

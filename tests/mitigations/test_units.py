@@ -1,4 +1,4 @@
-"""Mitigations that reset hidden units: which units they choose, and what a reset leaves."""
+"""Mitigations that reset hidden units: the chosen units, and the state after a reset."""
 
 import copy
 import itertools
@@ -10,7 +10,7 @@ from transformers import BloomConfig, BloomForCausalLM
 from hf_plasticity import PlasticityError
 from hf_plasticity.mitigations import CBP, SNR, Grama, RandomReset, Redo
 from hf_plasticity.mitigations.snr import gap_bin, longest_gap
-from hf_plasticity.network import InitialLaw, find_structure, preserve_model
+from hf_plasticity.network import InitialDistribution, find_structure, preserve_model
 from support.mitigated import copy_of, logits_of, make_optimizer, train
 from support.tiny import tiny_model
 
@@ -20,7 +20,7 @@ HIDDEN = {"gpt2": 64, "llama": 24}
 
 
 def kill(model, layer, units):
-    """Make units silent for good: a large negative bias in a plain MLP, neither gate nor input in a gated one."""
+    """Make units permanently silent: a large negative bias in a plain MLP, neither gate nor input in a gated one."""
     for partition in find_structure(model).layers[layer].units.incoming:
         for slices in partition.slices(units):
             slices.zero_()
@@ -34,7 +34,7 @@ def attached(mitigation, model, seed=3, **settings):
     return optimizer
 
 
-def test_redo_resets_the_dead_units_and_leaves_the_logits_to_the_bit(model, tokens):
+def test_redo_resets_the_dead_units_and_keeps_the_logits_bit_identical(model, tokens):
     kill(model, 1, DEAD)
     mitigation = Redo(threshold=0.0, every=2, window=1)
     optimizer = attached(mitigation, model, lr=0.0)
@@ -48,7 +48,7 @@ def test_redo_resets_the_dead_units_and_leaves_the_logits_to_the_bit(model, toke
     assert torch.equal(logits_of(model, tokens), logits)
 
 
-def test_a_reset_draws_from_the_initial_law_zeroes_outputs_and_moments_and_touches_nothing_else(model, tokens):
+def test_a_reset_draws_inputs_zeroes_outputs_and_moments_and_changes_nothing_else(model, tokens):
     kill(model, 0, DEAD)
     mitigation = Redo(threshold=0.0, every=3, window=2)
     optimizer = attached(mitigation, model)
@@ -61,11 +61,11 @@ def test_a_reset_draws_from_the_initial_law_zeroes_outputs_and_moments_and_touch
     other_optimizer.step()
     train(model, optimizer, mitigation, tokens, steps=1, first=3)
 
-    law, reset = InitialLaw(model), {}
+    distribution, reset = InitialDistribution(model), {}
     units = find_structure(model).layers[0].units
     for partition in units.incoming:
         for slices in partition.slices(DEAD):
-            reset[slices.name] = (slices, slices.of(law.draw(slices.name, seed=3, step=3)))
+            reset[slices.name] = (slices, slices.of(distribution.draw(slices.name, seed=3, step=3)))
     for slices in units.outgoing.slices(DEAD):
         reset[slices.name] = (slices, torch.zeros_like(slices.read()))
     assert len(reset) == 3
@@ -126,7 +126,7 @@ def test_random_reset_resets_as_many_units_chosen_by_the_seed(model, tokens):
     assert chosen[0] == chosen[1] != chosen[2]
 
 
-def test_a_probe_is_neither_seen_nor_acted_upon(model, tokens):
+def test_mitigations_are_inactive_in_probes(model, tokens):
     mitigation = CBP(replacement_rate=0.01, rate_per="step", maturity=0)
     optimizer = attached(mitigation, model)
     train(model, optimizer, mitigation, tokens, steps=1)
@@ -165,7 +165,7 @@ def test_cbp_with_half_a_unit_due_replaces_one_every_second_step(model, tokens):
     assert replaced == [{}, {"0": 1, "1": 1}] * 3
 
 
-def test_cbp_utilities_are_those_of_the_definition_and_the_lowest_goes(model, tokens):
+def test_cbp_replaces_the_lowest_utility_of_the_definition(model, tokens):
     mitigation = CBP(replacement_rate=1e-9, rate_per="step", maturity=1, utility_decay=0.9)
     optimizer = attached(mitigation, model, lr=0.0)
     hidden = []
@@ -184,7 +184,7 @@ def test_cbp_utilities_are_those_of_the_definition_and_the_lowest_goes(model, to
     assert (outgoing.read() == 0).all()
 
 
-def test_cbp_leaves_units_alone_until_they_are_mature(model, tokens):
+def test_cbp_does_not_replace_immature_units(model, tokens):
     mitigation = CBP(replacement_rate=1.0, rate_per="step", maturity=2)
     optimizer = attached(mitigation, model)
     train(model, optimizer, mitigation, tokens, steps=2)
@@ -194,7 +194,7 @@ def test_cbp_leaves_units_alone_until_they_are_mature(model, tokens):
     assert mitigation.take_events(3, summarize=True)[0]["touched"] == {"0": count, "1": count}
 
 
-def test_cbp_keeps_the_mean_output_where_there_is_a_bias(tokens):
+def test_cbp_keeps_the_mean_output_if_there_is_a_bias(tokens):
     model = tiny_model("gpt2", dropout=0.0).train()
     mitigation = CBP(replacement_rate=1e-9, rate_per="step", maturity=0)
     optimizer = attached(mitigation, model, lr=0.0)
@@ -247,7 +247,7 @@ def test_grama_resets_units_without_gradient_once_within_the_grace(model, tokens
     assert [(event["step"], event["touched"]) for event in events] == [(1, {"1": DEAD}), (4, {"1": DEAD})]
 
 
-def test_snr_resets_a_unit_that_is_silent_for_longer_than_it_ever_was(model, tokens):
+def test_snr_resets_a_unit_that_is_silent_for_unusually_long(model, tokens):
     mitigation = SNR(rejection=0.1, max_gap=1000, patience=1)
     attached(mitigation, model)
     generator = torch.Generator().manual_seed(0)
@@ -265,13 +265,13 @@ def test_snr_resets_a_unit_that_is_silent_for_longer_than_it_ever_was(model, tok
     assert (mitigation.histogram[1][DEAD] == 0).all() and (mitigation.gap[1][DEAD] == 0).all()
 
 
-def test_snr_waits_for_max_gap_where_a_unit_never_fired(model):
+def test_snr_waits_for_max_gap_if_a_unit_never_fired(model):
     mitigation = SNR(max_gap=50, patience=2)
     attached(mitigation, model)
     assert (mitigation.limits(0) == 50).all()
 
 
-def test_snr_knows_dead_units_from_active_ones(model, tokens):
+def test_snr_distinguishes_dead_units_from_active_ones(model, tokens):
     kill(model, 0, DEAD)
     mitigation = SNR(max_gap=3, patience=1)
     optimizer = attached(mitigation, model, lr=0.0)
@@ -280,7 +280,7 @@ def test_snr_knows_dead_units_from_active_ones(model, tokens):
     assert set(DEAD) <= set(event["touched"]["0"])
 
 
-def test_bins_of_gaps_are_consecutive_and_end_where_they_say():
+def test_bins_of_gaps_are_consecutive_and_have_the_stated_ends():
     bins = [gap_bin(gap) for gap in range(1, 5000)]
     assert bins[:18] == [*range(16), 16, 16]
     assert all(0 <= after - before <= 1 for before, after in itertools.pairwise(bins))

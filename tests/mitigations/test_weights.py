@@ -9,7 +9,7 @@ from transformers import Olmo2Config, Olmo2ForCausalLM
 from hf_plasticity import PlasticityError
 from hf_plasticity.diagnostics import DiagnosticsConfig, diagnose
 from hf_plasticity.mitigations import SWR, ActiveForgetting, Fire, FullReset, HeadReset
-from hf_plasticity.network import InitialLaw, find_structure, non_embedding_parameters
+from hf_plasticity.network import InitialDistribution, find_structure, non_embedding_parameters
 from support.mitigated import copy_of, logits_of, make_optimizer, train
 from support.tiny import VOCABULARY, tiny_model
 
@@ -19,12 +19,12 @@ def matrices_of(model):
 
 
 def test_a_full_reset_is_a_new_model_with_a_new_optimizer(model, tokens):
-    optimizer, law = make_optimizer(model), InitialLaw(model)
+    optimizer, distribution = make_optimizer(model), InitialDistribution(model)
     mitigation = FullReset()
     mitigation.attach(model, optimizer, seed=5, task_steps=3)
     train(model, optimizer, mitigation, tokens, steps=3, task_steps=3)
     for name, parameter in model.named_parameters():
-        assert torch.equal(parameter, law.draw(name, seed=5, step=3)), name
+        assert torch.equal(parameter, distribution.draw(name, seed=5, step=3)), name
         assert all((value == 0).all() for value in optimizer.state[parameter].values())
     [event] = mitigation.take_events(3, summarize=True)
     assert sum(event["touched"].values()) == sum(one.numel() for one in model.parameters())
@@ -32,7 +32,7 @@ def test_a_full_reset_is_a_new_model_with_a_new_optimizer(model, tokens):
 
 @pytest.mark.parametrize("utility", ["gradient", "magnitude"])
 def test_swr_resamples_the_weights_of_lowest_utility(model, tokens, utility):
-    optimizer, law = make_optimizer(model, lr=0.0), InitialLaw(model)
+    optimizer, distribution = make_optimizer(model, lr=0.0), InitialDistribution(model)
     mitigation = SWR(fraction=0.1, every=2, utility=utility)
     mitigation.attach(model, optimizer, seed=5)
     train(model, optimizer, mitigation, tokens, steps=1)
@@ -49,7 +49,7 @@ def test_swr_resamples_the_weights_of_lowest_utility(model, tokens, utility):
         expected = before[name].flatten()
         if name in scores:
             lowest = sorted(range(len(expected)), key=lambda place: scores[name][place])[: int(0.1 * len(expected))]
-            expected[lowest] = law.draw(name, seed=5, step=2).flatten()[lowest]
+            expected[lowest] = distribution.draw(name, seed=5, step=2).flatten()[lowest]
             for kind in ("exp_avg", "exp_avg_sq"):
                 assert (optimizer.state[parameter][kind].flatten()[lowest] == 0).all()
         assert torch.equal(parameter.detach().flatten(), expected), name
@@ -98,8 +98,8 @@ def test_five_newton_schulz_iterations_are_those_of_the_formula():
 
 
 @pytest.mark.parametrize("every", [3, None])
-def test_active_forgetting_resets_the_token_embedding_and_leaves_the_body_to_the_bit(model, tokens, every):
-    optimizer, law = make_optimizer(model, lr=0.0), InitialLaw(model)
+def test_active_forgetting_resets_only_the_token_embedding(model, tokens, every):
+    optimizer, distribution = make_optimizer(model, lr=0.0), InitialDistribution(model)
     embedding = model.get_input_embeddings().weight
     with torch.no_grad():
         embedding += 1
@@ -109,7 +109,7 @@ def test_active_forgetting_resets_the_token_embedding_and_leaves_the_body_to_the
     train(model, optimizer, mitigation, tokens, steps=3, task_steps=3)
     for name, parameter in model.named_parameters():
         if parameter is embedding:
-            assert torch.equal(parameter, law.draw(name, seed=5, step=3))
+            assert torch.equal(parameter, distribution.draw(name, seed=5, step=3))
             assert all((value == 0).all() for value in optimizer.state[parameter].values())
         else:
             assert torch.equal(parameter, before[name]), name
@@ -149,7 +149,7 @@ def test_head_reset_resets_a_group_once_all_its_heads_are_flagged(mode):
     mitigation.attach(model, optimizer, seed=5)
     model(input_ids=torch.tensor([[1, 2, 3]]), labels=torch.tensor([[1, 2, 3]])).loss.backward()
     optimizer.step()
-    before, law = copy_of(model), InitialLaw(model)
+    before, distribution = copy_of(model), InitialDistribution(model)
     mitigation._reset(7, [[0.01, 0.01, 0.01, 0.5], [0.5] * 4], [[0.0] * 4, [0.0] * 4])
     reset = {"group": [0, 1], "query": [0, 1, 2]}[mode]
     assert mitigation.take_events(7, summarize=False)[0]["touched"] == {"0": reset}
@@ -165,7 +165,7 @@ def test_head_reset_resets_a_group_once_all_its_heads_are_flagged(mode):
                 expected[:, touched] = 0
                 assert (state["exp_avg"][:, touched] == 0).all()
             else:
-                expected[touched] = law.draw(name, seed=5, step=7)[touched]
+                expected[touched] = distribution.draw(name, seed=5, step=7)[touched]
                 assert (state["exp_avg"][touched] == 0).all()
         assert torch.equal(parameter, expected), name
 

@@ -87,7 +87,7 @@ def assert_same(one, other, tolerance):
 
 
 def both(model, batch, **kwargs):
-    """Loss and gradients as the model computes them itself, and fused."""
+    """Loss and gradients of the model's own loss, and of the fused loss."""
     assert use_head_loss(model, "logits") == "logits"
     plain = loss_and_gradients(model, batch, **kwargs)
     assert use_head_loss(model, "fused") == "fused"
@@ -211,7 +211,7 @@ def test_without_labels_nothing_changes(family, batch):
     assert torch.equal(model(batch["input_ids"]).logits, expected)
     assert torch.equal(model(batch["input_ids"], logits_to_keep=2).logits, expected[:, -2:])
     assert torch.equal(model.generate(batch["input_ids"][:1], max_new_tokens=3, do_sample=False), generated)
-    # No hidden states are passed off as logits.
+    # Hidden states are not returned as logits.
     assert model(**batch).logits is None
     loss, *others = model(**batch, return_dict=False)
     assert loss.dim() == 0 and not any(isinstance(one, torch.Tensor) for one in others)
@@ -270,7 +270,7 @@ def test_labels_that_do_not_fit_are_errors(batch):
         model(batch["input_ids"], *[None] * 7, batch["labels"])
 
 
-# What it is chosen for
+# The choice of the loss
 
 
 SCALED = [CONFIGS["gemma2"], GraniteConfig(**LLAMA), CohereConfig(**LLAMA)]
@@ -282,7 +282,9 @@ def test_a_family_that_changes_its_logits_keeps_its_loss(config, batch, monkeypa
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(copy.deepcopy(config)).eval()
     expected = loss_and_gradients(model, batch)[0]
-    with pytest.raises(PlasticityError, match=rf"^head_loss: 'fused' does not fit {type(model).__name__}, .*'auto'$"):
+    with pytest.raises(
+        PlasticityError, match=rf"^head_loss: 'fused' is not supported for {type(model).__name__}, .*'auto'$"
+    ):
         use_head_loss(model, "fused")
     assert use_head_loss(model, "auto") == "logits"
     assert torch.equal(loss_and_gradients(model, batch)[0], expected)
@@ -299,7 +301,7 @@ def test_a_model_with_another_head_or_loss_is_refused():
         use_head_loss(model, "fused")
 
 
-def test_auto_is_fused_from_a_large_vocabulary_on(monkeypatch):
+def test_auto_is_fused_for_large_vocabularies(monkeypatch):
     model = make_model("gpt2")
     assert use_head_loss(model) == "logits"
     monkeypatch.setattr(head_loss, "FUSED_FROM_VOCABULARY", VOCABULARY)
@@ -329,7 +331,7 @@ def allocations(work):
 
 @pytest.mark.parametrize("bf16", [False, True])
 @pytest.mark.parametrize("mode", ["logits", "fused"])
-def test_the_most_memory_is_what_the_formula_says(mode, bf16, monkeypatch):
+def test_the_peak_memory_follows_the_formula(mode, bf16, monkeypatch):
     vocabulary, tokens, width = 4096, 768, 16
     monkeypatch.setattr(head_loss, "CHUNK_LOGITS", 64 * vocabulary)
     weight = torch.randn(vocabulary, width, requires_grad=True)
@@ -365,7 +367,7 @@ def test_a_frozen_head_takes_no_gradient(monkeypatch):
 
 
 @pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)])
-def test_a_model_never_holds_the_logits_of_a_batch(compiled, monkeypatch):
+def test_a_model_never_has_the_logits_of_a_batch_in_memory(compiled, monkeypatch):
     vocabulary, length = 4096, 64
     monkeypatch.setattr(head_loss, "CHUNK_LOGITS", 64 * vocabulary)
     torch.manual_seed(0)
@@ -395,14 +397,14 @@ def test_a_model_never_holds_the_logits_of_a_batch(compiled, monkeypatch):
     assert allocations(step)[1] == logits
 
 
-def test_triton_holds_half_of_a_chunk_in_bfloat16():
+def test_triton_halves_the_memory_of_a_chunk_in_bfloat16():
     # One chunk of 24 rows of 64 logits, and the head of 64 x 16 in float32 and bfloat16.
     head = 6 * VOCABULARY * 16
     assert head_loss_bytes("fused", 24, VOCABULARY, 16, bf16=True) == 8 * 24 * VOCABULARY + head
     assert head_loss_bytes("fused-triton", 24, VOCABULARY, 16, bf16=True) == 4 * 24 * VOCABULARY + head
 
 
-# Under what wraps a model
+# Wrapped models
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
@@ -427,7 +429,7 @@ def test_an_adapted_head_is_refused(adapters, batch):
     model = make_model("llama")
     use_head_loss(model, "fused")
     adapted = get_peft_model(model, LoraConfig(**{"target_modules": ["q_proj"]} | adapters))
-    with pytest.raises(PlasticityError, match="head_loss: 'fused' requires an output head that nothing wraps"):
+    with pytest.raises(PlasticityError, match="head_loss: 'fused' requires an output head without adapters or a copy"):
         adapted(**batch)
 
 
@@ -475,7 +477,7 @@ def trained(folder, mode):
     return losses, trainer.evaluate()["eval_loss"], {name: one.detach() for name, one in model.named_parameters()}
 
 
-def test_the_trainer_trains_and_evaluates_the_same(tmp_path):
+def test_the_trainer_has_the_same_losses(tmp_path):
     losses, evaluation, weights = trained(tmp_path, "logits")
     fused_losses, fused_evaluation, fused_weights = trained(tmp_path, "fused")
     assert fused_losses == pytest.approx(losses, rel=1e-4) and losses[-1] < losses[0]

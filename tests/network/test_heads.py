@@ -1,4 +1,4 @@
-"""Attention heads: which rows, columns and biases belong to one, checked by what the model computes."""
+"""Attention heads: the rows, columns and biases of each, checked with the outputs of the model."""
 
 import pytest
 import torch
@@ -64,7 +64,7 @@ def test_each_query_head_is_served_by_its_key_value_head():
 
 @pytest.mark.parametrize("family", sorted(CONFIGS.keys() - OLD), indirect=True)
 @pytest.mark.parametrize("part", ["query", "key", "value"])
-def test_rows_and_biases_compute_their_head_alone(model, family, tokens, part):
+def test_rows_and_biases_affect_only_their_head(model, family, tokens, part):
     heads = find_structure(model).layers[0].heads
     partition, which = getattr(heads, part), ["query", "key", "value"].index(part)
     head = partition.index.shape[0] - 1
@@ -134,18 +134,18 @@ def test_a_head_without_values_is_a_head_without_output(model, tokens):
     ],
     ids=["bloom", "falcon"],
 )
-def test_a_fused_matrix_of_unknown_layout_is_not_guessed_at(config):
+def test_a_fused_matrix_of_unknown_layout_is_not_supported(config):
     for layer in find_structure(AutoModelForCausalLM.from_config(config)).layers:
         assert layer.heads is None and "attention heads are not known" in layer.heads_gap
 
 
-def test_heads_that_do_not_divide_the_matrices_are_not_guessed_at():
+def test_heads_that_do_not_divide_the_matrices_are_not_supported():
     model = make_model("llama")
     model.config.num_attention_heads = 5
     assert "do not divide into 5 heads" in find_structure(model).layers[0].heads_gap
 
 
-def test_a_model_without_attention_says_so():
+def test_a_model_without_attention_has_a_reason():
     config = MambaConfig(vocab_size=32, hidden_size=24, num_hidden_layers=2, state_size=4, time_step_rank=2)
     layer = find_structure(AutoModelForCausalLM.from_config(config)).layers[0]
     assert layer.heads is None and "no number of attention heads" in layer.heads_gap

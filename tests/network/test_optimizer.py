@@ -17,7 +17,7 @@ def stepped(model, tokens, optimizer):
 
 
 @pytest.mark.parametrize("accelerated", [False, True])
-def test_the_moments_of_some_units_are_zeroed_and_the_step_count_is_left_alone(tokens, accelerated):
+def test_the_moments_of_some_units_are_zeroed_and_the_step_count_is_not(tokens, accelerated):
     model = make_model("llama")
     optimizer = torch.optim.AdamW(model.parameters())
     if accelerated:
@@ -51,7 +51,7 @@ def test_factored_state_is_an_error(tokens):
         optimizer_moments(optimizer, model.transformer.h[0].mlp.c_fc.weight)
 
 
-def test_plain_gradient_descent_keeps_nothing(tokens):
+def test_plain_gradient_descent_has_no_state(tokens):
     model = make_model("gpt2")
     optimizer = stepped(model, tokens, torch.optim.SGD(model.parameters(), lr=0.1))
     assert optimizer_moments(optimizer, model.transformer.h[0].mlp.c_fc.weight) == {}

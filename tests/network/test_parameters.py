@@ -1,4 +1,4 @@
-"""Which parameters are embeddings, and which the output head."""
+"""The parameters of the embeddings and of the output head."""
 
 import torch
 from transformers import AutoModelForCausalLM
@@ -37,7 +37,7 @@ def test_every_parameter_is_either_an_embedding_or_not(model):
     assert num_non_embedding_parameters(model) == sum(parameter.numel() for parameter in rest.values())
 
 
-def test_a_configuration_counts_as_its_model(family):
+def test_a_configuration_has_the_parameter_count_of_its_model(family):
     model = AutoModelForCausalLM.from_config(CONFIGS[family])
     state = torch.get_rng_state()
     assert num_non_embedding_parameters(CONFIGS[family]) == num_non_embedding_parameters(model)

@@ -1,4 +1,4 @@
-"""Restoring a model exactly: here what no other test of the package looks at."""
+"""Restoring a model exactly: cases that other tests do not cover."""
 
 import contextlib
 
@@ -9,7 +9,7 @@ from hf_plasticity.network import evaluation_mode, preserve_model, preserve_with
 from support.families import make_model
 
 
-def test_state_beside_the_model_is_preserved_with_it():
+def test_registered_state_is_preserved_with_the_model():
     model, accumulator, entered = make_model("gpt2"), torch.zeros(3), []
 
     @contextlib.contextmanager

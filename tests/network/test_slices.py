@@ -40,12 +40,12 @@ def test_shapes_that_do_not_belong_together_are_errors():
         slices.write_(torch.zeros(2, 3))
     with pytest.raises(ValueError, match=r"m\.weight: shape \(4, 3\) instead of the parameter's \(3, 4\)"):
         slices.zero_(torch.zeros(4, 3))
-    with pytest.raises(ValueError, match="has no shard like"):
+    with pytest.raises(ValueError, match="cannot be sharded like"):
         shard_of(torch.zeros(3), slices.parameter)
 
 
 @pytest.mark.parametrize("processes", [2, pytest.param(3, marks=pytest.mark.slow)])
-def test_sharded_models_are_edited_as_a_whole_one_is(processes):
+def test_edits_of_sharded_models_equal_edits_of_whole_ones(processes):
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{TESTS.parent}:{TESTS}"}
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
     finished = subprocess.run(

@@ -1,4 +1,4 @@
-"""Hidden units: which entries of which matrices belong to one, checked by what the model computes."""
+"""Hidden units: the matrix entries of each, checked with the outputs of the model."""
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ UNIT = 7
 
 
 def hidden_and_output(model, layer, tokens):
-    """What goes into the down projection and what comes out of it."""
+    """The input and the output of the down projection."""
     seen = []
     hook = layer.units.outgoing.module.register_forward_hook(lambda module, args, output: seen.append((*args, output)))
     with torch.no_grad():
@@ -52,7 +52,7 @@ def test_zeroed_outgoing_weights_take_exactly_the_units_contribution_away(model,
         assert contribution.abs().max() > 1e-3
 
 
-def test_incoming_weights_decide_over_their_unit_alone(model, tokens):
+def test_incoming_weights_affect_only_their_unit(model, tokens):
     layer = find_structure(model).layers[0]
     before, _ = hidden_and_output(model, layer, tokens)
     all_slices = [slices for partition in layer.units.incoming for slices in partition.slices([UNIT])]
@@ -90,7 +90,7 @@ def test_the_activation_is_the_one_of_the_units(model, tokens, family):
     assert seen[0].reshape(-1, UNITS).shape == hidden.shape
 
 
-def test_members_are_numbers_or_a_mask():
+def test_members_are_indices_or_a_mask():
     partition = find_structure(make_model("phi3")).layers[0].units.incoming[0]
     mask = torch.zeros(UNITS, dtype=torch.bool)
     mask[[2, 5]] = True
@@ -101,7 +101,7 @@ def test_members_are_numbers_or_a_mask():
         partition.slices([UNITS])
 
 
-def test_what_has_no_units_says_why():
+def test_models_without_units_have_a_reason():
     shape = {"vocab_size": 32, "hidden_size": 24}
     bloom = AutoModelForCausalLM.from_config(BloomConfig(**shape, n_layer=2, n_head=4))
     experts = MixtralConfig(
@@ -113,7 +113,7 @@ def test_what_has_no_units_says_why():
             assert layer.units is None and "hidden units are not known" in layer.units_gap
 
 
-def test_an_mlp_with_another_matrix_is_not_guessed_at():
+def test_an_mlp_with_a_further_matrix_is_not_supported():
     model = make_model("llama")
     for layer in model.model.layers:
         layer.mlp.extra_proj = torch.nn.Linear(32, 20)

@@ -1,4 +1,4 @@
-"""Under `load_best_model_at_end` the last records are of the model of the last step, not of the best one."""
+"""With `load_best_model_at_end`, the last records are those of the last step, not of the best model."""
 
 import pytest
 import torch

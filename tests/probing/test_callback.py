@@ -1,4 +1,4 @@
-"""The probe in the training script of a user: what is recorded, logged, refused, and left alone."""
+"""The probe in the training script of a user: records, logs, errors, and the unchanged training."""
 
 import json
 
@@ -61,7 +61,7 @@ def test_a_new_training_in_a_used_folder_is_refused_and_the_records_stay(tmp_pat
     assert (tmp_path / "probes.jsonl").read_bytes() == before
 
 
-def test_a_killed_training_resumes_with_the_records_of_one_that_never_stopped(tmp_path):
+def test_a_killed_training_resumes_with_the_records_of_an_uninterrupted_one(tmp_path):
     saving = {"save_strategy": "steps", "save_steps": 2}
     own_training(tmp_path / "whole", probes(), **saving)
     with pytest.raises(Killed):
@@ -72,7 +72,7 @@ def test_a_killed_training_resumes_with_the_records_of_one_that_never_stopped(tm
         assert record | {"seconds": 0} == other | {"seconds": 0}
 
 
-def test_the_protocol_is_beside_the_records(tmp_path):
+def test_the_protocol_is_saved_with_the_records(tmp_path):
     own_training(tmp_path, probes(config=short_probe(weight_decay=0.3), language="vi"))
     protocols = json.loads((tmp_path / "probe_protocols.json").read_text())
     [(name, protocol)] = protocols.items()
@@ -81,11 +81,11 @@ def test_the_protocol_is_beside_the_records(tmp_path):
     assert (protocol["trained"], protocol["precision"]) == ("all", "float32")
 
 
-# What is trained is recorded.
+# The trained parameters are recorded.
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.1])
-def test_a_probe_of_adapters_trains_them_says_so_and_is_invisible(tmp_path, dropout):
+def test_a_probe_of_adapters_trains_them_and_records_it_without_changing_the_training(tmp_path, dropout):
     def trained(folder, *callbacks):
         return own_training(tmp_path / folder, *callbacks, model=with_adapters(lora_dropout=dropout))
 
@@ -117,7 +117,7 @@ def test_full_partial_bf16_and_neftune_probes_are_never_compared(tmp_path):
     assert len(set.union(*hashes.values())) == len(trainings)
 
 
-# What cannot be probed is refused before the first step.
+# Models without support are refused before the first step.
 
 
 class WithoutLoss(torch.nn.Module):
@@ -171,12 +171,12 @@ REFUSED = {
     "adapters twice": (
         with_adapters,
         {"config": short_probe(adaptation="lora")},
-        "probe_adaptation: 'lora' adds adapters, and the model has some already",
+        "probe_adaptation: 'lora' adds adapters, but the model already has adapters",
     ),
     "adapters in place twice": (
         adapted_in_place,
         {"config": short_probe(adaptation="lora")},
-        "probe_adaptation: 'lora' adds adapters, and the model has some already",
+        "probe_adaptation: 'lora' adds adapters, but the model already has adapters",
     ),
     "adapters for a module": (
         lambda: WithoutLoss(loss=True),
@@ -220,7 +220,7 @@ def test_what_cannot_be_probed_is_refused_before_the_first_step(tmp_path, model,
 
 
 @pytest.mark.parametrize("model", [lambda: BertLMHeadModel(bert()), t5], ids=["encoder", "encoder-decoder"])
-def test_a_single_probe_refuses_models_that_are_not_causal_too(model):
+def test_a_single_probe_requires_a_causal_model(model):
     with pytest.raises(PlasticityError, match="the probe requires a causal language model"):
         run_probe(model(), TRAIN, EVALUATION, short_probe(), show_progress=False)
 
@@ -252,7 +252,7 @@ WRONG_BLOCKS = {
 
 
 @pytest.mark.parametrize("blocks", WRONG_BLOCKS.values(), ids=WRONG_BLOCKS)
-def test_what_holds_no_token_blocks_is_refused(blocks):
+def test_objects_without_token_blocks_are_refused(blocks):
     with pytest.raises(PlasticityError, match=r"^blocks: ") as caught:
         probes(train=blocks)
     assert "\n" not in str(caught.value)
@@ -292,12 +292,12 @@ def test_points_of_the_training(tmp_path, settings, expected):
     assert steps(tmp_path) == expected
 
 
-def test_epochs_are_points_too(tmp_path):
+def test_probes_after_epochs(tmp_path):
     own_training(tmp_path, probes(every=1, unit="epochs"), max_steps=-1, num_train_epochs=3, rows=ROWS[:8])
     assert steps(tmp_path) == [0, 2, 4, 6]
 
 
-def test_a_training_that_stops_early_has_its_last_probe(tmp_path):
+def test_a_training_that_stops_early_has_a_last_probe(tmp_path):
     own_training(
         tmp_path, EarlyStoppingCallback(1, 10.0), probes(every=5), eval_strategy="steps", eval_steps=1,
         save_strategy="steps", save_steps=1, load_best_model_at_end=True,
@@ -310,7 +310,7 @@ def test_a_training_that_stops_early_has_its_last_probe(tmp_path):
     [(2.5, "steps"), (0, "steps"), (-1, "steps"), ("5", "steps"), (None, "steps"), (True, "steps"),
      (float("nan"), "steps"), (float("inf"), "steps"), (1.5, "epochs"), (0.5, "cycles"), (1, "years")],
 )  # fmt: skip
-def test_what_is_no_number_of_steps_is_refused_and_not_rounded(every, unit):
+def test_fractional_steps_are_refused_and_not_rounded(every, unit):
     with pytest.raises(PlasticityError, match=r"^every: .* is not a whole number of|^unit: 'years' is unknown"):
         probes(every=every, unit=unit, task_steps=2, tasks_per_cycle=2)
 
@@ -319,7 +319,7 @@ def test_what_is_no_number_of_steps_is_refused_and_not_rounded(every, unit):
 
 
 class Tracker(TrainerCallback):
-    """Sees what every tracker sees."""
+    """Receives what every tracker receives."""
 
     def __init__(self):
         self.logs = []
@@ -354,7 +354,7 @@ def test_a_probe_that_diverges_ends_the_training_or_is_left_out(tmp_path, caplog
         probes(on_error="ignore")
 
 
-# It leaves the training alone.
+# The training does not change.
 
 
 def test_evaluations_and_the_best_model_are_those_without_probes(tmp_path):
@@ -375,7 +375,7 @@ def test_evaluations_and_the_best_model_are_those_without_probes(tmp_path):
 @pytest.mark.parametrize(
     "settings", [{"gradient_checkpointing": True}, {"gradient_accumulation_steps": 2}, {"neftune_noise_alpha": 5}]
 )
-def test_the_trainers_own_options_are_left_alone(tmp_path, settings):
+def test_the_options_of_the_trainer_do_not_change(tmp_path, settings):
     one = own_training(tmp_path / "with", probes(), **settings)
     assert_same(final_state(one), final_state(own_training(tmp_path / "without", **settings)))
 

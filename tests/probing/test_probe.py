@@ -1,4 +1,4 @@
-"""The probe: what it measures, and that nobody can tell afterwards that it was there."""
+"""The probe: its measurements, and that it does not change the model."""
 
 import copy
 import random
@@ -33,7 +33,7 @@ def probe(model, **changes):
 
 
 def everything(model):
-    """All that a probe could leave a trace in."""
+    """All state that a probe could change."""
     return {
         "parameters": {name: value.detach().clone() for name, value in model.named_parameters()},
         "buffers": {name: value.clone() for name, value in model.named_buffers()},
@@ -53,7 +53,7 @@ def assert_equal(one, other):
 @pytest.fixture(params=["gpt2", "llama"])
 def model(request):
     model = tiny_model(request.param)
-    # A state worth keeping: gradients, a frozen parameter, a module in another mode.
+    # A state to preserve: gradients, a frozen parameter, a module in another mode.
     model(input_ids=torch.from_numpy(TRAIN[:2]), labels=torch.from_numpy(TRAIN[:2])).loss.backward()
     next(model.parameters()).requires_grad_(False)
     next(model.children()).eval()
@@ -61,7 +61,7 @@ def model(request):
 
 
 @pytest.mark.parametrize("adaptation", ["full", "lora"])
-def test_a_probe_leaves_no_trace(model, adaptation):
+def test_a_probe_does_not_change_the_model(model, adaptation):
     before, names = everything(model), [name for name, _ in model.named_modules()]
     result = probe(model, adaptation=adaptation)
     assert result.losses[-1] < result.losses[0], "it did train"
@@ -88,7 +88,7 @@ def test_buffers_are_restored_in_place():
 
 
 @pytest.mark.parametrize("adaptation", ["full", "lora"])
-def test_an_interrupted_probe_leaves_no_trace(model, adaptation, monkeypatch):
+def test_an_interrupted_probe_does_not_change_the_model(model, adaptation, monkeypatch):
     before, steps = everything(model)["parameters"], []
 
     def interrupt(*arguments, **options):
@@ -105,7 +105,7 @@ def test_an_interrupted_probe_leaves_no_trace(model, adaptation, monkeypatch):
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
-def test_a_probe_measures_what_a_plain_loop_does(family):
+def test_a_probe_has_the_losses_of_a_plain_loop(family):
     model = tiny_model(family, dropout=0.0)
     expected, copied = [], copy.deepcopy(model)
     decaying = [p for n, p in copied.named_parameters() if p.ndim == 2]
@@ -134,7 +134,7 @@ def test_a_probe_measures_what_a_plain_loop_does(family):
 
 
 @pytest.mark.parametrize("adaptation", ["full", "lora"])
-def test_the_same_probe_twice_is_the_same_to_the_bit_whatever_came_between(adaptation):
+def test_a_repeated_probe_is_bit_identical(adaptation):
     model = tiny_model()
     first = probe(model, adaptation=adaptation)
     torch.rand(3)
@@ -150,7 +150,7 @@ def test_a_probe_trains_with_the_dropout_that_training_has():
     assert one[0] == other[0] and one[1] != other[1]
 
 
-def test_micro_batches_change_memory_and_not_the_result():
+def test_micro_batches_do_not_change_the_result():
     model = tiny_model(dropout=0.0)
     config = probe_config()
     whole = run_probe(model, TRAIN, EVALUATION, config, show_progress=False)
@@ -158,7 +158,7 @@ def test_micro_batches_change_memory_and_not_the_result():
     assert cut.losses == pytest.approx(whole.losses, abs=1e-6)
 
 
-def test_repeats_are_probes_of_their_own_seeds_and_give_a_standard_error():
+def test_repeats_have_different_seeds_and_a_standard_error():
     model = tiny_model()
     repeated = probe(model, repeats=3, seed=4)
     singles = [probe(model, seed=seed) for seed in (4, 5, 6)]
@@ -169,7 +169,7 @@ def test_repeats_are_probes_of_their_own_seeds_and_give_a_standard_error():
     assert singles[0].auc_stderr is None
 
 
-def test_the_record_holds_what_the_metrics_say():
+def test_the_record_has_the_values_of_the_metrics():
     result = probe(tiny_model())
     protocol = {"language": "vi", "adaptation": "full", "seed": 0, "probe_config_hash": "0" * 12}
     position = {"cycle": 2, "task": 16, "step": 160, "tokens": None}
@@ -179,7 +179,7 @@ def test_the_record_holds_what_the_metrics_say():
     assert record["auc"] == pytest.approx(area) and record["mean_loss"] == pytest.approx(area / 6)
     assert (record["start_loss"], record["final_loss"]) == (first, third)
     assert record["delta_auc"] == pytest.approx(100 * (area / 10 - 1))
-    assert record["bits_per_byte"] is None and record["tokens"] is None, "a gap is named"
+    assert record["bits_per_byte"] is None and record["tokens"] is None, "missing values are null"
     assert result.record(position, protocol, reference_auc=None)["delta_auc"] is None
     result.bytes_per_token = 2.5
     assert result.bits_per_byte == pytest.approx(third / np.log(2) / 2.5)
@@ -200,7 +200,7 @@ def test_lora_settings_matter_only_to_lora():
     assert probe_config(adaptation="lora", lora_rank=4).protocol() != probe_config(adaptation="lora").protocol()
 
 
-def test_a_diverging_probe_is_an_error_and_leaves_no_trace():
+def test_a_diverging_probe_is_an_error_and_does_not_change_the_model():
     model = tiny_model()
     before = everything(model)["parameters"]
     with pytest.raises(ProbeDivergedError, match="validation loss is nan after"):
@@ -223,7 +223,7 @@ def test_a_diverging_probe_is_an_error_and_leaves_no_trace():
         ({"warmup_steps": 7}, "probe_warmup_steps: 7 is not between 0 and the 6 probe steps"),
     ],
 )
-def test_an_impossible_probe_is_an_error(changes, message):
+def test_an_invalid_probe_is_an_error(changes, message):
     with pytest.raises(PlasticityError, match=message):
         probe(tiny_model(), **changes)
 

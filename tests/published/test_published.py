@@ -1,4 +1,4 @@
-"""`recipes/probe.py`: every checkpoint of a published suite under one and the same probe."""
+"""`recipes/probe.py`: the same probe for every checkpoint of a published suite."""
 
 import gc
 import re
@@ -56,7 +56,7 @@ def test_a_suite_on_the_hub_gets_the_probe_of_the_callback(hub, repo_id, tmp_pat
     ], "a folder of checkpoints gives the same"
 
 
-def test_what_is_recorded_is_not_probed_again_and_more_revisions_are_added(
+def test_recorded_checkpoints_are_not_probed_again_and_more_revisions_are_added(
     hub, repo_id, tmp_path, monkeypatch, capsys
 ):
     publish(hub, repo_id, save_suite(tmp_path / "suite", "gpt2"))
@@ -124,7 +124,7 @@ def test_mistakes_are_errors_on_one_line(hub, repo_id, tmp_path):
         (repo_id, ["--revisions", "step7"], "has no 'step7'; it has main, step1"),
         (repo_id, ["--revisions", "main"], "'main' has no number in its name; give its training step with --step"),
         ("org/none-such", [], "there is no 'org/none-such' on the Hub"),
-        (folder, ["--revisions", "*1"], "'again-1' and 'step1' are both of step 1; name one of them"),
+        (folder, ["--revisions", "*1"], "'again-1' and 'step1' both have step 1; choose one of them"),
         (
             folder,
             ["--revisions", "bin-2"],
@@ -213,7 +213,7 @@ def test_sharding_that_accelerate_cannot_do_is_refused(tmp_path):
     assert "fsdp: not supported on MULTI_CPU; launch with" in process.stderr
 
 
-def test_no_model_is_kept_while_the_next_is_loaded(tmp_path, monkeypatch):
+def test_a_model_is_released_before_the_next_is_loaded(tmp_path, monkeypatch):
     alive, load = [], suite_module.load_model
 
     def watched(path):
@@ -224,7 +224,7 @@ def test_no_model_is_kept_while_the_next_is_loaded(tmp_path, monkeypatch):
 
     monkeypatch.setattr(suite_module, "load_model", watched)
     suite = save_suite(tmp_path / "suite", "gpt2")
-    AcceleratorState._reset_state()  # it knows one precision
+    AcceleratorState._reset_state()  # it supports only one precision
     gc.collect()
     gc.disable()
     try:
@@ -303,7 +303,7 @@ def launch_probe(suite, output, *flags, script=PROBE, before=(), **how):
 
 
 @pytest.mark.distributed
-def test_processes_that_share_the_checkpoints_find_what_one_finds(tmp_path):
+def test_processes_that_share_the_checkpoints_have_the_results_of_one(tmp_path):
     suite = save_suite(tmp_path / "suite", "llama")
     flags = ["--diagnose", "--diagnostics_sequences=4"]
     alone = probe(suite, tmp_path / "alone", *flags)
@@ -323,13 +323,13 @@ def test_an_error_of_one_process_ends_all_with_one_line(tmp_path):
     assert process.returncode != 0
     [line] = set(re.findall(r"^probe\.py: (.*)$", process.stderr, flags=re.MULTILINE))
     assert re.match(r"error: model: '.*step4' cannot be loaded: ", line)
-    assert [record["step"] for record in load_run(tmp_path / "two").probes] == [0], "what the other has found is kept"
+    assert [record["step"] for record in load_run(tmp_path / "two").probes] == [0], "the results of the other are kept"
 
 
 @pytest.mark.slow
 @pytest.mark.distributed
 @pytest.mark.parametrize("how", ["share the batch", "shard the model"])
-def test_processes_that_probe_one_checkpoint_together_find_nearly_the_same(tmp_path, how):
+def test_processes_that_share_a_batch_have_nearly_the_same_results(tmp_path, how):
     suite = save_suite(tmp_path / "suite", "llama", steps=(0, 4))
     flags = ["--diagnose", "--diagnostics_sequences=4"]
     alone = probe(suite, tmp_path / "alone", *flags)

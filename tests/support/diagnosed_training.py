@@ -21,7 +21,7 @@ EVERYTHING = DiagnosticsConfig(measures=MEASURES, hessian_iterations=2, batch_si
 
 
 class Rows(torch.utils.data.Dataset):
-    """Random rows, each a function of its index."""
+    """Random rows that depend only on their index."""
 
     def __len__(self) -> int:
         return 64
@@ -99,7 +99,7 @@ def same(a: dict, b: dict) -> bool:
 
 
 def fsdp_on_cpu() -> None:
-    """Let Accelerate shard on the CPU, where it would fall back to DDP without a word."""
+    """Let Accelerate shard on the CPU, where it would silently fall back to DDP."""
     initialize = AcceleratorState.__init__
 
     def patched(self, *args, fsdp_plugin=None, **kwargs):

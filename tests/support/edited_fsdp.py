@@ -10,7 +10,7 @@ from accelerate.state import AcceleratorState
 from transformers import AutoModelForCausalLM, GPT2Config, PreTrainedConfig, Qwen2Config
 
 from hf_plasticity.network import (
-    InitialLaw,
+    InitialDistribution,
     find_structure,
     is_fsdp,
     local,
@@ -71,11 +71,11 @@ def state(model, optimizer):
 
 
 def reset(model, optimizer):
-    law, read = InitialLaw(model), []
+    distribution, read = InitialDistribution(model), []
     for slices, fresh in edited(model):
         read.append(slices.read())
         if fresh:
-            slices.write_(slices.of(law.draw(slices.name, seed=3, step=2)))
+            slices.write_(slices.of(distribution.draw(slices.name, seed=3, step=2)))
         else:
             slices.zero_()
         for moment in optimizer_moments(optimizer, slices.parameter).values():

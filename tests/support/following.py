@@ -1,4 +1,4 @@
-"""Runs that probe themselves, runs that leave it to others, and those others."""
+"""Runs with inline probes, runs with deferred probes, and probe processes."""
 
 import json
 import time

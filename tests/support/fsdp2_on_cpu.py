@@ -1,5 +1,5 @@
 """
-FSDP2 on CPU processes, for tests alone: Accelerate offers it for GPUs only (seen in accelerate 1.15.0); torch has it
+FSDP2 on CPU processes, only for tests: Accelerate offers it for GPUs only (seen in accelerate 1.15.0); torch has it
 for both.
 
 As a script, `fsdp2_on_cpu.py recipe.py arguments…` runs a recipe under it.
@@ -31,7 +31,7 @@ def enable(state_dict_type: str = "SHARDED_STATE_DICT") -> None:
 
     def init(self, *arguments, fsdp_plugin=None, **options):
         AcceleratorState.original_init(self, *arguments, fsdp_plugin=fsdp_plugin, **options)
-        # Every later AcceleratorState() takes the type from PartialState anew, and keeps the plugin.
+        # Every later AcceleratorState() reads the type from PartialState again, and keeps the plugin.
         known = self.__dict__.get("fsdp_plugin")
         if self.distributed_type == DistributedType.MULTI_CPU and (fsdp_plugin or known) is not None:
             self.distributed_type = DistributedType.FSDP

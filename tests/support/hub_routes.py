@@ -1,4 +1,4 @@
-"""What the Hub of the tests keeps, and what it answers on each route."""
+"""The content of the Hub server of the tests, and its response on each route."""
 
 import base64
 import hashlib

@@ -66,7 +66,7 @@ class HubServer:
         threading.Thread(target=self.http.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
 
     def stop(self) -> None:
-        """Be gone: connections are cut and new ones refused, until `start`."""
+        """Stop: connections are closed and new ones refused, until `start`."""
         self.released.set()
         self.http.shutdown()
         self.http.server_close()
@@ -83,7 +83,7 @@ class HubServer:
         return self.faults[-1]
 
     def heal(self) -> None:
-        """No faults any more; what hangs is let go."""
+        """Remove all faults, and release hanging requests."""
         self.faults.clear()
         self.released.set()
         self.released = threading.Event()

@@ -38,7 +38,7 @@ EVENTS = {
     "probe": (probe, "_training_step", "before"),
     "checkpoint": (transformers.Trainer, "_save_rng_state", "before"),
     "marker": (trainer, "mark_complete", "before"),
-    "cycle": (checkpoint, "_reveal", "before"),
+    "cycle": (checkpoint, "_move_to_final_name", "before"),
     "record": (recorder, "append_record", "before"),
     "recorded": (recorder, "append_record", "after"),
     "push": (HfApi, "create_commit", "before"),

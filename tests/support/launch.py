@@ -1,4 +1,4 @@
-"""Starting the recipes as a user does, and killing them as a cluster does."""
+"""Starts the recipes as a user does, and kills them as a cluster does."""
 
 import os
 import re
@@ -71,6 +71,6 @@ def launch_killed(event, *arguments, **how):
 
 
 def error_line(process):
-    """The one line that tells what was wrong, the same from every process."""
+    """The one-line error, the same from every process."""
     [line] = set(re.findall(r"^continual\.py: error: (.*)$", process.stderr, flags=re.MULTILINE))
     return line

@@ -1,4 +1,4 @@
-"""A training loop of one's own around a mitigation, as the docstring of `Mitigation` describes it."""
+"""A training loop with a mitigation, as in the docstring of `Mitigation`."""
 
 import torch
 

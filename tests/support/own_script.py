@@ -48,11 +48,11 @@ def own_training(*arguments, **settings):
 
 
 class Killed(Exception):
-    """Ends a training as a kill does: nothing more is written."""
+    """Ends a training without further writes, like a kill."""
 
 
 class KillAt(TrainerCallback):
-    """Ends the training after so many steps."""
+    """Ends the training after a number of steps."""
 
     def __init__(self, step):
         self.step = step

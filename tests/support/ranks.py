@@ -34,19 +34,19 @@ BATCH = 12
 SETTINGS = {"batch": BATCH, "task_steps": 2, "probe_steps": 2, "warmup_steps": 1, "probe_eval_sequences": 5}
 PROBES = {"none": {"no_probe": True}, "full": {}, "lora": {"probe_adaptation": "lora", "probe_lora_rank": 2}}
 TRAININGS = [(1, "fp32"), (2, "fp32"), (2, "bf16")]
-# For comparisons between numbers of processes: no random numbers, and a large epsilon, since Adam blows rounding up
-# where a gradient is zero by design (the bias of the keys).
+# For comparisons between numbers of processes: no random numbers, and a large epsilon, because Adam amplifies
+# rounding where a gradient is zero by design (the bias of the keys).
 COMPARABLE = {"dropout": 0.0, "adam_epsilon": 1e-3, "evaluate_forgetting": True}
 INTERRUPTED_STEP = 7
 
 
 def accumulations_of(processes):
-    """None, and the least other that divides the share of a process."""
+    """None, and the smallest other that divides the share of a process."""
     return (1, 2) if BATCH // processes % 2 == 0 else (1, 3)
 
 
 def end_of(trainer):
-    """Everything this process holds at the end of a training."""
+    """The state of this process at the end of a training."""
     reshard(trainer.model_wrapped)
     log = [entry for entry in trainer.state.log_history if "loss" in entry]
     return {
@@ -82,7 +82,7 @@ def continual(folder, accumulation, **settings):
 
 
 def plain(folder, adaptation):
-    """A Trainer script that knows nothing of this package but the callback."""
+    """A Trainer script that uses only the callback of this package."""
     ids = torch.from_numpy(random_blocks(120, seed=3))
 
     def collate(rows):
@@ -108,7 +108,7 @@ def plain(folder, adaptation):
 def keep(folder, trainer):
     folder.mkdir(parents=True, exist_ok=True)
     torch.save(end_of(trainer), folder / f"rank-{PartialState().process_index}.pt")
-    # Not through the package's own function, which is what is to be checked.
+    # Not with the package's own function, which is being tested.
     gathered = {
         name: value.full_tensor() if isinstance(value, DTensor) else value
         for name, value in trainer.model.state_dict().items()
@@ -137,7 +137,7 @@ def train(folder, build, *arguments, **settings):
 
 
 def break_off(folder, *arguments, **settings):
-    """A training that ends without a word between two checkpoints."""
+    """A training that ends silently between two checkpoints."""
     like_new()
     trainer = continual(folder, *arguments, **settings)
     stop_at(trainer, INTERRUPTED_STEP)

@@ -1,4 +1,4 @@
-"""Run folders written by hand, and the report made of them."""
+"""Artificial run folders and their report."""
 
 import base64
 import json
@@ -84,13 +84,13 @@ def diagnosis(cycle, measures, not_measured=None, config_hash="d"):
 
 
 def text_of(html):
-    """The words a reader sees, tags and line breaks taken out; not those in figures."""
+    """The visible text of a page without tags and line breaks, except in figures."""
     without_style = re.sub(r"<style>.*?</style>", "", html, flags=re.DOTALL)
     return " ".join(unescape(re.sub(r"<[^>]*>", " ", without_style)).split())
 
 
 def attached(html, kind):
-    """The files of a kind (`image/svg+xml`, `text/csv`) that a page holds in data addresses, in order."""
+    """The files of a kind (`image/svg+xml`, `text/csv`) in the data URLs of a page, in order."""
     found = re.findall(rf'"data:{re.escape(kind)}[^",]*;base64,([^"]*)"', html)
     return [base64.b64decode(data).decode() for data in found]
 
@@ -101,7 +101,7 @@ def figures_of(html):
 
 
 def first_screen(html):
-    """The sentences of a page that say what was found."""
+    """The sentences with the result of a page."""
     return " ".join(text_of(one) for one in re.findall(r'<p class="result">(.*?)</p>', html, flags=re.DOTALL))
 
 

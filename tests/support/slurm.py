@@ -1,4 +1,4 @@
-"""A Slurm of one node with two CPUs, from the distribution's packages, in a folder of its own."""
+"""A Slurm of one node with two CPUs, from the distribution's packages, in a separate folder."""
 
 import contextlib
 import os

@@ -1,4 +1,4 @@
-"""Published checkpoints, small enough to be probed in a test."""
+"""Published checkpoints, small enough for a test."""
 
 import torch
 from transformers import AutoModelForCausalLM, GPT2Config, GPTNeoXConfig, LlamaConfig
@@ -23,7 +23,7 @@ PROBE_FLAGS = [
 
 
 def save_suite(folder, family, steps=(0, 4, 16)):
-    """Checkpoints `step0`, `step4`, … of a family, each with weights of its own."""
+    """Checkpoints `step0`, `step4`, … of a family, each with different weights."""
     for step in steps:
         torch.manual_seed(step)
         AutoModelForCausalLM.from_config(FAMILIES[family]).save_pretrained(folder / f"step{step}")

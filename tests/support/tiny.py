@@ -32,7 +32,7 @@ def tiny_model(family: str = "gpt2", dropout: float = 0.1, seed: int = 0) -> Pre
 
 
 def random_blocks(count: int, seed: int = 0, context: int = CONTEXT) -> np.ndarray:
-    """Token ids in which each predicts the next well, so that there is something to learn: `(count, context)`."""
+    """Token ids that a model can learn, because each predicts the next well: `(count, context)`."""
     generator = np.random.default_rng(seed)
     steps = generator.choice([1, 1, 1, 7], size=(count, context - 1))
     start = generator.integers(0, VOCABULARY, size=(count, 1))

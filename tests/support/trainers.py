@@ -1,4 +1,4 @@
-"""A tiny `ContinualTrainer`, what it holds at its end, and a way to break it off."""
+"""A tiny `ContinualTrainer`, its final state, and a way to interrupt it."""
 
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel, set_seed
@@ -81,7 +81,7 @@ class StopAt(Exception):
 
 
 def stop_at(trainer, step):
-    """Let a run die after `step` steps, as a killed one would: nothing more is written."""
+    """Stop a run after `step` steps without further writes, like a kill."""
     training_step = trainer.training_step
 
     def dying(*arguments, **options):

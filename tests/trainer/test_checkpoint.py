@@ -1,4 +1,4 @@
-"""Checkpoints: damage of any kind is found before one is used, nothing in one is executed, no token is in one."""
+"""Checkpoints: damage is detected before use, no code in them is executed, and they have no tokens."""
 
 import json
 import os
@@ -85,8 +85,8 @@ def test_a_damaged_marker_makes_a_checkpoint_unusable(folder, content):
     assert last_complete_checkpoint(folder) == str(folder / "checkpoint-4")
 
 
-def test_the_rest_of_a_start_on_more_processes_does_not_enter_a_loss(folder, whole, cache):
-    """Two processes were killed before the marker of step 8; one goes on, is killed again, and goes on."""
+def test_files_of_a_start_on_more_processes_do_not_affect_the_loss(folder, whole, cache):
+    """Two processes were killed before the marker of step 8; one process resumes, is killed again, and resumes."""
     stale = folder / "checkpoint-8"
     (stale / "complete.json").unlink()
     (stale / "loss_state_1.json").write_text(json.dumps({"loss": 1e6, "since_step": 6}))
@@ -116,7 +116,7 @@ class Payload:
 
 
 @pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "rng_state.pth", "training_args.bin"])
-def test_a_pickle_in_a_checkpoint_of_somebody_else_is_not_executed(folder, cache, tmp_path, name):
+def test_a_pickle_in_an_untrusted_checkpoint_is_not_executed(folder, cache, tmp_path, name):
     checkpoint, executed = folder / "checkpoint-8", tmp_path / "executed"
     torch.save(Payload(executed), checkpoint / name)
     mark_complete(checkpoint)
@@ -158,7 +158,7 @@ def test_no_token_is_in_any_file_of_a_run(tmp_path):
     assert [path for path in files if token.encode() in path.read_bytes()] == []
 
 
-def test_no_token_is_in_a_checkpoint_of_a_trainer_of_ones_own(tmp_path, cache):
+def test_no_token_is_in_a_checkpoint_of_a_custom_trainer(tmp_path, cache):
     trainer = make_trainer(tmp_path, cache, hub_token="hf_secret", **SETTINGS)
     trainer.train()
     trainer.save_model()

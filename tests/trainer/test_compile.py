@@ -1,4 +1,4 @@
-"""`torch.compile`: a probe compiles nothing anew, and stays invisible."""
+"""`torch.compile`: probes do not recompile, and do not change the training."""
 
 import pytest
 import torch
@@ -45,7 +45,7 @@ def test_probes_are_invisible_to_a_compiled_run(compiled, tmp_path, adaptation):
     assert_same(*ends)
 
 
-def test_nothing_is_compiled_anew_after_the_first_probe(compiled, tmp_path, monkeypatch):
+def test_nothing_is_recompiled_after_the_first_probe(compiled, tmp_path, monkeypatch):
     trainer, counted = compiled(tmp_path), []
     probe, step = PlasticityProbeCallback.act, trainer.training_step
 
@@ -63,5 +63,5 @@ def test_nothing_is_compiled_anew_after_the_first_probe(compiled, tmp_path, monk
     trainer.train()
     assert [kind for kind, _ in counted].count("probe") == 3
     # One graph for the probe's evaluation, one for its steps, one for those of training, which pass on the number of
-    # tokens as well; and nothing more at any later boundary.
+    # tokens as well; and no more at later boundaries.
     assert counted[:2] == [("probe", 2), ("step", 3)] and {count for _, count in counted[2:]} == {3}

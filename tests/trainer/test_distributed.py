@@ -57,7 +57,7 @@ SETUPS = ["ddp", "fsdp2", pytest.param("ddp_of_three", marks=pytest.mark.slow)]
 
 
 def ends(folder, name):
-    """What every process held at the end of a training."""
+    """The state of every process at the end of a training."""
     files = sorted((folder / name).glob("rank-*.pt"))
     assert len(files) > 1
     return [torch.load(file) for file in files]
@@ -127,7 +127,7 @@ def assert_close_runs(folder, log, other, trainer):
         for one, other_one in zip(ones, others):
             one.pop("seconds", None)
             other_one.pop("seconds", None)
-            # A difference of two areas in percent has no relative accuracy to speak of.
+            # A difference of two areas in percent has little relative accuracy.
             assert one.pop("delta_auc", None) == pytest.approx(other_one.pop("delta_auc", None), abs=2e-4)
             assert numbers_of(one) == pytest.approx(numbers_of(other_one), rel=1e-6)
 

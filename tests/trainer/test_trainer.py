@@ -1,4 +1,4 @@
-"""The continual trainer in one process: what it computes, that probes are invisible, that it goes on exactly."""
+"""The continual trainer in one process: its results, invisible probes, and exact resumes."""
 
 import json
 import math
@@ -52,8 +52,8 @@ def test_the_precision_that_accelerate_sets_is_recorded_in_the_configuration(tmp
         ContinualConfig(output_dir=str(tmp_path), use_cpu=True)
 
 
-def test_a_run_is_what_a_bare_loop_with_a_new_optimizer_for_each_task_gives(tmp_path, cache):
-    # A large epsilon, since Adam blows rounding up where a gradient is zero by design (the bias of the keys).
+def test_a_run_is_identical_to_a_bare_loop_with_a_new_optimizer_for_each_task(tmp_path, cache):
+    # A large epsilon, because Adam amplifies rounding where a gradient is zero by design (the bias of the keys).
     trainer = make_trainer(tmp_path, cache, dropout=0.0, lr_scheduler_type="cosine", adam_epsilon=1e-3, no_probe=True)
     model = GPT2LMHeadModel(trainer.model.config)
     model.load_state_dict(trainer.model.state_dict())
@@ -102,7 +102,7 @@ def test_without_reset_the_optimizer_state_is_kept(tmp_path, cache, probed):
 
 
 @pytest.mark.parametrize("micro_batch_size", [1, 2, 3])
-def test_accumulation_changes_nothing_but_memory(tmp_path, cache, micro_batch_size):
+def test_accumulation_changes_only_memory(tmp_path, cache, micro_batch_size):
     settings = {"dropout": 0.0, "no_probe": True, "adam_epsilon": 1e-3}
     whole = run(tmp_path / "whole", cache, **settings)
     cut = run(tmp_path / "cut", cache, per_device_train_batch_size=micro_batch_size, **settings)
@@ -111,7 +111,7 @@ def test_accumulation_changes_nothing_but_memory(tmp_path, cache, micro_batch_si
         assert one["loss"] == pytest.approx(other["loss"], rel=1e-6)
 
 
-def test_the_log_says_where_in_the_run_it_is(probed):
+def test_log_entries_have_their_position_in_the_run(probed):
     log = [entry for entry in probed.state.log_history if "loss" in entry]
     assert [entry["language"] for entry in log] == ["a"] * 4 + ["b"] * 4 + ["c"] * 4 + ["a"] * 4 + ["b"] * 4 + [
         "c"
@@ -172,7 +172,7 @@ def test_forgetting_is_measured_on_every_language_after_each_cycle(probed):
     assert records[1]["losses"]["b"] == pytest.approx(expected, abs=1e-6)
 
 
-def test_a_trainer_outside_a_run_pushes_its_model_as_any_trainer_does(tmp_path, cache, hub, repo_id):
+def test_a_trainer_outside_a_run_pushes_its_model_as_usual(tmp_path, cache, hub, repo_id):
     trainer = make_trainer(tmp_path, cache, push_to_hub=True, hub_model_id=repo_id, no_probe=True)
     trainer.train()
     trainer.push_to_hub()
@@ -180,7 +180,7 @@ def test_a_trainer_outside_a_run_pushes_its_model_as_any_trainer_does(tmp_path, 
 
 
 @pytest.mark.parametrize(("step", "settings"), [(17, {}), (17, {"save_steps": 5, "logging_steps": 4})])
-def test_a_resumed_run_is_the_run(tmp_path, cache, step, settings):
+def test_a_resumed_run_is_bit_identical(tmp_path, cache, step, settings):
     whole = run(tmp_path / "whole", cache, **settings)
     dying = make_trainer(tmp_path / "cut", cache, **settings)
     stop_at(dying, step)
@@ -252,7 +252,7 @@ def test_weights_that_are_not_finite_are_not_saved(tmp_path, cache):
 
 
 def test_a_damaged_checkpoint_does_not_replace_a_complete_one(tmp_path, cache):
-    """Resumed before a newer checkpoint that is damaged, a run that keeps one keeps the one it has just written."""
+    """With a limit of one, a run that resumed before a newer damaged checkpoint keeps the one it has just written."""
     run(tmp_path, cache, no_probe=True, save_total_limit=None)
     for step in (20, 24):
         (tmp_path / f"checkpoint-{step}" / "optimizer.pt").unlink()
@@ -286,7 +286,7 @@ def read_run_state(folder):
         ({"train_sampling_strategy": "random"}, "train_sampling_strategy: random is not supported"),
     ],
 )
-def test_an_impossible_configuration_is_an_error(tmp_path, cache, settings, message):
+def test_an_invalid_configuration_is_an_error(tmp_path, cache, settings, message):
     with pytest.raises(PlasticityError, match=message):
         make_trainer(tmp_path, cache, **settings)
 

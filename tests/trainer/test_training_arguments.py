@@ -1,4 +1,4 @@
-"""Fields of `TrainingArguments`: each identifies a run, or does not influence its results, or is refused."""
+"""Fields of `TrainingArguments`: each identifies a run, does not affect its results, or is refused."""
 
 import dataclasses
 
@@ -29,7 +29,7 @@ def cache(tmp_path_factory):
 
 
 def test_every_field_is_classified():
-    """A field that a new version of Transformers adds or drops is put into the table by hand."""
+    """Fields that a new version of Transformers adds or removes must be changed in the table."""
     assert {one.name for one in dataclasses.fields(TrainingArguments)} == ROLES.keys()
     fields = {one.name for one in dataclasses.fields(AcceleratorConfig)}
     assert fields == {*BATCH_FIELDS, *OTHER_ACCELERATOR_FIELDS}
@@ -60,14 +60,14 @@ def test_a_refused_field_has_one_value(name):
         ({"optim": "schedule_free_adamw"}, "optim: 'schedule_free_adamw' is not supported; choose one of adamw_torch"),
         ({"optim": "adamw"}, "optim: 'adamw' is not supported; choose one of adamw_torch"),
         ({"dataloader_multiprocessing_context": "spawn"}, "context: 'spawn' is not supported; use fork"),
-        ({"dataloader_num_workers": -1}, "dataloader_num_workers: -1 is not possible; use 0 or more"),
-        ({"seed": -1}, "seed: -1 is not possible; use a whole number from 0 to 4294967295"),
-        ({"seed": 2**32}, "seed: 4294967296 is not possible; use"),
-        ({"data_seed": -1}, "data_seed: -1 is not possible; use"),
-        ({"adam_beta1": 1.0}, "adam_beta1: 1.0 is not possible; use"),
-        ({"label_smoothing_factor": 2.0}, "label_smoothing_factor: 2.0 is not possible; use"),
-        ({"weight_decay": float("nan")}, "weight_decay: nan is not possible; use"),
-        ({"max_grad_norm": float("nan")}, "max_grad_norm: nan is not possible; use"),
+        ({"dataloader_num_workers": -1}, "dataloader_num_workers: -1 is invalid; use 0 or more"),
+        ({"seed": -1}, "seed: -1 is invalid; use a whole number from 0 to 4294967295"),
+        ({"seed": 2**32}, "seed: 4294967296 is invalid; use"),
+        ({"data_seed": -1}, "data_seed: -1 is invalid; use"),
+        ({"adam_beta1": 1.0}, "adam_beta1: 1.0 is invalid; use"),
+        ({"label_smoothing_factor": 2.0}, "label_smoothing_factor: 2.0 is invalid; use"),
+        ({"weight_decay": float("nan")}, "weight_decay: nan is invalid; use"),
+        ({"max_grad_norm": float("nan")}, "max_grad_norm: nan is invalid; use"),
         ({"learning_rate": float("inf")}, "learning_rate: inf is not "),
         ({"lr_scheduler_kwargs": "{bad"}, "lr_scheduler_kwargs: '{bad' is not a JSON object"),
         ({"accelerator_config": {"split_batches": True}}, "split_batches True is not supported, leave it out"),
@@ -90,7 +90,7 @@ def test_a_value_that_changes_results_unnoticed_is_refused(settings, message):
 
 
 @pytest.mark.parametrize("variable", ENVIRONMENT)
-def test_what_accelerate_launch_would_add_to_a_run_is_refused(variable, monkeypatch):
+def test_unrecorded_settings_of_accelerate_launch_are_refused(variable, monkeypatch):
     expected, name, _ = ENVIRONMENT[variable]
     for same in (expected, expected.upper()):
         monkeypatch.setenv(variable, same)
@@ -128,10 +128,10 @@ def test_each_field_that_decides_results_is_part_of_the_identity_of_a_run():
 
 def test_arguments_that_an_optimizer_does_not_take_are_refused(tmp_path, cache):
     for optim, pair in (("adamw_torch", "fused=1"), ("sgd", "warmth=1"), ("sgd", "momentum")):
-        with pytest.raises(PlasticityError, match=f"optim_args: '{pair}' is not possible for {optim}, whose"):
+        with pytest.raises(PlasticityError, match=f"optim_args: '{pair}' is invalid for {optim}, whose"):
             ContinualConfig(output_dir="x", optim=optim, optim_args=pair)
     trainer = make_trainer(tmp_path, cache, optim="sgd", optim_args="momentum=-1", no_probe=True)
-    with pytest.raises(PlasticityError, match="optim_args: 'momentum=-1' is not possible for sgd: Invalid momentum"):
+    with pytest.raises(PlasticityError, match="optim_args: 'momentum=-1' is invalid for sgd: Invalid momentum"):
         trainer.train()
 
 
@@ -143,7 +143,7 @@ def test_the_first_step_checks_that_it_has_the_batch_of_the_records(tmp_path, ca
 
 
 @pytest.mark.parametrize("optim", OPTIMIZERS)
-def test_every_supported_optimizer_starts_anew_with_a_task_and_resumes(tmp_path, cache, optim):
+def test_every_supported_optimizer_is_reset_at_a_task_and_resumes(tmp_path, cache, optim):
     settings = {"optim": optim, "no_probe": True, "cycles": 1, "save_steps": 3}
     whole = make_trainer(tmp_path / "whole", cache, **settings)
     whole.train()

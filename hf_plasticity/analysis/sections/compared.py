@@ -1,4 +1,4 @@
-"""Several runs side by side: their AUC and ΔAUC over training, and tables of groups, runs and probes."""
+"""The comparison of several runs: AUC and ΔAUC over training, and tables of groups, runs and probes."""
 
 from collections.abc import Sequence
 from functools import partial

@@ -9,7 +9,7 @@ SECRETS = ("hub_token", "push_to_hub_token")
 
 
 def configuration_section(run: RunRecord) -> Section:
-    """All settings, what is recorded of the software and the machine, and the settings of the probes."""
+    """All settings, the recorded software and machine, and the settings of the probes."""
     section = Section("Configuration")
     if not run.config:
         section.notes.append("No config.yaml: the model and its training are not known.")

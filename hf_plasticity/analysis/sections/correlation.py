@@ -1,4 +1,4 @@
-"""Which measures of the network move with ΔAUC: rank correlations over the probes of a run."""
+"""Rank correlations between the measures of the network and ΔAUC over the probes of a run."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -52,7 +52,7 @@ def correlation_section(series: ProbeSeries, records: Sequence[dict[str, Any]], 
 def paired(
     series: ProbeSeries, records: Sequence[dict[str, Any]], measure: str
 ) -> tuple[list[int], list[float], list[float]]:
-    """Steps, overall values and ΔAUCs at the probes of the trained model at whose step the measure was taken."""
+    """Steps, overall values and ΔAUCs at the probes of the trained model that have this measure."""
     by_step = {record["step"]: value for record in records if (value := overall(record, measure)) is not None}
     kept = [
         (probe["step"], change) for probe, change in zip(series.trained, series.changes) if probe["step"] in by_step
@@ -62,13 +62,14 @@ def paired(
 
 def spearman(xs: Sequence[float], ys: Sequence[float]) -> tuple[float | None, float | None]:
     """
-    Spearman’s ρ and its two-sided p-value by permutation, exact up to seven pairs and from 9,999 permutations beyond.
+    Spearman’s ρ and its two-sided p-value by permutation, exact up to seven pairs, and from 9,999 permutations for
+    more.
 
     Args:
         xs, ys (`Sequence[float]`): The pairs.
 
     Returns:
-        `tuple[float, float]`: `None` for both with fewer than four pairs, or where one side is constant.
+        `tuple[float, float]`: `None` for both with fewer than four pairs, or if one side is constant.
     """
     if len(xs) < FEWEST or len(set(xs)) == 1 or len(set(ys)) == 1:
         return None, None

@@ -1,4 +1,4 @@
-"""What the network looks like inside: every measure over the run, by layer and by head."""
+"""The diagnostics of a run: every measure over training, by layer and by head."""
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -20,7 +20,7 @@ from ..text import Estimate, listed
 
 
 TITLE = "Inside the network"
-# Measures that lie between 0 and 1 by definition.
+# Measures between 0 and 1 by definition.
 FRACTIONS = (
     "dormant_units", "gradient_activity", "lazy_heads", "collapsed_heads", "attention_entropy",
     "first_token_attention",
@@ -31,7 +31,7 @@ Record = dict[str, Any]
 
 
 def by_configuration(records: Sequence[Record]) -> dict[str, list[Record]]:
-    """The diagnoses that may be compared, by the hash of their configuration."""
+    """The comparable diagnoses, by the hash of their configuration."""
     found: dict[str, list[Record]] = {}
     for record in records:
         found.setdefault(record["diagnostics_config_hash"], []).append(record)
@@ -39,7 +39,7 @@ def by_configuration(records: Sequence[Record]) -> dict[str, list[Record]]:
 
 
 def measure_names(records: Iterable[Record]) -> list[str]:
-    """Every measure in the records, in the order in which they first appear."""
+    """All measures in the records, in the order of their first appearance."""
     return list(dict.fromkeys(name for record in records for name in record["measures"]))
 
 
@@ -48,7 +48,7 @@ def words(measure: str) -> str:
 
 
 def limits(measure: str) -> tuple[float, float] | None:
-    """Of an axis: 0 and 1 for a fraction."""
+    """The limits of an axis: 0 and 1 for a fraction."""
     return (0.0, 1.0) if measure in FRACTIONS else None
 
 
@@ -57,7 +57,7 @@ def overall(record: Record, measure: str) -> float | None:
 
 
 def as_grid(record: Record, measure: str, kind: str) -> np.ndarray:
-    """A measure `per_layer` (one column) or `per_head` in one diagnosis, a row a layer, NaN where not measured."""
+    """A measure `per_layer` (one column) or `per_head` in one diagnosis, one row per layer, NaN if not measured."""
     rows = (record["measures"].get(measure) or {}).get(kind) or []
     rows = [row if isinstance(row, list) else [row] for row in rows]
     grid = np.full((len(rows), max(map(len, rows), default=0)), np.nan)
@@ -67,7 +67,7 @@ def as_grid(record: Record, measure: str, kind: str) -> np.ndarray:
 
 
 def diagnostics_sections(run: RunRecord) -> list[Section]:
-    """The measures of a run: over training, and by head; those of different configurations apart."""
+    """The measures of a run over training and by head, separately for each configuration."""
     if not run.diagnostics:
         return [Section(TITLE, notes=["No diagnostics.jsonl: the inside of the network was not measured."])]
     sections = []
@@ -109,7 +109,7 @@ def measure_figure(records: Sequence[Record], measure: str) -> Figure:
 
 
 def heads_section(run: RunRecord, records: Sequence[Record], suffix: str) -> Section:
-    """Maps of layer and head of the measures that are known by head."""
+    """Maps of layer and head for the measures with values by head."""
     section = Section(f"Attention heads{suffix}", size="whole")
     caption = "Head (across) and layer (up) in some of the diagnoses. Hatched: not measured."
     for measure in measure_names(records):
@@ -122,7 +122,7 @@ def heads_section(run: RunRecord, records: Sequence[Record], suffix: str) -> Sec
 
 
 def heads_figure(records: dict[str, Record], measure: str) -> Figure:
-    """A map for each record under its name, all on one scale."""
+    """A map for each record, all on one scale."""
     grids = [as_grid(record, measure, "per_head") for record in records.values()]
     every = np.concatenate([grid.ravel() for grid in grids])
     norm = Normalize(*(limits(measure) or (np.nanmin(every), np.nanmax(every))))
@@ -143,7 +143,7 @@ def heads_figure(records: dict[str, Record], measure: str) -> Figure:
 
 
 def diagnostics_of_runs(runs: Sequence[RunRecord]) -> Section:
-    """The overall value of every measure in several runs, under the configuration that most of them share."""
+    """The overall value of every measure in several runs, for their most frequent configuration."""
     section = Section(TITLE, size="small")
     if absent := [run.name for run in runs if not run.diagnostics]:
         section.notes.append(f"No diagnostics.jsonl in {listed(absent)}.")
@@ -169,7 +169,7 @@ def diagnostics_of_runs(runs: Sequence[RunRecord]) -> Section:
 
 
 def overall_curve(run: RunRecord, configuration: str, measure: str, unit: str) -> dict[float, Estimate]:
-    """The overall value of a measure by place."""
+    """The overall value of a measure by position."""
     return {
         position(record, unit): Estimate(value)
         for record in by_configuration(run.diagnostics)[configuration]

@@ -1,4 +1,4 @@
-"""What a run forgets: the validation loss on its training languages."""
+"""The validation loss on the training languages of a run."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -71,7 +71,7 @@ def measured(run: RunRecord) -> tuple[str, ...]:
 
 
 def mean_losses(run: RunRecord, codes: Sequence[str], unit: str) -> dict[float, Estimate]:
-    """The mean loss over these languages by place; records that lack one of them are left out."""
+    """The mean loss over these languages by position; records that lack one of them are left out."""
     return {
         position(record, unit): Estimate(fmean(record["losses"][code] for code in codes))
         for record in run.forgetting

@@ -1,4 +1,4 @@
-"""The onsets of several runs over the size of their models, with the fitted power law and the paper's."""
+"""The onsets of several runs over model size, with the fitted power law and the paper's."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -43,7 +43,7 @@ def onset_section(groups: Sequence[Group[ProbeSeries]], name: str) -> Section:
     if len(set(sizes)) < 2:
         return section
     if not any(map(is_detected, onsets)):
-        section.notes.append(f"No onset was detected ({name}), so that there is none to compare with the size.")
+        section.notes.append(f"No onset was detected ({name}), so there is none to compare with the size.")
         return section
     law, caption = None, "Each mark is a size, its seeds taken together."
     detected = sum(map(is_detected, onsets))
@@ -80,7 +80,7 @@ def law_words(law: OnsetLaw) -> str:
 
 
 def law_text(law: OnsetLaw) -> str:
-    """The law as it is written: T = 1.3e−05·P^0.827."""
+    """The law as text: T = 1.3e−05·P^0.827."""
     return minus(f"T = {law.coefficient:.2g}·P^{law.exponent:.3f}")
 
 

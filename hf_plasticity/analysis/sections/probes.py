@@ -50,7 +50,7 @@ def probes_section(series: ProbeSeries) -> Section:
 
 
 def auc_figure(series: ProbeSeries) -> Figure:
-    """AUC of every probe of the trained model; that of the untrained one as a line where it is near."""
+    """AUC of every probe of the trained model, and a line for the untrained model if its AUC is near."""
     values = [auc(probe) for probe in series.trained]
     lines = {}
     if series.untrained is not None:
@@ -62,7 +62,7 @@ def auc_figure(series: ProbeSeries) -> Figure:
 
 
 def delta_auc_figure(series: ProbeSeries) -> Figure:
-    """ΔAUC of every probe of the trained model, with the onset where one was detected."""
+    """ΔAUC of every probe of the trained model, with the onset if one was detected."""
     values = [Estimate(*one) for one in zip(series.changes, series.change_errors)]
     return _over_training(series, f"ΔAUC against {series.label(series.reference)} (%)", values, 1.0, {"": 0.0})
 

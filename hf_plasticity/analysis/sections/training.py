@@ -32,7 +32,7 @@ def training_section(run: RunRecord) -> Section:
 
 
 def training_figure(run: RunRecord, entries: Sequence[dict[str, Any]]) -> Figure:
-    """The training loss, each task instance in the color of its language."""
+    """The training loss; the color of a task instance is that of its language."""
     figure, axes = panel("Training loss (nats/token)", WHOLE)
     unit, colors = shared_unit(entries), language_colors(run)
     size = -(-len(entries) // POINTS)

@@ -20,8 +20,8 @@ BATCH_CHARACTERS = 10**6
 
 def split_of(document: str, validation_fraction: float) -> str:
     """
-    The split of a document, chosen by a hash of its text alone: equal documents are in the same split, so that no
-    validation document occurs in the training split, for any order, source and machine.
+    The split of a document, chosen only by a hash of its text. Equal documents are in the same split, so no validation
+    document occurs in the training split, for any order, source and machine.
     """
     digest = hashlib.blake2b(document.encode("utf-8", "surrogatepass"), digest_size=8).digest()
     return "validation" if int.from_bytes(digest, "big") < validation_fraction * 2**64 else "train"
@@ -29,19 +29,19 @@ def split_of(document: str, validation_fraction: float) -> str:
 
 class Source(ABC):
     """
-    Documents of several languages, in an order that never changes.
+    Documents of several languages, in a fixed order.
 
     A new source is one file with a subclass, and one line in [`~hf_plasticity.data.sources.SOURCES`]. The rest of the
-    package depends on these attributes only, not on the class.
+    package depends only on these attributes, not on the class.
 
     Attributes:
         natural (`bool`): Whether the documents are natural language. A generated language keeps its code in reports.
         unlimited (`bool`): Whether every language has an unlimited number of documents.
         remote (`bool`): Whether documents are downloaded, so that the source can be unreachable.
         fresh_languages (`bool`): Whether `"<language>.<n>"` is another new language for every n from 2 on.
-        default_languages (`tuple[str, ...]`): The training languages of a run that names none.
-        default_probe_language (`str`): The held-out language of a run that names none.
-        settings (`tuple[str, ...]`): The fields of [`DataConfig`] that only some sources read and this one does.
+        default_languages (`tuple[str, ...]`): The default training languages of a run.
+        default_probe_language (`str`): The default held-out language of a run.
+        settings (`tuple[str, ...]`): The fields of [`DataConfig`] that this source reads but not all sources do.
     """
 
     natural: ClassVar[bool] = True
@@ -58,7 +58,7 @@ class Source(ABC):
         The source that a configuration describes.
 
         Raises:
-            [`PlasticityError`]: A setting that the source needs is missing or wrong.
+            [`PlasticityError`]: A setting that the source requires is missing or wrong.
         """
         return cls()
 
@@ -75,7 +75,7 @@ class Source(ABC):
     @abstractmethod
     def fingerprint(self, language: str) -> str:
         """
-        Hexadecimal digits that change whenever the documents of `language`, or their order, do.
+        A hexadecimal hash that changes whenever the documents of `language` or their order change.
 
         Raises:
             [`PlasticityError`]: The source does not have this language, or cannot be reached.
@@ -94,21 +94,21 @@ class Source(ABC):
 
         Yields:
             `tuple[list[str], dict]`: A batch of documents (none empty), and a JSON-serializable state. From that
-            state `batches` starts with this batch, without reading the earlier ones where the source allows.
+            state `batches` starts with this batch, without reading the earlier ones if the source supports it.
 
         Raises:
-            [`PlasticityError`]: A document cannot be read: which file or row, and why.
+            [`PlasticityError`]: A document cannot be read; the message has the file or row and the reason.
         """
 
     def num_bytes(self, language: str) -> int | None:
-        """The size of the text of `language` where it is known without reading the documents, otherwise `None`."""
+        """The size of the text of `language` if it is known without reading the documents, otherwise `None`."""
         return None
 
 
 def shuffled_range(length: int, *entropy: int) -> list[int]:
     """
-    `range(length)` in a shuffled order that depends on the arguments alone. It is made from raw PCG64 output, so that
-    no version of NumPy changes it.
+    `range(length)` in a shuffled order that depends only on the arguments. It uses raw PCG64 output, so it is the same
+    for all versions of NumPy.
     """
     bits = np.random.PCG64(np.random.SeedSequence(entropy)).random_raw(length)
     return np.argsort(bits, kind="stable").tolist()

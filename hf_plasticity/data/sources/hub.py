@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from ..config import DataConfig
 
-FORMAT_VERSION = 1  # to be raised when the same dataset gives other documents or another order
+FORMAT_VERSION = 1  # increase it when the same dataset gives other documents or another order
 
 _NINE = (*LANGUAGES, PROBE_LANGUAGE)
 # Preset: language -> (repository, configuration).
@@ -47,8 +47,8 @@ HUB_PRESETS: dict[str, dict[str, tuple[str, str]]] = {
 class HubSource(Source):
     """
     Documents of a dataset with one configuration per language, streamed with `datasets`. The files of a configuration
-    are read in a shuffled order that never changes (many corpora are sorted by the date of the crawl), the documents
-    of a file in their own order. No code from the repository is executed.
+    are read in a fixed shuffled order (many corpora are sorted by the date of the crawl), the documents of a file in
+    their original order. No code from the repository is executed.
 
     A branch is resolved to its commit when the dataset is first used, so the text cannot change during a run. Starting
     from a state skips the earlier files, and in Parquet the earlier row groups; a file in another format is read again
@@ -172,7 +172,7 @@ class HubSource(Source):
         first_part, first_row = first["part"], first["row"]
         for file in range(first["file"], len(files)):
             with self._explained(language, files[order[file]]):
-                # Of a Parquet file, `reshard` makes a shard a row group; files of other formats stay one shard.
+                # `reshard` makes each row group of a Parquet file a shard; files of other formats are one shard.
                 parts = stream.shard(num_shards=len(files), index=order[file]).reshard()
                 for part in range(first_part, parts.num_shards):
                     rows = parts.shard(num_shards=parts.num_shards, index=part)
@@ -204,7 +204,7 @@ class HubSource(Source):
 
     def _files(self, language: str) -> list[str]:
         """The data files of a language, as `datasets` lists them."""
-        import datasets  # takes a second
+        import datasets  # slow
 
         repository, config = self._repository(language)
         if language not in self._builders:
@@ -224,7 +224,7 @@ class HubSource(Source):
         return list(files[self.split])
 
     def _commit(self, repository: str) -> str | None:
-        """The commit that a repository on the Hub is read at; none for a folder."""
+        """The commit of a repository on the Hub; none for a folder."""
         if os.path.isdir(repository):
             return None
         if repository not in self._commits:

@@ -19,7 +19,7 @@ from .base import BATCH_CHARACTERS, Source, hash_files, shuffled_range
 if TYPE_CHECKING:
     from ..config import DataConfig
 
-FORMAT_VERSION = 1  # to be raised when the same files give other documents or another order
+FORMAT_VERSION = 1  # increase it when the same files give other documents or another order
 SUFFIXES = (".parquet", ".jsonl", ".txt")
 CHUNK_BYTES = 2**20  # of a text file, up to the next end of line; of a Parquet file a chunk is a row group
 POOL_BYTES = 2**27
@@ -41,10 +41,10 @@ class LocalSource(Source):
     files in `<language>/` and the folders below it. A text file has one document per line. Null or blank rows, fields
     and lines are skipped.
 
-    Corpora are often sorted by topic or date, so documents are shuffled, always in the same way: the row groups and
-    one-megabyte pieces of all files are shuffled and read into memory in pools of about 128 MB, and the documents of
-    each pool are shuffled again. A corpus that fits into one pool is therefore shuffled completely, and a larger one
-    needs no more memory. A row group that is larger than a pool is read as a whole.
+    Corpora are often sorted by topic or date, so documents are shuffled, always in the same way. The row groups and
+    one-megabyte pieces of all files are shuffled and read into memory in pools of about 128 MB. The documents of each
+    pool are then shuffled. A corpus that fits into one pool is therefore shuffled completely, and a larger one does
+    not require more memory. A row group that is larger than a pool is read as a whole.
 
     Args:
         folder (`str` or `os.PathLike`): The folder.

@@ -16,7 +16,7 @@ from .base import Source
 SYNTHETIC_LANGUAGES = ("syn1", "syn2", "syn3", "syn4", "syn5", "syn6", "syn7", "syn8")
 SYNTHETIC_PROBE_LANGUAGE = "syn9"
 
-FORMAT_VERSION = 1  # to be raised when the same seed gives other text
+FORMAT_VERSION = 1  # increase it when the same seed gives other text
 DOCUMENTS_PER_BATCH = 1024
 MAX_WORDS = 256  # in a document; the shortest has a quarter of it
 
@@ -31,7 +31,7 @@ LOAN_WORDS = 0.15  # share of the content words that all languages have in commo
 
 @dataclass(frozen=True)
 class Script:
-    """How a language is written: its letters, and its marks between words, for a pause and for an end."""
+    """The script of a language: its letters, and its marks between words, for a pause and for an end."""
 
     consonants: str
     vowels: str
@@ -59,12 +59,12 @@ class SyntheticSource(Source):
     """
     Nine languages, `syn1` to `syn9`, each with its own letters and syllables, a lexicon of three thousand words with
     Zipfian frequencies, and a sparse bigram grammar over word classes. They share loan words and half of the grammar,
-    so that what was learned in one helps in another.
+    so that training on one helps with another.
 
-    `syn1.2`, `syn1.3`, … are further languages without end, and so for the other eight. Each is written with the
-    letters of the language before the dot and has a lexicon and a grammar of its own.
+    `syn1.2`, `syn1.3`, … are further languages, without limit. The same holds for the other eight. Each uses the
+    letters of the language before the dot and has its own lexicon and grammar.
 
-    Document number i of a language depends on (seed, language, i) alone, and is generated without the earlier ones.
+    Document number i of a language depends only on (seed, language, i) and is generated without the earlier ones.
     Every choice is integer arithmetic on raw PCG64 output, so the text is the same with all versions of NumPy.
 
     Args:
@@ -130,7 +130,7 @@ class _Language:
     class are adjacent and sorted by falling frequency.
 
     Args:
-        name (`str`): The language of `SCRIPTS` whose letters it is written with.
+        name (`str`): The language of `SCRIPTS` with its letters.
         variant (`int`): 1 for the language of that name, n for `<name>.<n>`.
         seed (`int`): The seed of the source.
     """
@@ -138,7 +138,7 @@ class _Language:
     def __init__(self, name: str, variant: int, seed: int):
         number = 1 + list(SCRIPTS).index(name)
         script = SCRIPTS[name]
-        # A seed sequence ignores trailing zeros: no two of these may differ by them alone.
+        # A seed sequence ignores trailing zeros, so no two of these may differ only in trailing zeros.
         entropy = (seed, number) if variant == 1 else (seed, number, variant)
         common, own = _Random(seed, 0), _Random(*entropy)
         common_grammar, loans = _grammar(common), _lexicon(LOAN_SCRIPT, common)

@@ -1,4 +1,4 @@
-"""Bits per byte: a language model's loss, whatever its tokenizer."""
+"""Bits per byte: the loss of a language model, independent of its tokenizer."""
 
 import datasets
 import evaluate
@@ -8,14 +8,15 @@ from .definition import bits_per_byte
 
 
 _DESCRIPTION = """
-The bits that a language model needs for each UTF-8 byte of a text, from its loss in nats per token:
-loss · tokens / (ln 2 · bytes). Lower is better. Models with different tokenizers can be compared by it.
+The bits per UTF-8 byte of a text that a language model requires, from its loss in nats per token:
+loss · tokens / (ln 2 · bytes). Lower is better. It can compare models with different tokenizers.
 """
 
 _KWARGS_DESCRIPTION = """
 Args:
     losses (`float` or `list` of `float`): Mean cross-entropy in nats per predicted token, one or many.
-    num_tokens (`float` or `list` of `float`): Tokens the mean was taken over, one number for all losses or one each.
+    num_tokens (`float` or `list` of `float`): Tokens over which the mean was taken, one number for all losses or one
+    each.
     num_bytes (`float` or `list` of `float`): UTF-8 bytes of the text that these tokens spell, likewise.
 Returns:
     bits_per_byte (`float` or `list` of `float`): In the shape of `losses`.

@@ -10,17 +10,17 @@ def bits_per_byte(
     losses: float | Sequence[float], num_tokens: float | Sequence[float], num_bytes: float | Sequence[float]
 ) -> float | list[float]:
     """
-    Bits a model needs for each byte of a text: loss · tokens / (ln 2 · bytes). Lower is better; models with different
-    tokenizers can be compared. Source: huggingface.co/papers/2101.00027, section 3.1.
+    The bits per byte of a text that a model requires: loss · tokens / (ln 2 · bytes). Lower is better. It can compare
+    models with different tokenizers. Source: huggingface.co/papers/2101.00027, section 3.1.
 
     Args:
         losses (`float` or `Sequence[float]`): Mean cross-entropy in nats per predicted token.
-        num_tokens (`float` or `Sequence[float]`): Tokens the mean was taken over, one number for all losses or one
-            for each.
+        num_tokens (`float` or `Sequence[float]`): Tokens over which the mean was taken, one number for all losses or
+            one for each.
         num_bytes (`float` or `Sequence[float]`): UTF-8 bytes of the text that these tokens spell, likewise.
 
     Returns:
-        `float` or `list[float]`: Bits per byte; a list where any argument is one.
+        `float` or `list[float]`: Bits per byte; a list if any argument is a list.
 
     Raises:
         `ValueError`: A value that is not finite, a negative loss, a count that is not positive, or lengths that

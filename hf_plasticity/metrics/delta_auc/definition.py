@@ -1,4 +1,4 @@
-"""The change of the AUC of a probe against the probe after cycle 1."""
+"""The change of the AUC of a probe relative to the probe after cycle 1."""
 
 from collections.abc import Sequence
 
@@ -7,15 +7,16 @@ import numpy as np
 
 def delta_auc(aucs: float | Sequence[float], reference: float | Sequence[float]) -> float | list[float]:
     """
-    Change of a probe's area against the probe after cycle 1, in per cent: 100 · (AUC_k / AUC_1 − 1). Negative while
-    transfer still helps, rising when plasticity is being lost. Source: huggingface.co/papers/2606.24752, "Probe".
+    The change of a probe's area relative to the probe after cycle 1, in per cent: 100 · (AUC_k / AUC_1 − 1). It is
+    negative while transfer helps, and rises when plasticity is lost. Source: huggingface.co/papers/2606.24752,
+    "Probe".
 
     Args:
         aucs (`float` or `Sequence[float]`): AUC_k, one or many.
         reference (`float` or `Sequence[float]`): AUC_1, one for all of `aucs` or one for each.
 
     Returns:
-        `float` or `list[float]`: Per cent; a list where `aucs` or `reference` is one.
+        `float` or `list[float]`: Per cent; a list if `aucs` or `reference` is a list.
 
     Raises:
         `ValueError`: A value that is not finite, a reference that is not positive, or lengths that differ.

@@ -1,4 +1,4 @@
-"""ΔAUC: how far a probe's area has moved from the probe after cycle 1."""
+"""ΔAUC: the change of a probe's area relative to the probe after cycle 1."""
 
 import datasets
 import evaluate
@@ -8,8 +8,8 @@ from .definition import delta_auc
 
 
 _DESCRIPTION = """
-The change of a plasticity probe's area under the loss curve against the probe after cycle 1, in per cent:
-100 · (AUC_k / AUC_1 − 1). Negative while transfer still helps, rising when plasticity is being lost.
+The change of a plasticity probe's area under the loss curve relative to the probe after cycle 1, in per cent:
+100 · (AUC_k / AUC_1 − 1). It is negative while transfer helps, and rises when plasticity is lost.
 """
 
 _KWARGS_DESCRIPTION = """

@@ -9,7 +9,7 @@ import numpy as np
 from .line import Line, fit_line
 
 
-# Model name -> whether its straight line takes the logarithm of the size, and of the onset.
+# Model name -> whether its line is in the logarithm of the size, and in that of the onset.
 MODELS = {
     "power": (True, True),
     "linear": (False, False),
@@ -30,17 +30,17 @@ def onset_law(
     Fit T = coefficient · P^exponent, the law of huggingface.co/papers/2606.24752 ("Findings"), and compare it with
     three others.
 
-    The law is a straight line in the logarithms, log T = log coefficient + exponent · log P + deviation of the size +
-    deviation of the seed, both normal. Onsets of the same size are seeds of it and no independent evidence on the
-    law: intervals count sizes. An onset is known between two probes (`between`) and enters the likelihood by the
-    probability that it lies there; a censored one by the probability that it lies above its bound. Fitting such
-    onsets as points bends the law: with one probe in eight task instances, the exponent 0.83 becomes 0.65.
+    The law is a straight line in the logarithms: log T = log coefficient + exponent · log P + deviation of the size +
+    deviation of the seed, where both deviations are normal. Onsets of the same size are seeds, which are not
+    independent evidence on the law, so intervals count sizes. An onset between two probes (`between`) contributes to
+    the likelihood the probability of that interval, and a censored onset the probability above its bound. Fitting
+    such onsets as points biases the law: with one probe per eight task instances, the exponent 0.83 becomes 0.65.
 
     Intervals are Student's t intervals with (sizes with a measured onset − 2) degrees of freedom ([`fit_line`]). They
-    are exact for exact onsets with equally many seeds a size. With three sizes they reach 12.7 standard errors to
-    either side, with four 4.3, with eight 2.4.
+    are exact for exact onsets with the same number of seeds per size. They extend 12.7 standard errors to either side
+    with three sizes, 4.3 with four, and 2.4 with eight.
 
-    The four models, each fitted in the same way on its own scale:
+    The four models are fitted in the same way, each on its own scale:
 
     - `power`: log T = a + b · log P
     - `linear`: T = a + b · P
@@ -50,10 +50,10 @@ def onset_law(
     Args:
         sizes (`Sequence[float]`): Non-embedding parameters P; a size may occur more than once, as with several seeds.
         onsets (`Sequence[float]`): Onsets T in task instances, one for each run.
-        censored (`Sequence[bool]`, *optional*): Which onsets are lower bounds. None of them where it is not given.
+        censored (`Sequence[bool]`, *optional*): Which onsets are lower bounds; none by default.
         between (`Sequence[tuple[float, float]]`, *optional*): The bounds of each onset: the probes before and after
-            it, 0 below the first and infinity above the last, as `plasticity_onset` returns. Exact onsets where it is
-            not given. An onset whose lower bound is 0 is an upper bound.
+            it, 0 before the first and infinity after the last, as `plasticity_onset` returns. By default onsets are
+            exact. An onset whose lower bound is 0 is an upper bound.
         level (`float`, *optional*, defaults to 0.95): Coverage of the intervals.
         compare (`bool`, *optional*, defaults to `True`): Whether to compare the four models by leave-one-out errors.
 
@@ -61,18 +61,18 @@ def onset_law(
         `dict`: With
 
         - `coefficient`, `exponent` (`float`);
-        - `coefficient_interval`, `exponent_interval` (`tuple[float, float]`, or `None` with only two sizes, which
-          leave nothing to tell the scatter by);
-        - `sublinear_p_value` (`float` or `None`): of the one-sided test against an exponent of 1 or more: small where
-          larger models gain less than in proportion to their size;
-        - `loo_errors` (`dict[str, float]`, or `None` where a fit without one of the sizes is not possible): for each
-          model the mean over the sizes of |prediction / T − 1|, T being the geometric mean of a size's onsets and the
-          prediction being made without that size. For a size that is only bounded, a prediction within the bounds is
-          no error.
+        - `coefficient_interval`, `exponent_interval` (`tuple[float, float]`, or `None` with only two sizes, from
+          which the scatter cannot be estimated);
+        - `sublinear_p_value` (`float` or `None`): from the one-sided test against an exponent of 1 or more: small if
+          the onset grows less than proportionally with size;
+        - `loo_errors` (`dict[str, float]`, or `None` if a fit without one of the sizes is impossible): for each model
+          the mean over the sizes of |prediction / T − 1|, where T is the geometric mean of a size's onsets and the
+          prediction is made without that size. For a size with only bounds, a prediction within the bounds has no
+          error.
 
     Raises:
         `ValueError`: Fewer than two measured onsets at different sizes, lengths that differ, a size or an onset that
-            is not a positive number, bounds that do not hold the onset, or a level outside (0, 1).
+            is not a positive number, bounds that do not include the onset, or a level outside (0, 1).
 
     Example:
 
@@ -113,12 +113,12 @@ def power_law_line(
 
 
 def to_onset(y: float) -> float:
-    """From the line's y = log T to T; infinite where an interval is too wide for a float."""
+    """Convert the line's y = log T to T; infinite if an interval is too wide for a float."""
     return math.exp(y) if y < 700 else math.inf
 
 
 def leave_one_out(sizes: np.ndarray, onsets: np.ndarray, low: np.ndarray, high: np.ndarray) -> dict[str, float] | None:
-    """Mean relative error of each of `MODELS` at sizes it was fitted without; see `onset_law`."""
+    """Mean relative error of each of `MODELS` at sizes that were left out of the fit; see `onset_law`."""
     left_out, measured = np.unique(sizes), (low > 0) & np.isfinite(high)
     folds = [sizes != size for size in left_out]
     if any(len(np.unique(sizes[fold & measured])) < 2 for fold in folds):
@@ -144,13 +144,13 @@ def _error_at(
     """The relative error at the size that the fold leaves out."""
     prediction = fit_line(x[fold], lows[fold], highs[fold], errors=False).at(float(x[~fold][0]))
     if log_onset:
-        # An exponential far from its points may leave the range of floats; e^700 is as wrong.
+        # Far from its points, an exponential may exceed the range of floats; e^700 is equally wrong.
         prediction = math.exp(min(prediction, 700.0))
     own = onsets[~fold & measured]
     if len(own):
         return abs(prediction / math.exp(np.log(own).mean()) - 1)
     own = onsets[~fold]
-    above = np.isinf(highs[~fold]).all()  # lower bounds, which a higher prediction does not miss
+    above = np.isinf(highs[~fold]).all()  # with lower bounds, a higher prediction is no error
     return max(0.0, 1 - prediction / own.max()) if above else max(0.0, prediction / own.min() - 1)
 
 
@@ -179,7 +179,7 @@ def _checked(
     if outside.any():
         position = np.flatnonzero(outside)[0]
         raise ValueError(
-            f"between: {low[position]:g} and {high[position]:g} at position {position} do not hold the onset "
+            f"between: {low[position]:g} and {high[position]:g} at position {position} do not include the onset "
             f"{onsets[position]:g}"
         )
     return sizes, onsets, low, high

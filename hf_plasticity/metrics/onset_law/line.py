@@ -1,4 +1,4 @@
-"""A straight line through onsets that are known between two bounds, with sizes as the unit of evidence."""
+"""A straight line through onsets that are bounded on two sides, with sizes as independent observations."""
 
 import math
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from scipy import optimize, special
 
 
 LEVEL = 0.95
-# In units of the spread of y: below it, the likelihood of points that a line satisfies exactly has no maximum.
+# In units of the spread of y. Without it, the likelihood of points exactly on a line has no maximum.
 LEAST_SCATTER = 1e-3
 
 
@@ -18,13 +18,13 @@ class Line:
     A fitted line y = height + slope · (x − center).
 
     Args:
-        center (`float`): Where height and slope are uncorrelated.
-        height (`float`): The line at the center.
+        center (`float`): The x at which height and slope are uncorrelated.
+        height (`float`): The y of the line at the center.
         slope (`float`): Its slope.
         scatter (`float` or `None`): Standard deviation of the onset of one run about the line; `None` with fewer than
             three sizes.
         height_error, slope_error (`float` or `None`): Standard errors; `None` with fewer than three sizes.
-        degrees_of_freedom (`int`): Sizes with a measured onset, less two.
+        degrees_of_freedom (`int`): Sizes with a measured onset, minus two.
     """
 
     center: float
@@ -56,25 +56,25 @@ class Line:
 
 
 def quantile(level: float, degrees_of_freedom: int) -> float:
-    """How many standard errors an interval of this level reaches to either side (Student's t)."""
+    """The half width of an interval of this level in standard errors (Student's t)."""
     return float(special.stdtrit(degrees_of_freedom, (1 + level) / 2))
 
 
 def fit_line(x: np.ndarray, low: np.ndarray, high: np.ndarray, errors: bool = True) -> Line:
     """
-    The most likely line through intervals: y = a + b · x + (deviation of the size) + (deviation of the seed).
+    Fit the most likely line through intervals: y = a + b · x + (deviation of the size) + (deviation of the seed).
 
-    Points with the same x are seeds of one size. A size enters by the mean of its seeds, which lies between the means
-    of their bounds, with one normal deviation: that of the size and the mean of those of its seeds. It contributes
-    the probability that it lies between its bounds, or its density where they coincide.
+    Points with the same x are seeds of one size. A size is represented by the mean of its seeds, which lies between
+    the means of their bounds. Its deviation is normal: that of the size plus the mean of those of its seeds. It
+    contributes the probability between its bounds, or the density if they coincide.
 
-    Standard errors come from the profile likelihood, by the relation that holds between its ratio and Student's t for
-    exact points: 2 · log ratio = m · log(1 + t² / (m − 2)) for m sizes. For exact points this is least squares.
+    Standard errors are from the profile likelihood. The relation between its ratio and Student's t for exact points,
+    2 · log ratio = m · log(1 + t² / (m − 2)) for m sizes, is used. For exact points this is least squares.
 
     Args:
         x (`np.ndarray` of shape `(points,)`): Positions.
-        low, high (`np.ndarray` of shape `(points,)`): Bounds of y; `-inf` and `inf` where there is none.
-        errors (`bool`, *optional*, defaults to `True`): Whether standard errors are wanted.
+        low, high (`np.ndarray` of shape `(points,)`): Bounds of y; `-inf` and `inf` if there is none.
+        errors (`bool`, *optional*, defaults to `True`): Whether to compute standard errors.
 
     Raises:
         `ValueError`: Fewer than two different x with a point that is bounded on both sides.
@@ -84,8 +84,8 @@ def fit_line(x: np.ndarray, low: np.ndarray, high: np.ndarray, errors: bool = Tr
     measured = np.isfinite(lows) & np.isfinite(highs)
     if measured.sum() < 2:
         raise ValueError(
-            f"onsets: {measured.sum()} measured at different sizes; a law needs two measured onsets at different "
-            "sizes (a bound is no measurement)"
+            f"onsets: {measured.sum()} measured at different sizes; a law requires two measured onsets at "
+            "different sizes (a bound is not a measurement)"
         )
     freedom = int(measured.sum()) - 2
     middles = (lows[measured] + highs[measured]) / 2
@@ -111,7 +111,7 @@ def fit_line(x: np.ndarray, low: np.ndarray, high: np.ndarray, errors: bool = Tr
 
 
 def _of_one_run(scatter: float, x: np.ndarray, low: np.ndarray, high: np.ndarray) -> float:
-    """The scatter of single runs about the line, from that of the means of sizes and that of seeds about them."""
+    """The scatter of single runs about the line, from the scatter of sizes and of seeds."""
     squares, freedom, counts = 0.0, 0, []
     for size in np.unique(x):
         middles = ((low + high) / 2)[(x == size) & np.isfinite(low) & np.isfinite(high)]
@@ -123,7 +123,7 @@ def _of_one_run(scatter: float, x: np.ndarray, low: np.ndarray, high: np.ndarray
 
 
 class _Likelihood:
-    """The likelihood of a line, in units in which y spreads over 1 and x reaches to 1."""
+    """The likelihood of a line, in units in which y has a spread of 1 and x a maximum of 1."""
 
     def __init__(self, x: np.ndarray, low: np.ndarray, high: np.ndarray, freedom: int):
         edges = np.concatenate([low, high])
@@ -144,7 +144,7 @@ class _Likelihood:
         return Line(center, float(best[0]) * self.unit, slope, scatter, *errors, self.freedom)
 
     def negative(self, parameters: np.ndarray) -> tuple[float, np.ndarray]:
-        """Less the log likelihood of (height, slope, log scatter), and its gradient."""
+        """The negative log likelihood of (height, slope, log scatter), and its gradient."""
         scatter = math.exp(parameters[2])
         expected = parameters[:2] @ self.columns
         low, high = (self.low - expected) / scatter, (self.high - expected) / scatter
@@ -155,7 +155,7 @@ class _Likelihood:
         return -float(log_probability.sum()), -np.array([*moved, -scaled])
 
     def minimum(self, start: np.ndarray, fixed: int | None = None) -> tuple[np.ndarray, float]:
-        """The most likely parameters and less their log likelihood; one of them may be fixed at its start."""
+        """The most likely parameters and their negative log likelihood; one of them may be fixed at its start."""
         bounds = [(None, None), (None, None), (math.log(LEAST_SCATTER), math.log(1e4))]
         if fixed is not None:
             bounds[fixed] = (start[fixed], start[fixed])
@@ -172,7 +172,7 @@ class _Likelihood:
         def excess(distance: float, sign: int) -> float:
             start = best.copy()
             start[which] += sign * distance
-            # On the way to a far value, the scatter that explains it comes first.
+            # For a distant value, start from the scatter that explains it.
             start[2] = max(best[2], math.log(distance + LEAST_SCATTER))
             return self.minimum(start, fixed=which)[1] - allowed
 
@@ -187,13 +187,13 @@ class _Likelihood:
 
 def _log_probability(low: np.ndarray, high: np.ndarray, scatter: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """
-    Log of the probability between two standardized bounds, or of the density where they coincide, and its derivatives
-    by the lower and by the upper bound.
+    Log of the probability between two standardized bounds, or of the density if they coincide, and its derivatives
+    with respect to the lower and the upper bound.
     """
     exact = low == high
     with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
         density = -(low**2) / 2 - math.log(scatter * math.sqrt(2 * math.pi))
-        # In the tail in which both are small, so that their difference is not lost to rounding.
+        # Use the tail in which both are small, so that their difference is not lost to rounding.
         flip = low > 0
         lower, upper = special.log_ndtr(np.where(flip, -high, low)), special.log_ndtr(np.where(flip, -low, high))
         between = upper + np.log1p(-np.exp(np.minimum(lower - upper, -1e-15)))

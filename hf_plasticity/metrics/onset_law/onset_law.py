@@ -1,4 +1,4 @@
-"""Onset law: how the onset of plasticity loss grows with the size of a model."""
+"""Onset law: the relation between the onset of plasticity loss and the size of a model."""
 
 import datasets
 import evaluate
@@ -10,23 +10,23 @@ from .line import LEVEL
 _DESCRIPTION = """
 Fits the power law T = coefficient · P^exponent between a model's non-embedding parameters P and the task instance T
 at which it begins to lose plasticity, with confidence intervals, a test of sublinearity, and the leave-one-out errors
-of a power, a linear, a log-linear and an exponential law. Onsets enter as what is known of them: between two
-probes, or above a bound. Seeds of a size count as one point.
+of a power, a linear, a log-linear and an exponential law. Onsets may be intervals between two
+probes, or lower bounds. Seeds of a size count as one point.
 """
 
 _KWARGS_DESCRIPTION = """
 Args:
     sizes (`list` of `float`): Non-embedding parameters of each model.
     onsets (`list` of `float`): The onset of each model in task instances.
-    censored (`list` of `bool`): Which onsets are lower bounds. None of them by default.
+    censored (`list` of `bool`): Which onsets are lower bounds; none by default.
     between (`list` of pairs of `float`): The probes before and after each onset. Exact onsets by default.
     level (`float`): Coverage of the intervals. Defaults to 0.95.
 Returns:
     coefficient (`float`), exponent (`float`): The law.
     coefficient_interval, exponent_interval (pair of `float`): None with only two sizes.
-    sublinear_p_value (`float`): Of the one-sided test against an exponent of 1 or more; None like the intervals.
+    sublinear_p_value (`float`): From the one-sided test against an exponent of 1 or more; None with only two sizes.
     loo_errors (`dict` of `float`): Mean relative leave-one-out error of "power", "linear", "log-linear" and
-        "exponential"; None where a fit without one of the sizes is not possible.
+        "exponential"; None if a fit without one of the sizes is impossible.
 Examples:
     >>> import evaluate
     >>> onset_law = evaluate.load("onset_law")

@@ -1,4 +1,4 @@
-"""The task instance from which a model learns the probe language more slowly than it did before."""
+"""The task instance after which a model learns the probe language more slowly than before."""
 
 import math
 from collections.abc import Sequence
@@ -28,58 +28,58 @@ def plasticity_onset(
     """
     The onset of plasticity loss on a curve of probe areas over task instances.
 
-    The study (huggingface.co/papers/2606.24752) reads an onset off each curve and leaves open by which rule. These
+    The study (huggingface.co/papers/2606.24752) reports an onset for each curve but does not state its rule. These
     rules are ours:
 
-    - `"rise"`: first a test whether the curve rises at its end by more than noise ([`rise_test`]); where it does, the
-      minimum of the curve smoothed over the logarithm of the task (a spline by generalized cross-validation). The
-      only rule that seldom finds an onset where there is none.
-    - `"turning_point"`: the task of the smallest AUC, where a later one is larger; of equal minima the last. Finds an
+    - `"rise"`: tests whether the curve rises at its end by more than noise ([`rise_test`]). If it does, the onset is
+      the minimum of the curve smoothed over the logarithm of the task (a spline by generalized cross-validation).
+      This is the only rule with few false alarms.
+    - `"turning_point"`: the task of the smallest AUC, if a later one is larger; of equal minima the last. It finds an
       onset in nearly every noisy curve.
-    - `"zero_crossing"`: where ΔAUC, negative since the dip, comes back to zero: the first crossing from below after
-      the smallest AUC, on a straight line between the two probes around it.
-    - `"statistical"`: the first task from which on every AUC lies above the smallest AUC before it by more than
-      `z · sqrt(s_k² + s_min²)`, with s the standard errors of the two.
+    - `"zero_crossing"`: the task at which ΔAUC returns to zero: the first crossing from below after the smallest AUC,
+      linearly interpolated between the two probes around it.
+    - `"statistical"`: the first task after which every AUC is above the smallest earlier AUC by more than
+      `z · sqrt(s_k² + s_min²)`, where s are the standard errors of the two.
 
-    A curve on which the rule finds nothing is censored: its last task is a lower bound of the onset, not a
+    A curve without a detected onset is censored: its last task is a lower bound of the onset, not a
     measurement. An onset at the first task is an upper bound.
 
     Args:
         tasks (`Sequence[float]` or `Sequence[Sequence[float]]`): Task instances trained before each probe,
-            increasing and positive: without the untrained model, whose AUC lies above all others. For a batch of
+            increasing and positive: without the untrained model, whose AUC is above all others. For a batch of
             curves, one list for all of them or one for each.
         aucs (`Sequence[float]` or `Sequence[Sequence[float]]`): The area of each probe; a list of such lists is a
             batch of curves, which may differ in length.
         rule (`str`, *optional*, defaults to `"rise"`): One of the four above.
         together (`bool`, *optional*, defaults to `False`): Whether the curves of a batch are seeds of one
-            configuration, on the same tasks. One onset is returned: that of their mean curve, with the noise known
-            from how they differ.
+            configuration, on the same tasks. One onset is returned: that of their mean curve, with the noise
+            estimated from their differences.
         level (`float`, *optional*, defaults to 0.05): For `"rise"`, the rate of false alarms.
         reference (`float` or `Sequence[float]`, *optional*): For `"zero_crossing"`, the AUC after cycle 1; for a
-            batch, one for all or one for each. The first AUC of the curve where it is not given.
+            batch, one for all or one for each. The first AUC of the curve by default.
         stderrs (`Sequence[float]` or `Sequence[Sequence[float]]`, *optional*): For `"statistical"`, the standard
             error of each AUC, in the shape of `aucs`.
-        z (`float`, *optional*, defaults to 3.0): For `"statistical"`, how many standard errors of the difference
-            count as more than noise.
+        z (`float`, *optional*, defaults to 3.0): For `"statistical"`, the number of standard errors of the
+            difference above which it is more than noise.
 
     Returns:
         `dict`: Lists for a batch.
 
-        - `plasticity_onset` (`float`): in task instances; the last task where censored.
+        - `plasticity_onset` (`float`): in task instances; the last task if censored.
         - `censored` (`bool`): no onset was found: `plasticity_onset` is a lower bound.
-        - `at_first_probe` (`bool`): it is the first task seen: an upper bound.
+        - `at_first_probe` (`bool`): the onset is the first probed task: an upper bound.
         - `between` (`tuple[float, float]`): the probes before and after it, between which a curve without noise has
-          its minimum: 0 below the first, infinity above the last.
-        - `interval` (`tuple[float, float]` or `None`): for `"rise"`, where found, the 95% interval of the minimum: the
-          location of it in the smoothed curve with resampled noise, `between` included.
-        - `p_value` (`float` or `None`): for `"rise"`, of the test.
-        - `detectable_rise` (`float` or `None`): for `"rise"`, the lasting rise from the middle of the curve on that
-          the test finds in 80% of the cases, in percent of the smallest AUC of the mean curve.
+          its minimum: 0 before the first, infinity after the last.
+        - `interval` (`tuple[float, float]` or `None`): for `"rise"`, if found, the 95% interval of the minimum: its
+          locations in the smoothed curve with resampled noise, extended to include `between`.
+        - `p_value` (`float` or `None`): for `"rise"`, the p-value of the test.
+        - `detectable_rise` (`float` or `None`): for `"rise"`, the lasting rise from the middle of the curve that the
+          test finds in 80% of cases, in percent of the smallest AUC of the mean curve.
 
     Raises:
         `ValueError`: An unknown rule, fewer than two points, lengths that differ, a value that is not finite, tasks
-            that do not increase, a `z` or `level` that is not possible, a statistical rule without standard errors,
-            or too few probes to know the noise (see [`rise_test`]).
+            that do not increase, an invalid `z` or `level`, a statistical rule without standard errors,
+            or too few probes to estimate the noise (see [`rise_test`]).
 
     Example:
 
@@ -99,7 +99,7 @@ def plasticity_onset(
     if together:
         if len(tasks) > 0 and np.ndim(tasks[0]) > 0:
             if any(list(one) != list(tasks[0]) for one in tasks):
-                raise ValueError("tasks: they differ between curves; seeds taken together have the same tasks")
+                raise ValueError("tasks: they differ between curves; seeds must have the same tasks")
             tasks = tasks[0]
         return _one_onset(tasks, aucs, reference, [None] * curves if stderrs is None else stderrs, **options)
     if len(tasks) == 0 or np.ndim(tasks[0]) == 0:
@@ -127,7 +127,7 @@ def _one_onset(tasks, curves, reference, stderrs, rule, level, z) -> dict[str, A
         if len(tasks) != len(curve):
             raise ValueError(f"aucs: {len(curve)} values, but tasks has {len(tasks)}; give one area for each task")
     if len(tasks) < 2:
-        raise ValueError(f"tasks: {tasks.tolist()} is too short; an onset needs at least two probes")
+        raise ValueError(f"tasks: {tasks.tolist()} is too short; an onset requires at least two probes")
     if (np.diff(tasks) <= 0).any():
         position = np.flatnonzero(np.diff(tasks) <= 0)[0]
         raise ValueError(f"tasks: {tasks[position + 1]:g} comes after {tasks[position]:g}; tasks must increase")
@@ -143,7 +143,7 @@ def _one_onset(tasks, curves, reference, stderrs, rule, level, z) -> dict[str, A
         onset = _turning_point(tasks, mean)
     elif rule == "zero_crossing":
         if np.ndim(reference) > 0:
-            raise ValueError(f"reference: {reference} is not one number, as the one curve of aucs takes")
+            raise ValueError(f"reference: {reference} is not one number; aucs has one curve")
         base = mean[0] if reference is None else _checked("reference", [reference])[0]
         onset = _zero_crossing(tasks, mean - base)
     else:
@@ -168,7 +168,7 @@ def _one_onset(tasks, curves, reference, stderrs, rule, level, z) -> dict[str, A
 def smoothed_minimum(tasks: np.ndarray, aucs: np.ndarray) -> np.ndarray:
     """
     The position of the minimum of curves `(..., probes)`, smoothed over log(task) if they have five probes. The last
-    probe is left out: a curve that rises has its minimum before it.
+    probe is excluded, because a rising curve has its minimum before it.
     """
     return np.argmin(smooth(tasks, aucs)[..., :-1], axis=-1)
 
@@ -176,7 +176,7 @@ def smoothed_minimum(tasks: np.ndarray, aucs: np.ndarray) -> np.ndarray:
 def smooth(tasks: np.ndarray, aucs: np.ndarray) -> np.ndarray:
     """
     Cubic smoothing splines over log(task) through curves `(..., probes)`, with the smoothness that minimizes
-    generalized cross-validation (Craven & Wahba 1978). Curves of fewer than five probes are returned as they are.
+    generalized cross-validation (Craven & Wahba 1978). Curves with fewer than five probes are not smoothed.
     """
     if len(tasks) < FEWEST_TO_SMOOTH:
         return aucs
@@ -235,7 +235,8 @@ def _statistical(tasks: np.ndarray, aucs: np.ndarray, stderrs: np.ndarray, z: fl
         raise ValueError(f"z: {z} is not a positive number of standard errors")
     lowest = np.array([_last_minimum(aucs[: k + 1]) for k in range(len(aucs))])
     above = aucs - aucs[lowest] > z * np.hypot(stderrs, stderrs[lowest])
-    # The onset follows the last probe that is not above the noise; the first probe never is, being its own minimum.
+    # The onset is after the last probe that is not above the noise. The first probe is its own minimum, so never
+    # above.
     start = np.flatnonzero(~above)[-1] + 1
     return None if start == len(aucs) else tasks[start]
 
@@ -243,7 +244,7 @@ def _statistical(tasks: np.ndarray, aucs: np.ndarray, stderrs: np.ndarray, z: fl
 def _mean_errors(stderrs: Sequence, probes: int) -> np.ndarray:
     """Standard errors of the mean of curves with these standard errors."""
     if any(one is None for one in stderrs):
-        raise ValueError("stderrs: missing; the statistical rule needs the standard error of each area")
+        raise ValueError("stderrs: missing; the statistical rule requires the standard error of each area")
     checked = [_checked("stderrs", one) for one in stderrs]
     for one in checked:
         if len(one) != probes or (one < 0).any():

@@ -1,4 +1,4 @@
-"""Plasticity onset: the task instance from which a model learns more slowly than before."""
+"""Plasticity onset: the task instance after which a model learns more slowly than before."""
 
 import datasets
 import evaluate
@@ -19,23 +19,24 @@ Args:
     tasks (`list` of `float`, or a list of such lists): Task instances trained before each probe, increasing, without
         the untrained model. For a batch of curves, one list for all of them or one for each.
     aucs (`list` of `float`, or a list of such lists): The area of each probe; a list of such lists is a batch.
-    rule (`str`): "rise" (default): a test whether the curve rises by more than noise, and where it does, the minimum
-        of the smoothed curve. "turning_point": the task of the smallest AUC, where a later one is larger.
-        "zero_crossing": where the AUC comes back to the reference after the smallest AUC, linearly interpolated.
-        "statistical": the first task from which on every AUC is above the smallest AUC before it by more than `z`
+    rule (`str`): "rise" (default): a test whether the curve rises by more than noise; if it does, the onset is the
+    minimum
+        of the smoothed curve. "turning_point": the task of the smallest AUC, if a later one is larger.
+        "zero_crossing": the task at which the AUC returns to the reference after the smallest AUC, interpolated.
+        "statistical": the first task after which every AUC is above the smallest earlier AUC by more than `z`
         standard errors of the difference.
     together (`bool`): Whether the curves of a batch are seeds of one configuration, with one onset. Defaults to False.
     level (`float`): For "rise": the rate of false alarms. Defaults to 0.05.
     reference (`float` or `list` of `float`): For "zero_crossing": the AUC after cycle 1; by default the curve's first.
     stderrs (`list` of `float`, or a list of such lists): For "statistical": the standard error of each AUC.
-    z (`float`): For "statistical": how many standard errors count as more than noise. Defaults to 3.
+    z (`float`): For "statistical": the number of standard errors that are more than noise. Defaults to 3.
 Returns:
-    plasticity_onset (`float` or `list` of `float`): The onset, in task instances; the last task where censored.
+    plasticity_onset (`float` or `list` of `float`): The onset, in task instances; the last task if censored.
     censored (`bool` or `list` of `bool`): No onset was found: the onset is a lower bound.
     at_first_probe (`bool` or `list` of `bool`): The curve rises from its first probe: the onset is an upper bound.
     between (pair of `float`, or a list): The probes before and after the onset.
-    interval (pair of `float`, or a list): For "rise": the 95% interval of the onset; None where there is none.
-    p_value (`float` or a list): For "rise": of the test.
+    interval (pair of `float`, or a list): For "rise": the 95% interval of the onset; None without an onset.
+    p_value (`float` or a list): For "rise": the p-value of the test.
     detectable_rise (`float` or a list): For "rise": the lasting rise that is found in 80% of cases, in percent.
 Examples:
     >>> import evaluate
@@ -79,10 +80,11 @@ class PlasticityOnset(evaluate.Metric):
         """Add the points of one curve, or a batch of curves."""
         for name, values in (("tasks", tasks), ("aucs", aucs)):
             if values is None or len(values) == 0:
-                raise ValueError(f"{name}: {values} holds no point of a curve")
+                raise ValueError(f"{name}: {values} has no point of a curve")
         if np.ndim(aucs[0]) > 0 and np.ndim(tasks[0]) == 0:
             tasks = [tasks] * len(aucs)
-        # Checked here, because evaluate leaves its writer open, with the features of this call, when it fails itself.
+        # Checked here, because after an error of its own evaluate leaves its writer open with the features of this
+        # call.
         if len(tasks) != len(aucs):
             raise ValueError(f"aucs: {len(aucs)} entries, but tasks has {len(tasks)}; give one for each")
         super().add_batch(tasks=tasks, aucs=aucs)

@@ -1,4 +1,4 @@
-"""Whether a curve of probe areas rises by more than noise, and by how much it would have to rise to be seen."""
+"""A test whether a curve of probe areas rises by more than noise, and the smallest rise that it detects."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,7 +8,9 @@ import numpy as np
 
 
 LEVEL = 0.05
-POWER_QUANTILE = 0.8416  # of the normal distribution at 0.8: a rise of this many standard errors more is found in 80%
+POWER_QUANTILE = (
+    0.8416  # of the normal distribution at 0.8: a rise that is larger by this many standard errors is found in 80%
+)
 FEWEST_PROBES, FEWEST_PROBES_OF_SEEDS = 8, 3
 CORRELATIONS = np.arange(0, 0.85, 0.05)
 REPLICATES, CALIBRATION_REPLICATES = 1999, 400
@@ -20,12 +22,12 @@ class Rise:
     The result of [`rise_test`].
 
     Args:
-        p_value (`float`): How often a curve that does not rise looks like this one or more so.
+        p_value (`float`): The probability of a rise at least this large in a curve that does not rise.
         detected (`bool`): Whether `p_value` is at most the level.
         scatter (`float`): Standard deviation of one AUC about the trend, in the unit of the AUCs.
         correlation (`float`): Of the noise of neighboring probes.
-        detectable (`float`): A lasting rise from the middle of the curve on, in the unit of the AUCs, that the test
-            finds in 80% of the cases.
+        detectable (`float`): A lasting rise from the middle of the curve, in the unit of the AUCs, that the test
+            finds in 80% of cases.
     """
 
     p_value: float
@@ -37,17 +39,17 @@ class Rise:
 
 def rise_test(aucs: np.ndarray, level: float = LEVEL) -> Rise:
     """
-    Test whether the curve rises at its end, against every curve that only falls or stays level.
+    Test whether the curve rises at its end. The null hypothesis is any curve that only falls or stays level.
 
     The statistic is the largest standardized difference between the mean of the last probes, from probe j on, and the
-    mean of the probes from i to j, over all i < j. On a curve that never rises, none of these differences is positive
-    but for noise, and the level curve is the worst case, so the null distribution is that of a level curve (as in the
+    mean of the probes from i to j, over all i < j. On a curve that never rises, these differences are positive only
+    because of noise. The level curve is the worst case, so the null distribution is that of a level curve (as in the
     test of monotonicity of Dümbgen & Spokoiny 2001, Annals of Statistics 29, 124-152). It is simulated, with normal
     noise of the same autocorrelation, from which the scatter and the autocorrelation are estimated in the same way.
 
-    With several seeds, the noise is how the seeds differ from their mean curve. With one seed, it is how the curve
-    differs from a smooth trend (a constant, a line, a parabola and a hyperbola for the steep start). The estimated
-    autocorrelation is corrected for its bias, which the simulation knows.
+    With several seeds, the noise is estimated from their differences from the mean curve. With one seed, it is
+    estimated from the differences from a smooth trend (a constant, a line, a parabola and a hyperbola for the steep
+    start). The estimated autocorrelation is corrected for its bias, which is simulated.
 
     Args:
         aucs (`np.ndarray` of shape `(seeds, probes)`): The areas. One row for each seed, the same probes in each.
@@ -57,13 +59,13 @@ def rise_test(aucs: np.ndarray, level: float = LEVEL) -> Rise:
         [`Rise`]: The result.
 
     Raises:
-        `ValueError`: Too few probes to know the noise: eight of one seed, or three of each of several.
+        `ValueError`: Too few probes to estimate the noise: eight of one seed, or three of each of several seeds.
     """
     seeds, probes = aucs.shape
     fewest = FEWEST_PROBES if seeds == 1 else FEWEST_PROBES_OF_SEEDS
     if probes < fewest:
         raise ValueError(
-            f"aucs: {probes} probes of {seeds} seed{'s' if seeds > 1 else ''}; to tell a rise from noise requires "
+            f"aucs: {probes} probes of {seeds} seed{'s' if seeds > 1 else ''}; a test for a rise requires "
             f"{FEWEST_PROBES} probes of one seed, or {FEWEST_PROBES_OF_SEEDS} of each of several"
         )
     mean = aucs.mean(0)
@@ -83,7 +85,7 @@ def rise_test(aucs: np.ndarray, level: float = LEVEL) -> Rise:
 
 @lru_cache(maxsize=8)
 def _contrasts(probes: int) -> np.ndarray:
-    """One row for each pair i < j: the mean from probe j on, less the mean from i to j. `(pairs, probes)`."""
+    """One row for each pair i < j: the mean from probe j on, minus the mean from i to j. `(pairs, probes)`."""
     rows = np.zeros((probes * (probes - 1) // 2, probes))
     for row, (i, j) in zip(rows, _pairs(probes)):
         row[j:], row[i:j] = 1 / (probes - j), -1 / (j - i)
@@ -95,7 +97,7 @@ def _pairs(probes: int) -> list[tuple[int, int]]:
 
 
 def _middle(probes: int) -> int:
-    """The contrast of the second half with the first."""
+    """The contrast between the second half and the first."""
     return _pairs(probes).index((0, (probes + 1) // 2))
 
 
@@ -112,7 +114,7 @@ def _noise(aucs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     seeds, probes = aucs.shape[-2:]
     if seeds > 1:
         residuals = aucs - aucs.mean(-2, keepdims=True)
-        residuals = residuals - residuals.mean(-1, keepdims=True)  # a seed may be better throughout
+        residuals = residuals - residuals.mean(-1, keepdims=True)  # a seed may be better at all probes
         freedom = (seeds - 1) * (probes - 1)
     else:
         trend = _trend(probes)

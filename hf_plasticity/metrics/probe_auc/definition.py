@@ -20,7 +20,7 @@ def probe_auc(steps: Sequence, losses: Sequence, from_step: float | None = None)
             of the area.
 
     Returns:
-        `dict`: `probe_auc` in nats × steps; `mean_loss`, the area over the number of steps it spans, in nats;
+        `dict`: `probe_auc` in nats × steps; `mean_loss`, the area divided by the number of steps, in nats;
         `start_loss` and `final_loss`, the ends of the curve. Floats for one curve, lists for a batch.
 
     Raises:
@@ -51,7 +51,7 @@ def _one_curve(steps: Sequence[float], losses: Sequence[float], from_step: float
     if len(steps) != len(losses):
         raise ValueError(f"losses: {len(losses)} values, but steps has {len(steps)}; give one loss for each step")
     if len(steps) < 2:
-        raise ValueError(f"steps: {steps.tolist()} is too short; an area needs at least two points")
+        raise ValueError(f"steps: {steps.tolist()} is too short; an area requires at least two points")
     for name, values in (("steps", steps), ("losses", losses)):
         if not np.isfinite(values).all():
             position = np.flatnonzero(~np.isfinite(values))[0]

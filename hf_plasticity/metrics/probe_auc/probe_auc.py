@@ -8,8 +8,8 @@ from .definition import probe_auc
 
 
 _DESCRIPTION = """
-The area under the validation-loss curve of a plasticity probe: a copy of a model is trained on a language that it has
-never seen, its validation loss is measured along the way, and the losses are integrated over the steps by the
+The area under the validation-loss curve of a plasticity probe: a copy of a model is trained on a held-out
+language, its validation loss is measured during this training, and the losses are integrated over the steps by the
 trapezoid rule. Lower is faster adaptation.
 """
 
@@ -22,7 +22,7 @@ Args:
     from_step (`float`, *optional*): Leave out the part of each curve before this step.
 Returns:
     probe_auc (`float` or `list` of `float`): The area, in nats × steps.
-    mean_loss (`float` or `list` of `float`): The area over the number of steps that it spans, in nats per token.
+    mean_loss (`float` or `list` of `float`): The area divided by the number of steps, in nats per token.
     start_loss (`float` or `list` of `float`): The first loss.
     final_loss (`float` or `list` of `float`): The last loss.
 Examples:
@@ -65,10 +65,11 @@ class ProbeAUC(evaluate.Metric):
         """Add the points of one curve, or a batch of curves."""
         for name, values in (("steps", steps), ("losses", losses)):
             if values is None or len(values) == 0:
-                raise ValueError(f"{name}: {values} holds no point of a curve")
+                raise ValueError(f"{name}: {values} has no point of a curve")
         if np.ndim(losses[0]) > 0 and np.ndim(steps[0]) == 0:
             steps = [steps] * len(losses)
-        # Checked here, because evaluate leaves its writer open, with the features of this call, when it fails itself.
+        # Checked here, because after an error of its own evaluate leaves its writer open with the features of this
+        # call.
         if len(steps) != len(losses):
             raise ValueError(f"losses: {len(losses)} entries, but steps has {len(steps)}; give one for each")
         super().add_batch(steps=steps, losses=losses)
