@@ -199,14 +199,15 @@ def _plan(options: argparse.Namespace) -> None:
     from .planning.study import parse_planned_study, plan_study
     from .planning.table import plan_table
 
+    study = parse_planned_study(options.settings)
     planned = plan_study(
-        parse_planned_study(options.settings),
+        study,
         num_processes=options.num_processes,
         sharding=options.sharding,
         tokens_per_second=options.tokens_per_second,
         measure=options.measure,
     )
-    print(json.dumps(planned.to_dict(), indent=1, ensure_ascii=False) if options.json else plan_table(planned))
+    print(json.dumps(planned, indent=1, ensure_ascii=False) if options.json else plan_table(study, planned))
 
 
 def _add_prepare(commands: argparse._SubParsersAction) -> None:
@@ -215,14 +216,10 @@ def _add_prepare(commands: argparse._SubParsersAction) -> None:
 
 
 def _prepare(options: argparse.Namespace) -> None:
-    from .planning.prepare import overlap_with_training, prepare_study, prepared_table
+    from .planning.prepare import describe_prepared, prepare_study
     from .planning.study import parse_planned_study
 
-    prepared = prepare_study(parse_planned_study(options.settings))
-    print(prepared_table(prepared))
-    overlap = overlap_with_training(prepared)
-    if overlap is not None:
-        print(f"\n{overlap}")
+    print(describe_prepared(prepare_study(parse_planned_study(options.settings))))
 
 
 def _add_report(commands: argparse._SubParsersAction) -> None:

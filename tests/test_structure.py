@@ -1,6 +1,7 @@
 """The structure that README.md and CONTRIBUTING.md describe: imports, dependencies, tests, configurations and CI."""
 
 import ast
+import functools
 import importlib.metadata
 import re
 import sys
@@ -34,8 +35,6 @@ ABOVE = {
     "trainer": {"experiment", "hub", "analysis", "ladder", "planning", "cli"},
     "analysis": {"trainer", "probing", "network", "experiment", "hub", "cli"},
 }
-# Pages that may be missing.
-ANNOUNCED: set[str] = set()
 # Names of imports whose distribution has another name.
 DISTRIBUTIONS = {"yaml": "pyyaml", "huggingface_hub": "huggingface-hub"}
 
@@ -48,15 +47,14 @@ def name_of(path: Path) -> str:
 MODULES = {name_of(path): path for path in sorted((ROOT / PACKAGE).rglob("*.py"))}
 
 
-def imports(module: str, in_functions: bool) -> set[str]:
-    """The modules that a module imports, by their full names; `if TYPE_CHECKING:` left out."""
+@functools.cache
+def imports(module: str) -> set[str]:
+    """The modules that a module imports, in functions too, by their full names; `if TYPE_CHECKING:` left out."""
     path, found = MODULES[module], set()
     package = (module if path.name == "__init__.py" else module.rpartition(".")[0]).split(".")
 
     def visit(node: ast.AST) -> None:
         for child in ast.iter_child_nodes(node):
-            if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef) and not in_functions:
-                continue
             if isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test):
                 continue
             if isinstance(child, ast.Import):
@@ -77,22 +75,23 @@ def room(module: str) -> str:
     return module.split(".")[1] if "." in module else PACKAGE
 
 
+@functools.cache
 def rooms() -> dict[str, set[str]]:
     """For each folder, the folders that it imports, also in functions. The package itself has only names."""
     graph: dict[str, set[str]] = {}
     for module in MODULES.keys() - {PACKAGE}:
-        others = {room(name) for name in imports(module, in_functions=True) & MODULES.keys()}
+        others = {room(name) for name in imports(module) & MODULES.keys()}
         graph.setdefault(room(module), set()).update(others - {room(module), PACKAGE})
     return graph
 
 
-def test_no_module_imports_one_that_imports_it():
-    graph = {module: imports(module, in_functions=False) & MODULES.keys() - {PACKAGE} for module in MODULES}
-    order = list(TopologicalSorter(graph).static_order())  # raises CycleError with the cycle
+def test_no_module_imports_one_that_imports_it_not_even_in_a_function():
+    graph = {module: imports(module) & MODULES.keys() - {PACKAGE} for module in MODULES}
+    order = list(TopologicalSorter(graph).static_order())  # raises CycleError, which names the cycle
     assert len(order) >= len(MODULES) - 1
 
 
-def test_no_folder_imports_one_that_imports_it_even_in_a_function():
+def test_no_folder_imports_one_that_imports_it():
     assert list(TopologicalSorter(rooms()).static_order())
 
 
@@ -122,7 +121,7 @@ def test_the_readme_lists_every_folder_above_those_that_it_imports():
 
 
 def test_every_imported_package_is_declared():
-    imported = {name.split(".")[0] for module in MODULES for name in imports(module, in_functions=True)}
+    imported = {name.split(".")[0] for module in MODULES for name in imports(module)}
     imported -= {PACKAGE, *sys.stdlib_module_names}
     project = pyproject()["project"]
     declared = [*project["dependencies"], *chain(*project["optional-dependencies"].values())]
@@ -168,7 +167,7 @@ def test_tests_mirror_the_package_and_import_no_other_test():
 @pytest.mark.parametrize("path", sorted(FOLDER.rglob("*.yaml")), ids=lambda path: path.stem)
 def test_a_configuration_names_only_files_that_exist(path):
     for name in re.findall(r"[\w./]+\.(?:ya?ml|py|md)\b", path.read_text(encoding="utf-8")):
-        assert (ROOT / name).exists() or name in ANNOUNCED, f"{path.name} names {name}"
+        assert (ROOT / name).exists(), f"{path.name} names {name}"
 
 
 @pytest.mark.parametrize("path", sorted(FOLDER.glob("*.yaml")), ids=lambda path: path.stem)

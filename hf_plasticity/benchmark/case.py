@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ..models import model_size
-from ..planning.arithmetic import plan_run
+from ..planning.arithmetic import forward_flops
 
 
 MICRO_VOCABULARY = 257
@@ -68,19 +68,7 @@ class Case:
     @property
     def flops_per_token(self) -> int:
         """FLOPs to train on a token, as `hf-plasticity plan` counts them."""
-        shape = model_size(self.size)
-        plan = plan_run(
-            d_model=shape.d_model,
-            layers=shape.layers,
-            vocab_size=self.vocab_size,
-            context_length=self.context_length,
-            global_batch_tokens=self.tokens,
-            task_steps=1,
-            tasks_per_cycle=1,
-            cycles=1,
-            probe_every_cycles=None,
-        )
-        return plan.compute.per_token
+        return 3 * sum(forward_flops(model_size(self.size), self.vocab_size, self.context_length))
 
     def option(self, name: str) -> Any:
         """A further option of the contender, by name."""

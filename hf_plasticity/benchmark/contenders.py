@@ -12,74 +12,30 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch import nn
-from transformers import GPT2LMHeadModel, Trainer, TrainerCallback, TrainingArguments, set_seed
+from transformers import Trainer, TrainerCallback, TrainingArguments
 
-from ..data.schedule import make_schedule
-from ..data.stream import TrainingStream, collate_batch
+from ..data.stream import collate_batch
 from ..diagnostics import diagnose
-from ..models import gpt2_config
-from ..network.head_loss import use_head_loss
 from ..probing import ProbeConfig, run_probe
 from ..probing.evaluation import validation_loss
 from ..trainer import ContinualConfig, ContinualTrainer
 from .case import Case
 from .long_runs import cycle_seconds, resume_seconds
+from .shared import (
+    BETAS,
+    LEARNING_RATE,
+    MAX_NORM,
+    WEIGHT_DECAY,
+    RandomBlocks,
+    build_model,
+    build_stream,
+    common_arguments,
+    continual_settings,
+)
 
 
 if TYPE_CHECKING:
     from .worker import Watch
-
-LEARNING_RATE, WEIGHT_DECAY, BETAS, MAX_NORM = 1e-3, 0.1, (0.9, 0.95), 1.0
-LANGUAGE = "a"
-
-
-class RandomBlocks:
-    """Blocks of random tokens in memory. Nothing is read from disk, so that only the training is timed."""
-
-    exhausted = False
-    stored = 512
-
-    def __init__(self, count: int, context_length: int, vocab_size: int, language: str = LANGUAGE):
-        self.language, self.count, self.context_length = language, count, context_length
-        self.fingerprint = f"random-{language}-{count}-{context_length}-{vocab_size}"
-        rows = min(count, self.stored)
-        self.tokens = np.random.default_rng(0).integers(0, vocab_size, (rows, context_length), dtype=np.uint32)
-
-    def __len__(self) -> int:
-        return self.count
-
-    @property
-    def num_tokens(self) -> int:
-        return self.count * self.context_length
-
-    def prepare(self, num_blocks: int) -> "RandomBlocks":
-        return self
-
-    def bytes_per_token(self, num_blocks: int) -> float:
-        return 1.0
-
-    def __getitem__(self, numbers: np.ndarray) -> np.ndarray:
-        numbers = np.asarray(numbers)
-        if numbers.max() >= self.count:
-            raise IndexError(f"there are {self.count} blocks")
-        return self.tokens[numbers % len(self.tokens)].astype(np.int64)
-
-
-def build_model(case: Case) -> GPT2LMHeadModel:
-    """A new model of a case, on its device."""
-    set_seed(0)
-    with torch.device(case.device):
-        model = GPT2LMHeadModel(gpt2_config(case.size, case.vocab_size, case.context_length))
-    model.loss_type = "ForCausalLM"
-    use_head_loss(model, case.head_loss)
-    return model.train()
-
-
-def build_stream(case: Case) -> TrainingStream:
-    """The sequences of `case.steps` steps."""
-    count = case.steps * case.batch_size
-    blocks: Any = RandomBlocks(count, case.context_length, case.vocab_size)
-    return TrainingStream({LANGUAGE: blocks}, make_schedule("rotation", [LANGUAGE], count), tasks=1, seed=0)
 
 
 def build_optimizer(model: nn.Module) -> torch.optim.AdamW:
@@ -140,24 +96,6 @@ def compiled_loop(case: Case, watch: "Watch") -> None:
         watch.step()
 
 
-def common_arguments(case: Case, folder: str) -> dict[str, Any]:
-    """The settings that both trainers share."""
-    return {
-        "output_dir": folder,
-        "learning_rate": LEARNING_RATE,
-        "weight_decay": WEIGHT_DECAY,
-        "adam_beta2": BETAS[1],
-        "bf16": case.bf16,
-        "use_cpu": case.device == "cpu",
-        "torch_compile": case.compiled,
-        "torch_compile_backend": case.backend if case.compiled else None,
-        "report_to": "none",
-        "disable_tqdm": True,
-        "logging_steps": 10,
-        "save_strategy": "no",
-    }
-
-
 class Ticking(TrainerCallback):
     """Report every optimizer step of a Trainer to the watch, after all other callbacks."""
 
@@ -178,18 +116,6 @@ def stock_trainer(case: Case, watch: "Watch") -> None:
         trainer = Trainer(build_model(case), args, train_dataset=build_stream(case), data_collator=collate_batch)
         trainer.add_callback(Ticking(watch))
         trainer.train()
-
-
-def continual_settings(case: Case, folder: str) -> dict[str, Any]:
-    """The settings of a run of one task instance without a probe."""
-    return common_arguments(case, folder) | {
-        "cycles": 1,
-        "task_steps": case.steps,
-        "no_probe": True,
-        "warmup_steps": 0,
-        "global_batch_tokens": case.tokens,
-        "head_loss": case.head_loss,
-    }
 
 
 def continual_trainer(case: Case, watch: "Watch") -> None:

@@ -20,6 +20,7 @@ from ..records import TRAINER_STATE_FILE
 from ..trainer import ContinualConfig, ContinualTrainer
 from ..trainer.checkpoint import mark_complete
 from .case import Case
+from .shared import RandomBlocks, build_model, continual_settings
 
 
 RESUMED_AT = 0.9  # of the run
@@ -88,8 +89,6 @@ def resume_seconds(case: Case, folder: str) -> dict[str, Any]:
     Seconds from the creation of the stream and the trainer to the first step, for a new run and for a run that resumes
     after nine tenths of the tokens.
     """
-    from .contenders import build_model
-
     tokens, cycles = case.option("corpus_tokens"), case.option("cycles")
     task_steps = tokens // (cycles * len(LANGUAGES) * case.tokens)
     sequences = cycles * task_steps * case.batch_size
@@ -129,8 +128,6 @@ def resume_seconds(case: Case, folder: str) -> dict[str, Any]:
 
 def arguments(case: Case, folder: Path, cycles: int, task_steps: int, **settings: Any) -> ContinualConfig:
     """The settings of a run in `folder`."""
-    from .contenders import continual_settings
-
     common = continual_settings(case, str(folder))
     return ContinualConfig(
         **common | {"save_strategy": "steps", "cycles": cycles, "task_steps": task_steps} | settings
@@ -154,8 +151,6 @@ class CycleClock(TrainerCallback):
 
 def cycle_seconds(case: Case, folder: str) -> list[float]:
     """The seconds of each cycle of a run of two languages, with its checkpoints, logs and probe."""
-    from .contenders import RandomBlocks, build_model
-
     cycles, task_steps, probe_steps = (case.option(name) for name in ("cycles", "task_steps", "probe_steps"))
     languages = LANGUAGES[:2]
     count = cycles * task_steps * case.batch_size

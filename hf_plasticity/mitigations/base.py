@@ -71,7 +71,7 @@ class Mitigation:
 
     A new mitigation is a file with a dataclass that inherits from this class and overrides some of `start`, `stop`,
     `before_step`, `after_step`, `step_end`, `task_end`, `state` and `load_state`, and its line in
-    `mitigations/__init__.py`. Its fields are its arguments, declared with [`argument`].
+    `mitigations/methods.py`. Its fields are its arguments, declared with [`argument`].
     """
 
     name: ClassVar[str]

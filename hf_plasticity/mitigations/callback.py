@@ -17,6 +17,7 @@ from ..periodic import Timeline
 from ..records import MITIGATION_KEY, MITIGATIONS_FILE, append_record, read_records, write_atomically
 from .base import Mitigation, describe
 from .batch_loss import BatchLoss
+from .methods import make_mitigation
 
 
 logger = logging.get_logger(__name__)
@@ -70,8 +71,6 @@ class MitigationCallback(TrainerCallback):
         output_dir: str | Path | None = None,
         **arguments: Any,
     ):
-        from . import make_mitigation  # which imports this file
-
         if isinstance(mitigation, str):
             mitigation = make_mitigation(mitigation, arguments)
         elif arguments:

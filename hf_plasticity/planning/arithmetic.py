@@ -1,5 +1,5 @@
 """
-The cost of a run, computed from plain numbers.
+The cost of a run, computed from its settings.
 
 FLOPs are those of the matrix products, two for each multiplication with its addition. For one token in a sequence of
 T, in a model of L blocks of width d over a vocabulary of V, the forward pass has
@@ -20,80 +20,68 @@ plus what a micro-batch leaves for the backward pass:
   Under bfloat16 the inputs of the layer norms stay float32: 36·d. Attention scores are not kept (SDPA).
 - 12·V a token for the loss over the vocabulary: log-probabilities in float32 and the two gradients beside them. With
   the fused loss, 8·V for each token of a chunk of about 2²⁷ logits, and the gradient of the head.
-
-Nothing here imports torch.
 """
 
 import math
+from collections.abc import Sequence
+from typing import Any
 
 from ..analysis.law import PAPER_LAW
+from ..batch import divide_batch
 from ..errors import PlasticityError
-from ..models import ModelSize
-from .plan import Compute, Disk, Memory, Plan, PredictedOnset, Seconds
+from ..experiment.config import ExperimentConfig
+from ..experiment.data import run_schedule
+from ..models import ModelSize, model_size
+from ..network.head_loss import LOGITS, head_loss_bytes
+from .text import Text
 
 
 FLOAT32 = 4
 BFLOAT16 = 2
 ADAM = 2 * FLOAT32
-LOSS_BYTES = 3 * FLOAT32
-SHARDINGS = ("none", "fsdp2")
+FSDP2 = "fsdp2"
+SHARDINGS = ("none", FSDP2)
 
 
 def plan_run(
-    *,
-    d_model: int,
-    layers: int,
+    study: ExperimentConfig,
     vocab_size: int,
-    context_length: int,
-    global_batch_tokens: int,
-    task_steps: int,
-    tasks_per_cycle: int,
-    cycles: int,
-    probe_every_cycles: int | None = 1,
-    probe_steps: int = 0,
-    probe_evaluations: int = 0,
-    eval_sequences: int = 0,
-    probe_repeats: int = 1,
-    lora_rank: int | None = None,
-    forgetting_languages: int = 0,
+    *,
     num_processes: int = 1,
     sharding: str = "none",
-    micro_batch_size: int | None = None,
-    bf16: bool = False,
-    gradient_checkpointing: bool = False,
-    fused_head_bytes: int | None = None,
-    save_steps: int | None = None,
-    save_total_limit: int | None = 2,
-    save_probe_checkpoints: bool = True,
-    block_bytes: int = 0,
+    head_loss: str = LOGITS,
     tokens_per_second: float | None = None,
-) -> Plan:
+    text: Sequence[Text] = (),
+) -> dict[str, Any]:
     """
     Compute the cost of a run.
 
     Args:
-        d_model, layers, vocab_size, context_length (`int`): The model.
-        global_batch_tokens, task_steps, tasks_per_cycle, cycles (`int`): The run.
-        probe_every_cycles (`int`, *optional*, defaults to 1): Cycles between two probes; `None` for a run without.
-        probe_steps, probe_evaluations (`int`, *optional*): Optimizer steps and evaluations of a probe.
-        eval_sequences (`int`, *optional*): Sequences in an evaluation.
-        probe_repeats (`int`, *optional*, defaults to 1): Probes at each point.
-        lora_rank (`int`, *optional*): For probes by adapters of this rank on every projection.
-        forgetting_languages (`int`, *optional*, defaults to 0): Languages that are evaluated after each cycle.
+        study ([`ExperimentConfig`]): The settings of the run.
+        vocab_size (`int`): Rows of the embedding.
         num_processes (`int`, *optional*, defaults to 1): Devices.
         sharding (`str`, *optional*, defaults to `"none"`): `"none"` (one device, or DDP) or `"fsdp2"`.
-        micro_batch_size (`int`, *optional*): Sequences in one forward on one device; its whole share by default.
-        bf16, gradient_checkpointing (`bool`, *optional*): As in training.
-        fused_head_bytes (`int`, *optional*): What the fused loss over the vocabulary takes
-            (`network.head_loss.head_loss_bytes`); by default the loss that holds all logits.
-        save_steps (`int`, *optional*): Steps between two checkpoints for resuming; `None` for a run without.
-        save_total_limit (`int`, *optional*, defaults to 2): How many of them are kept; `None` for all.
-        save_probe_checkpoints (`bool`, *optional*, defaults to `True`): Whether probed models are kept.
-        block_bytes (`int`, *optional*): Of the prepared text, which depends on its source.
+        head_loss (`str`, *optional*, defaults to `"logits"`): `"logits"` or `"fused"`.
         tokens_per_second (`float`, *optional*): Training throughput over all devices.
+        text (`Sequence[Text]`, *optional*): The text that the run requires, for the disk.
 
     Returns:
-        [`Plan`]
+        `dict[str, Any]`:
+        - `non_embedding_parameters` and `parameters` (with token and position embeddings; the head is tied),
+        - `tasks_per_cycle`, `tasks` (task instances), `steps` and `tokens` of training,
+        - `probes`: points at which the model is probed, the untrained one among them, and `probe_repeats` at each,
+        - `num_processes`, `micro_batch_size` (of one device), `gradient_accumulation_steps`,
+        - `compute`: FLOPs to train on a token (`per_token`), the shares of it in the output head (`head_share`) and
+          in attention scores (`attention_share`), FLOPs of `training`, of all `probes` with their evaluations and of
+          `forgetting` (evaluate_forgetting), and `probe_share` of their sum,
+        - `seconds`: `tokens_per_second`, and the time of `training`, `probes` and `forgetting` by their FLOPs; `None`
+          without a throughput,
+        - `memory`: peak bytes on each device, see `run_memory`,
+        - `disk`: bytes of `checkpoints` for resuming (weights and Adam state, as many as are kept and the one being
+          written), of `probed_checkpoints` (weights), of the prepared `blocks`, and on the `hub` if the run is pushed,
+        - `onset` by the paper's law: the `task` instance, in `cycle`s of this run and in `tokens`, whether the run is
+          that long (`reached_by_tasks`, `reached_by_tokens`), and whether the model is smaller or larger than those of
+          the paper (`extrapolated`).
 
     Raises:
         [`PlasticityError`]: A batch that does not divide, or an unknown sharding.
@@ -101,182 +89,174 @@ def plan_run(
     Example:
 
     ```python
+    >>> from hf_plasticity.experiment import parse_experiment
     >>> from hf_plasticity.planning.arithmetic import plan_run
 
-    >>> run = dict(context_length=2_048, global_batch_tokens=524_288, task_steps=9_537, tasks_per_cycle=8, cycles=48)
-    >>> plan = plan_run(d_model=320, layers=4, vocab_size=151_680, probe_every_cycles=None, **run)
-    >>> f"{plan.tokens:.2e} tokens, {plan.compute.training:.1e} FLOPs, {plan.compute.head_share:.0%} in the head"
-    '1.92e+12 tokens, 6.8e+20 FLOPs, 82% in the head'
+    >>> plan = plan_run(parse_experiment(["--config", "paper", "--use_cpu"]), vocab_size=151_680)
+    >>> f"{plan['tokens']:.2e} tokens, {plan['compute']['training']:.1e} FLOPs"
+    '1.92e+12 tokens, 6.8e+20 FLOPs'
     ```
     """
     if sharding not in SHARDINGS:
         raise PlasticityError(f"sharding: '{sharding}' is unknown; choose one of {', '.join(SHARDINGS)}")
-    if tokens_per_second is not None and not 0 < tokens_per_second < math.inf:
-        raise PlasticityError(f"tokens_per_second: {tokens_per_second} is not a positive number")
-    share = _share(global_batch_tokens, context_length, num_processes, micro_batch_size)
-    micro_batch_size = micro_batch_size or share
-    non_embedding = ModelSize(d_model, layers, heads=1).num_non_embedding_parameters
-    parameters = non_embedding + (vocab_size + context_length) * d_model
-    adapters = layers * 16 * (lora_rank or 0) * d_model
-    tasks = cycles * tasks_per_cycle
-    tokens = tasks * task_steps * global_batch_tokens
-    probes = 0 if probe_every_cycles is None else 1 + cycles // probe_every_cycles
-
-    matrices, attention, head = (
-        24 * layers * d_model**2,
-        4 * layers * d_model * context_length,
-        2 * d_model * vocab_size,
+    for name, value in (("num_processes", num_processes), ("tokens_per_second", tokens_per_second)):
+        if value is not None and not 0 < value < math.inf:
+            raise PlasticityError(f"{name}: {value} is not a positive number")
+    training, length, size = study.training, study.data.context_length, model_size(study.model.size)
+    _, micro_batch_size, accumulation_steps = divide_batch(
+        training.global_batch_tokens, length, num_processes, training.micro_batch_size
     )
-    forward = matrices + attention + head
-    recomputed = matrices + attention if gradient_checkpointing else 0
-    per_token = 3 * forward + recomputed
-    # Frozen matrices need no gradients of their own, only those of their inputs; scores have no weights.
-    probe_per_token = per_token if lora_rank is None else per_token - matrices - head + 6 * adapters
-    evaluation = eval_sequences * context_length * forward
-    compute_probes = (
-        probes * probe_repeats * (probe_steps * global_batch_tokens * probe_per_token + probe_evaluations * evaluation)
-    )
-    compute_forgetting = cycles * forgetting_languages * evaluation
-    compute = Compute(
-        per_token=per_token,
-        head_share=3 * head / per_token,
-        attention_share=(3 * attention + (attention if gradient_checkpointing else 0)) / per_token,
-        training=tokens * per_token,
-        probes=compute_probes,
-        forgetting=compute_forgetting,
-        probe_share=compute_probes / (tokens * per_token + compute_probes + compute_forgetting),
-    )
+    parameters = size.num_non_embedding_parameters + (vocab_size + length) * size.d_model
+    tasks_per_cycle = run_schedule(study, batch_size=1).tasks_per_cycle
+    tasks = training.cycles * tasks_per_cycle
+    steps = tasks * training.task_steps
+    tokens = steps * training.global_batch_tokens
+    probes = 0
+    if not training.no_probe:
+        every, unit = training.probe_period
+        probes = 1 + (tasks if unit == "tasks" else training.cycles) // every
+    compute = run_compute(study, vocab_size, tokens, probes)
     seconds = None
     if tokens_per_second is not None:
-        flops_per_second = per_token * tokens_per_second
-        seconds = Seconds(
-            tokens_per_second,
-            training=tokens / tokens_per_second,
-            probes=compute_probes / flops_per_second,
-            forgetting=compute_forgetting / flops_per_second,
-        )
-
-    saved_points = probes if save_probe_checkpoints else 0
-    prediction = PAPER_LAW.predict(non_embedding)
-    return Plan(
-        non_embedding_parameters=non_embedding,
-        parameters=parameters,
-        tasks_per_cycle=tasks_per_cycle,
-        tasks=tasks,
-        steps=tasks * task_steps,
-        tokens=tokens,
-        probes=probes,
-        probe_repeats=probe_repeats,
-        num_processes=num_processes,
-        micro_batch_size=micro_batch_size,
-        gradient_accumulation_steps=share // micro_batch_size,
-        compute=compute,
-        seconds=seconds,
-        memory=_memory(
-            d_model=d_model,
-            layers=layers,
-            vocab_size=vocab_size,
-            context_length=context_length,
-            parameters=parameters,
-            adapters=adapters,
-            probing=probes > 0,
-            num_processes=num_processes,
-            sharding=sharding,
-            micro_batch_size=micro_batch_size,
-            bf16=bf16,
-            gradient_checkpointing=gradient_checkpointing,
-            fused_head_bytes=fused_head_bytes,
+        flops_per_second = compute["per_token"] * tokens_per_second
+        times = {name: compute[name] / flops_per_second for name in ("training", "probes", "forgetting")}
+        seconds = {"tokens_per_second": tokens_per_second, **times}
+    saved_points = probes if training.save_probe_checkpoints else 0
+    onset = PAPER_LAW.predict(size.num_non_embedding_parameters)
+    return {
+        "non_embedding_parameters": size.num_non_embedding_parameters,
+        "parameters": parameters,
+        "tasks_per_cycle": tasks_per_cycle,
+        "tasks": tasks,
+        "steps": steps,
+        "tokens": tokens,
+        "probes": probes,
+        "probe_repeats": training.probe_repeats,
+        "num_processes": num_processes,
+        "micro_batch_size": micro_batch_size,
+        "gradient_accumulation_steps": accumulation_steps,
+        "compute": compute,
+        "seconds": seconds,
+        "memory": run_memory(
+            study, vocab_size, parameters, micro_batch_size, num_processes, sharding == FSDP2, head_loss
         ),
-        disk=Disk(
-            checkpoints=(FLOAT32 + ADAM)
-            * parameters
-            * _checkpoints_at_once(tasks * task_steps, save_steps, cycles, save_total_limit),
-            probed_checkpoints=saved_points * FLOAT32 * parameters,
-            blocks=block_bytes,
-            hub=(saved_points + 1) * FLOAT32 * parameters,
-        ),
-        onset=PredictedOnset(
-            task=prediction.task,
-            cycle=prediction.task / tasks_per_cycle,
-            tokens=prediction.tokens,
-            reached_by_tasks=tasks >= prediction.task,
-            reached_by_tokens=tokens >= prediction.tokens,
-            extrapolated=not 4.9e6 < non_embedding < 3.2e8,
-        ),
-    )
+        "disk": {
+            "checkpoints": (FLOAT32 + ADAM) * parameters * _checkpoints_at_once(study, steps),
+            "probed_checkpoints": saved_points * FLOAT32 * parameters,
+            "blocks": sum(one["bytes_on_disk"] for one in text),
+            "hub": (saved_points + 1) * FLOAT32 * parameters,
+        },
+        "onset": {
+            "task": onset.task,
+            "cycle": onset.task / tasks_per_cycle,
+            "tokens": onset.tokens,
+            "reached_by_tasks": tasks >= onset.task,
+            "reached_by_tokens": tokens >= onset.tokens,
+            "extrapolated": not 4.9e6 < size.num_non_embedding_parameters < 3.2e8,
+        },
+    }
 
 
-def _share(global_batch_tokens: int, context_length: int, num_processes: int, micro_batch_size: int | None) -> int:
-    """Sequences of a global batch on each device, as in `ContinualConfig.set_batch` but without devices."""
-    if num_processes < 1:
-        raise PlasticityError(f"num_processes: {num_processes} is not a positive number")
-    batch, rest = divmod(global_batch_tokens, context_length)
-    if rest or not batch:
-        raise PlasticityError(
-            f"global_batch_tokens: {global_batch_tokens} is not a multiple of context_length {context_length}"
-        )
-    share, rest = divmod(batch, num_processes)
-    if rest:
-        raise PlasticityError(
-            f"global_batch_tokens: its {batch} sequences do not divide among {num_processes} processes"
-        )
-    if share % (micro_batch_size or share):
-        raise PlasticityError(
-            f"per_device_train_batch_size: {micro_batch_size} does not divide the {share} sequences that each of "
-            f"{num_processes} processes has of a global batch"
-        )
-    return share
+def forward_flops(size: ModelSize, vocab_size: int, context_length: int) -> tuple[int, int, int]:
+    """FLOPs of the forward pass of a token: weight matrices of the blocks, attention scores, and head."""
+    width = size.d_model
+    return 24 * size.layers * width**2, 4 * size.layers * width * context_length, 2 * width * vocab_size
 
 
-def _memory(
-    *,
-    d_model: int,
-    layers: int,
+def run_compute(study: ExperimentConfig, vocab_size: int, tokens: int, probes: int) -> dict[str, Any]:
+    """FLOPs of a run of so many training tokens and probed points, as in [`plan_run`]."""
+    training, length, size = study.training, study.data.context_length, model_size(study.model.size)
+    matrices, attention, head = forward_flops(size, vocab_size, length)
+    forward = matrices + attention + head
+    recomputed = matrices + attention if training.gradient_checkpointing else 0
+    probe_per_token = per_token = 3 * forward + recomputed
+    if adapters := _adapter_parameters(study):
+        # Frozen matrices need no gradients of their own, only those of their inputs; scores have no weights.
+        probe_per_token += 6 * adapters - matrices - head
+    evaluation = training.probe_eval_sequences * length * forward
+    evaluations = len(training.probe_config(training.global_batch_tokens // length).evaluation_steps())
+    probe = training.probe_steps * training.global_batch_tokens * probe_per_token + evaluations * evaluation
+    evaluated = len(run_schedule(study, batch_size=1).languages) if training.evaluate_forgetting else 0
+    flops = {
+        "training": tokens * per_token,
+        "probes": probes * training.probe_repeats * probe,
+        "forgetting": training.cycles * evaluated * evaluation,
+    }
+    return {
+        "per_token": per_token,
+        "head_share": 3 * head / per_token,
+        "attention_share": (4 if recomputed else 3) * attention / per_token,
+        **flops,
+        "probe_share": flops["probes"] / sum(flops.values()),
+    }
+
+
+def _adapter_parameters(study: ExperimentConfig) -> int:
+    """Trained by a LoRA probe on every projection of a block: 16·d for each rank; 0 for another probe."""
+    size, rank = model_size(study.model.size), study.training.probe_lora_rank
+    return 16 * size.layers * rank * size.d_model if study.training.probe_adaptation == "lora" else 0
+
+
+def run_memory(
+    study: ExperimentConfig,
     vocab_size: int,
-    context_length: int,
     parameters: int,
-    adapters: int,
-    probing: bool,
-    num_processes: int,
-    sharding: str,
     micro_batch_size: int,
-    bf16: bool,
-    gradient_checkpointing: bool,
-    fused_head_bytes: int | None,
-) -> Memory:
-    sharded = sharding == "fsdp2"
+    num_processes: int,
+    sharded: bool,
+    head_loss: str,
+) -> dict[str, int]:
+    """
+    Peak bytes on each device; `activations`, `logits` and `gathered` are estimates.
+
+    Returns:
+        `dict[str, int]`:
+        - `parameters`, `gradients`, `adam`: this device's share, in float32,
+        - `buckets`: DDP's second copy of the gradients,
+        - `gathered`: parameters and gradients that FSDP2 gathers at the same time: embeddings and final norm, two
+          blocks, and the gradients of one,
+        - `weight_copies`: the bfloat16 copies of the weight matrices that autocast keeps for the backward pass,
+        - `activations`: of a micro-batch, kept for the backward pass,
+        - `logits`: the loss of a micro-batch over the vocabulary, whole or fused,
+        - `probe_snapshot`, `probe_adam`: a probe's copy of the parameters and its Adam state,
+        - `training`, `probe`: the sums outside probes, and in a probe, where the Adam state of the training stays.
+    """
+    training, length, size = study.training, study.data.context_length, model_size(study.model.size)
+    width, layers, bf16 = size.d_model, size.layers, training.bf16
     held = math.ceil(parameters / num_processes) if sharded else parameters
-    block, outside = 12 * d_model**2 + 13 * d_model, (vocab_size + context_length + 2) * d_model
-    matrices = 12 * layers * d_model**2 + vocab_size * d_model
-    tokens = micro_batch_size * context_length
-    per_block = (36 if bf16 else 64) * d_model
-    kept = layers * FLOAT32 * d_model + per_block if gradient_checkpointing else layers * per_block
+    block, outside = 12 * width**2 + 13 * width, (vocab_size + length + 2) * width
+    matrices = 12 * layers * width**2 + vocab_size * width
+    tokens = micro_batch_size * length
+    per_block = (36 if bf16 else 64) * width
+    kept = layers * FLOAT32 * width + per_block if training.gradient_checkpointing else layers * per_block
     parts = {
         "parameters": FLOAT32 * held,
         "gradients": FLOAT32 * held,
         "adam": ADAM * held,
-        "buckets": FLOAT32 * parameters if num_processes > 1 and not sharded else 0,
+        "buckets": FLOAT32 * held if num_processes > 1 and not sharded else 0,
         "gathered": (BFLOAT16 if bf16 else FLOAT32) * (2 * outside + 3 * block) if sharded else 0,
         "weight_copies": BFLOAT16 * matrices if bf16 and not sharded else 0,
         "activations": tokens * kept,
-        "logits": tokens * vocab_size * LOSS_BYTES if fused_head_bytes is None else fused_head_bytes,
+        "logits": head_loss_bytes(head_loss, tokens, vocab_size, width, bf16),
     }
-    training = sum(parts.values())
-    if not probing:
-        snapshot = adam = probe = 0
-    elif adapters:
+    in_training = sum(parts.values())
+    if training.no_probe:
+        snapshot = adam = in_probe = 0
+    elif adapters := _adapter_parameters(study):
         snapshot, adam = 0, ADAM * adapters
-        probe = training - parts["gradients"] + 2 * FLOAT32 * adapters + adam
+        in_probe = in_training - parts["gradients"] + 2 * FLOAT32 * adapters + adam
     else:
-        snapshot, adam = FLOAT32 * held, ADAM * held
-        probe = training + snapshot + adam
-    return Memory(**parts, probe_snapshot=snapshot, probe_adam=adam, training=training, probe=probe)
+        snapshot, adam = parts["parameters"], parts["adam"]
+        in_probe = in_training + snapshot + adam
+    return parts | {"probe_snapshot": snapshot, "probe_adam": adam, "training": in_training, "probe": in_probe}
 
 
-def _checkpoints_at_once(steps: int, save_steps: int | None, cycles: int, limit: int | None) -> int:
+def _checkpoints_at_once(study: ExperimentConfig, steps: int) -> int:
     """The largest number of checkpoints for resuming at any time. Old ones are deleted when a new one is complete."""
-    if save_steps is None:
+    training = study.training
+    if training.save_strategy == "no":
         return 0
     # Every cycle ends with one, too.
-    written = steps // save_steps + cycles - steps // math.lcm(save_steps, steps // cycles)
-    return written if limit is None else min(written, limit + 1)
+    every, cycle_steps = int(training.save_steps), steps // training.cycles
+    written = steps // every + training.cycles - steps // math.lcm(every, cycle_steps)
+    return min(written, training.save_total_limit + 1) if training.save_total_limit else written

@@ -1,8 +1,5 @@
 """Prepare all blocks of a run before it starts, for example on a machine with network and without a GPU."""
 
-from dataclasses import dataclass
-from pathlib import Path
-
 from ..data.blocks import Blocks
 from ..data.overlap import TextTooShortError, measure_overlap
 from ..errors import PlasticityError
@@ -12,18 +9,14 @@ from ..probing.probe import check_text
 from .text import sequences_needed
 
 
-@dataclass(frozen=True)
-class Prepared:
-    """The blocks of one language and split, and their use: `"training"`, `"probe"` or `"evaluation"`."""
-
-    blocks: Blocks
-    use: str
-
-
-def prepare_study(study: ExperimentConfig) -> list[Prepared]:
+def prepare_study(study: ExperimentConfig) -> list[tuple[Blocks, str]]:
     """
     Prepare the training blocks of each language for the length of the run, and those of the probe. A second call
     prepares nothing.
+
+    Returns:
+        `list[tuple[Blocks, str]]`: The blocks of each language and split, and their use: `"training"`, `"probe"` or
+        `"evaluation"`.
 
     Raises:
         [`PlasticityError`]: Too little text, with the same message as at the start of the run, or blocks that are
@@ -46,37 +39,25 @@ def prepare_study(study: ExperimentConfig) -> list[Prepared]:
             check_text(blocks, data.validation[probe_language], training.probe_config(batch_size))
         elif use == "evaluation":
             blocks.require(sequences, "probe_eval_sequences")
-        prepared.append(Prepared(blocks, use))
+        prepared.append((blocks, use))
     return prepared
 
 
-def overlap_with_training(prepared: list[Prepared]) -> str | None:
-    """One sentence: how much of the validation text of the probe language occurs verbatim in the training text."""
-    training = [one.blocks for one in prepared if one.use in ("training", "probe")]
-    validation = [one.blocks for one in prepared if one.use == "evaluation"]
-    if not validation:
-        return None
-    try:
-        return measure_overlap(validation[-1], training).describe()
-    except TextTooShortError as error:
-        return f"{error}, so that the overlap with the training text is not measured"
-
-
-def prepared_table(prepared: list[Prepared]) -> str:
-    """A table of language, split, use, blocks, tokens and folder."""
-    rows = [("language", "split", "use", "blocks", "tokens", "folder")]
-    for one in prepared:
-        blocks = one.blocks
-        numbers = (f"{len(blocks):,}", f"{blocks.num_tokens:,}")
-        rows.append((blocks.language, blocks.split, one.use, *numbers, str(Path(blocks.folder))))
-    widths = [max(len(row[column]) for row in rows) for column in range(5)]
-    return "\n".join(
-        "  ".join(
-            [
-                *(f"{cell:<{width}}" for cell, width in zip(row[:3], widths)),
-                *(f"{cell:>{width}}" for cell, width in zip(row[3:5], widths[3:])),
-                row[5],
-            ]
+def describe_prepared(prepared: list[tuple[Blocks, str]]) -> str:
+    """Language, split, use, blocks, tokens and folder, and how much validation text occurs in the training text."""
+    lines = [f"{'language':<10} {'split':<10} {'use':<10} {'blocks':>13} {'tokens':>17}  folder"]
+    for blocks, use in prepared:
+        lines.append(
+            f"{blocks.language:<10} {blocks.split:<10} {use:<10} {len(blocks):>13,} {blocks.num_tokens:>17,}  "
+            f"{blocks.folder}"
         )
-        for row in rows
-    )
+    validation = [blocks for blocks, use in prepared if use == "evaluation"]
+    if validation:
+        # The last is that of the probe language.
+        training = [blocks for blocks, use in prepared if use != "evaluation"]
+        try:
+            overlap = measure_overlap(validation[-1], training).describe()
+        except TextTooShortError as error:
+            overlap = f"{error}, so that the overlap with the training text is not measured"
+        lines += ["", overlap]
+    return "\n".join(lines)

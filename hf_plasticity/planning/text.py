@@ -1,7 +1,7 @@
 """The text that a run requires, and how much the source has."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from typing import TypedDict
 
 from transformers import PreTrainedTokenizerBase
 
@@ -12,11 +12,10 @@ from ..data.sources import Source, split_of
 from ..data.tokenizers import encode_documents
 from ..errors import PlasticityError
 from ..experiment.config import ExperimentConfig
-from ..experiment.data import RunData, open_run_data
+from ..experiment.data import RunData, open_run_data, run_schedule
 
 
-@dataclass(frozen=True)
-class Text:
+class Text(TypedDict):
     """
     The text that a run requires of one language and split.
 
@@ -24,8 +23,7 @@ class Text:
         language (`str`): A training language, or the probe language.
         split (`str`): `"train"` or `"validation"`.
         use (`str`): `"training"`, `"probe"` or `"evaluation"`.
-        sequences (`int`): Needed, of the context length each.
-        tokens (`int`): Needed.
+        sequences, tokens (`int`): Needed, in sequences of the context length.
         bytes_on_disk (`int`): Of the blocks once they are prepared.
         available (`int` or `None`): Tokens that the source has; `None` if unlimited or unknown.
         how (`str`): How that is known: `"unlimited"`, `"counted"`, `"prepared"` (there are at least so many),
@@ -40,13 +38,6 @@ class Text:
     bytes_on_disk: int
     available: int | None
     how: str
-
-    @property
-    def passes(self) -> float | None:
-        """How often the text is used; `None` if the text is unlimited or its size is unknown."""
-        if self.available is None or self.how == "prepared":
-            return None
-        return self.tokens / self.available if self.available else float("inf")
 
 
 def sequences_needed(
@@ -67,20 +58,12 @@ def sequences_needed(
         yield probe_language, "validation", "evaluation", max(evaluated, diagnosed)
 
 
-def text_of_study(
-    study: ExperimentConfig,
-    schedule: Schedule,
-    batch_size: int,
-    vocab_size: int,
-    tokenizer: PreTrainedTokenizerBase | None,
-) -> list[Text]:
+def text_of_study(study: ExperimentConfig, vocab_size: int, tokenizer: PreTrainedTokenizerBase | None) -> list[Text]:
     """
     The text that a run requires of every language, and how much the source has. Nothing is prepared or written.
 
     Args:
         study ([`ExperimentConfig`]): The run.
-        schedule ([`Schedule`]): The schedule of the run.
-        batch_size (`int`): Sequences in a global batch.
         vocab_size (`int`): Decides the size of a token on disk.
         tokenizer (`PreTrainedTokenizerBase`, *optional*): `None` if it is not available.
 
@@ -88,41 +71,52 @@ def text_of_study(
         [`PlasticityError`]: The source does not fit the run. A source that cannot be reached is noted in `how`.
     """
     length = study.data.context_length
+    batch_size = study.training.global_batch_tokens // length
+    schedule = run_schedule(study, batch_size)
     source = open_source(study.data)
-    data, why = (None, "") if source.unlimited else _opened(study, source, tokenizer)
+    data, why_not = _opened(study, source, tokenizer)
     found = []
     for language, split, use, sequences in sequences_needed(study, schedule, batch_size):
-        if source.unlimited:
-            available, how = None, "unlimited"
-        elif data is None:
-            available, how = None, f"unknown: {why}"
-        else:
-            blocks = (data.train if split == "train" else data.validation)[language]
-            available, how = _available(blocks, sequences)
+        available, how = None, why_not
+        if data is not None:
+            available, how = _available((data.train if split == "train" else data.validation)[language], sequences)
         stored = blocks_on_disk(sequences, length) * length
         if study.data.streaming and use == "training":
             # The current task instance and the one before it, with the rest of the shards that they begin and end in.
             stored = min(stored, 2 * schedule.task_slots * length + 2 * LARGEST_SHARD_TOKENS)
-        if available is not None and how in ("counted", "estimated"):
+        if available is not None and how != "prepared":
             stored = min(stored, available)
         itemsize = 2 if vocab_size <= 2**16 else 4
-        found.append(Text(language, split, use, sequences, sequences * length, stored * itemsize, available, how))
+        found.append(
+            Text(
+                language=language,
+                split=split,
+                use=use,
+                sequences=sequences,
+                tokens=sequences * length,
+                bytes_on_disk=stored * itemsize,
+                available=available,
+                how=how,
+            )
+        )
     return found
 
 
 def _opened(
     study: ExperimentConfig, source: Source, tokenizer: PreTrainedTokenizerBase | None
 ) -> tuple[RunData | None, str]:
-    """The prepared blocks, or the reason why they cannot be opened."""
+    """The blocks of the run, or the reason why they cannot be opened or need not be."""
+    if source.unlimited:
+        return None, "unlimited"
     if tokenizer is None:
-        return None, "no tokenizer available"
+        return None, "unknown: no tokenizer available"
     try:
         return open_run_data(study, source, tokenizer), ""
     except PlasticityError as error:
         # A remote source may be unreachable from the machine that plans; any other error is the user's.
         if not source.remote:
             raise
-        return None, str(error)
+        return None, f"unknown: {error}"
 
 
 def _available(blocks: Blocks, sequences: int) -> tuple[int | None, str]:

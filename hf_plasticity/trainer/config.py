@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from transformers import SchedulerType, TrainingArguments
 
+from ..batch import divide_batch
 from ..errors import PlasticityError
 from ..learning_rate import learning_rate_shape
 from ..mitigations import make_mitigations
@@ -322,23 +323,9 @@ class ContinualConfig(ProbeSettings, TrainingArguments):  # type: ignore[misc, v
             raise PlasticityError(
                 f"{self.n_gpu} GPUs are visible to one process; start with `accelerate launch`, or hide all but one"
             )
-        batch, rest = divmod(self.global_batch_tokens, context_length)
-        if rest or not batch:
-            raise PlasticityError(
-                f"global_batch_tokens: {self.global_batch_tokens} is not a multiple of context_length {context_length}"
-            )
-        share, rest = divmod(batch, self.world_size)
-        if rest or not share:
-            raise PlasticityError(
-                f"global_batch_tokens: its {batch} sequences do not divide among {self.world_size} processes"
-            )
-        micro_batch_size = self.micro_batch_size or share
-        if share % micro_batch_size:
-            raise PlasticityError(
-                f"per_device_train_batch_size: {micro_batch_size} does not divide the {share} sequences that each of "
-                f"{self.world_size} processes has of a global batch"
-            )
-        accumulation_steps = share // micro_batch_size
+        batch, micro_batch_size, accumulation_steps = divide_batch(
+            self.global_batch_tokens, context_length, self.world_size, self.micro_batch_size
+        )
         if self.requested_accumulation_steps not in (1, accumulation_steps):
             raise PlasticityError(
                 f"gradient_accumulation_steps: {self.requested_accumulation_steps} is not the {accumulation_steps} "

@@ -5,7 +5,7 @@ import torch
 from accelerate.state import AcceleratorState
 from transformers import GPT2LMHeadModel, set_seed
 
-from hf_plasticity.benchmark.contenders import RandomBlocks
+from hf_plasticity.benchmark.shared import RandomBlocks
 from hf_plasticity.data.schedule import make_schedule
 from hf_plasticity.data.stream import TrainingStream
 from hf_plasticity.models import gpt2_config

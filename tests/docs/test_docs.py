@@ -11,6 +11,7 @@ from torch.utils.data import TensorDataset
 from transformers import Trainer, TrainingArguments
 
 from hf_plasticity import cli, load_run
+from hf_plasticity.data.schedule import LANGUAGES, PROBE_LANGUAGE
 from hf_plasticity.deferred import parse_deferred
 from hf_plasticity.experiment import parse_experiment
 from hf_plasticity.ladder.command import ladder_commands
@@ -22,8 +23,32 @@ from support.tiny import random_blocks, tiny_model
 
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
-# Pages that may be missing.
-ANNOUNCED = [ROOT / "docs" / "mitigations.md"]
+# Commands that tests run, and which: those of this file run the command as printed, trainings with fewer steps.
+RUN = {
+    r"hf-plasticity (train|plan|prepare)\b": "tests/docs/test_docs.py",
+    r"accelerate launch recipes/continual.py$": ".ci/run",
+    r"hf-plasticity ladder --sizes": "tests/ladder/test_ladder.py",
+    r"hf-plasticity report runs/mine": "tests/docs/test_docs.py",
+    r"python3 -m venv|\. |pip install|ruff|mypy|pytest": ".ci/run",
+}
+# Commands of which only the settings are checked, and why.
+NOT_RUN = {
+    r"--num_processes 8|torchrun|multi_node": "needs eight processes, or several machines",
+    r"--source hub|EleutherAI": "downloads text or models",
+    r"\borg/": "needs an account on the Hub; tests/hub and tests/deferred do the same on loopback",
+    r"probe --model runs/mine --follow|push runs/mine": "needs a run of the reader; see tests/deferred and tests/hub",
+    r"report runs/(100K|ladder)": "needs runs that take hours; see tests/analysis/test_report.py",
+    r"ladder --config permuted|hf-plasticity compare": "takes an hour or more; see tests/ladder and tests/comparing",
+    r"recipes/(benchmark|simulate|experiments)\.py": "takes an hour or more, or reads the runs of docs/experiments.md",
+    r"git worktree|tests/support/": "makes runs of two checkouts; see tests/support",
+}
+# fmt: off
+SHORT = [
+    "--size=25K", "--cycles=1", "--task_steps=2", "--warmup_steps=1", "--probe_steps=2", "--probe_eval_every=1",
+    "--probe_eval_sequences=4", "--diagnostics_sequences=4", "--disable_tqdm=true", "--use_cpu",
+    "--data_cache_dir=blocks",
+]
+# fmt: on
 COMMANDS = {"continual.py": "train", "probe.py": "probe", "ladder.py": "ladder"}
 
 
@@ -94,6 +119,44 @@ def test_every_documented_command_exists(command, checked, monkeypatch, capsys):
         setup = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
         tools = ("ruff", "mypy", "pytest", "git")
         assert words[0] in tools or set(words) <= {*shlex.split(setup, comments=True), "."}
+
+
+def test_every_command_is_run_by_a_test_or_has_a_reason():
+    matching = dict.fromkeys([*RUN, *NOT_RUN], 0)
+    for [command] in (parameter.values for parameter in commands()):
+        reasons = [pattern for pattern in NOT_RUN if re.search(pattern, command)]
+        found = reasons or [pattern for pattern in RUN if re.match(pattern, command)]
+        assert found, f"'{command}' is run by no test"
+        for pattern in found:
+            matching[pattern] += 1
+    assert all(matching.values()), f"patterns without a command: {[one for one in matching if not matching[one]]}"
+    assert all((ROOT / path).is_file() for path in RUN.values())
+
+
+def commands_run_here():
+    """Each once, without those of docs/planning.md, whose figures tests/planning checks."""
+    seen = set()
+    for parameter in commands():
+        [command] = parameter.values
+        here = re.match(next(iter(RUN)), command) and not any(re.search(pattern, command) for pattern in NOT_RUN)
+        if here and command not in seen and not parameter.id.startswith("planning.md"):
+            seen.add(command)
+            slow = [pytest.mark.slow] if command.startswith("hf-plasticity train") else []
+            yield pytest.param(command, id=parameter.id, marks=slow)
+
+
+@pytest.mark.parametrize("command", list(commands_run_here()))
+def test_a_command_of_the_documentation_runs(command, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("FOLDER").mkdir()
+    for language in [*LANGUAGES, PROBE_LANGUAGE]:
+        lines = [f"{language} line {number} " + "word " * (number % 20) for number in range(10_000)]
+        Path("FOLDER", f"{language}.txt").write_text("\n".join(lines))
+    _, *words = shlex.split(command, comments=True)
+    assert cli.main([*words, *(SHORT if words[0] == "train" else [])]) == 0, capsys.readouterr().err
+    if words[0] == "train":
+        [report] = Path("runs").rglob("report.html")
+        assert load_run(str(report.parent)).probes or "deferred" in words
 
 
 def test_the_script_of_the_readme_runs_as_printed_and_its_run_loads(tmp_path, monkeypatch):
@@ -171,7 +234,7 @@ def test_every_link_between_pages_has_a_target():
         text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
         for path, anchor in re.findall(r"\]\(((?!\w+://)[^)#\s]*)(?:#([^)\s]*))?\)", text):
             target = (page.parent / path).resolve() if path else page
-            assert target.exists() or target in ANNOUNCED, f"{page.name}: {path}"
+            assert target.exists(), f"{page.name}: {path}"
             if anchor:
                 assert anchor in anchors(target), f"{page.name}: {path}#{anchor}"
 

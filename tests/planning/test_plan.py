@@ -2,8 +2,6 @@
 
 import json
 import math
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -15,9 +13,8 @@ from hf_plasticity import PlasticityError
 from hf_plasticity.cli import main
 from hf_plasticity.experiment import parse_experiment, run_experiment
 from hf_plasticity.models import MODEL_SIZES, gpt2_config
-from hf_plasticity.planning.arithmetic import plan_run
+from hf_plasticity.planning.arithmetic import forward_flops, plan_run
 from support.documented import documented_commands
-from support.launch import ROOT
 
 
 # fmt: off
@@ -30,15 +27,10 @@ SMALL = [
     "--size=100K", "--cycles=2", "--task_steps=3", "--warmup_steps=1", "--context_length=32", "--probe_steps=4",
     "--global_batch_tokens=128", "--languages", "syn1", "syn2", "--probe_eval_sequences=4",
 ]
+SMALLEST = [
+    "--global_batch_tokens=512", "--cycles=1", "--task_steps=1", "--context_length=64", "--languages", "syn1",
+]
 # fmt: on
-SMALLEST = {
-    "global_batch_tokens": 512,
-    "task_steps": 1,
-    "tasks_per_cycle": 1,
-    "cycles": 1,
-    "context_length": 64,
-    "vocab_size": 61,
-}
 
 
 def planned(capsys, *arguments):
@@ -46,8 +38,9 @@ def planned(capsys, *arguments):
     return json.loads(capsys.readouterr().out)
 
 
-def shape(size):
-    return {"d_model": MODEL_SIZES[size].d_model, "layers": MODEL_SIZES[size].layers}
+def smallest(size, *settings, vocab_size=61):
+    """The plan of one step on eight sequences of 64 tokens."""
+    return plan_run(parse_experiment([*SMALLEST, f"--size={size}", "--use_cpu", *settings]), vocab_size)
 
 
 def test_the_largest_run_of_the_paper_by_hand(capsys):
@@ -176,9 +169,9 @@ def test_measuring_what_does_not_fit_is_refused(capsys):
 
 
 def test_the_head_is_most_of_a_small_model_over_a_large_vocabulary():
-    plan = plan_run(**SMALLEST | {"vocab_size": 151_680, "context_length": 512}, **shape("5M"))
+    plan = smallest("5M", "--context_length=512", vocab_size=151_680)
     # 6 · 320 · 151,680 of it and 72 · 4 · 320² and 12 · 4 · 320 · 512
-    assert plan.compute.head_share == pytest.approx(291_225_600 / (291_225_600 + 29_491_200 + 7_864_320))
+    assert plan["compute"]["head_share"] == pytest.approx(291_225_600 / (291_225_600 + 29_491_200 + 7_864_320))
 
 
 @pytest.mark.parametrize("size", ["25K", "220K"])
@@ -188,7 +181,7 @@ def test_flops_are_those_that_torch_counts(size):
     input_ids = torch.randint(61, (8, 64))
     with FlopCounterMode(display=False) as counter:
         model(input_ids=input_ids, labels=input_ids).loss.backward()
-    assert plan_run(**SMALLEST, **shape(size)).compute.training == counter.get_total_flops()
+    assert smallest(size)["compute"]["training"] == counter.get_total_flops()
 
 
 def test_flops_of_a_lora_probe_are_those_that_torch_counts():
@@ -199,12 +192,15 @@ def test_flops_of_a_lora_probe_are_those_that_torch_counts():
     input_ids = torch.randint(61, (8, 64))
     with FlopCounterMode(display=False) as counter:
         model(input_ids=input_ids, labels=input_ids).loss.backward()
-    plan = plan_run(**SMALLEST, **shape("100K"), probe_steps=1, lora_rank=4)
+    settings = ["--probe_adaptation=lora", "--probe_lora_rank=4", "--probe_steps=1", "--probe_eval_sequences=8"]
+    plan = smallest("100K", *settings)
     # Nothing trainable comes before the first block: the input of its first projection needs no gradient.
     first_input = 512 * (2 * 64 * 3 * 64 + 2 * 64 * 4)
-    assert plan.compute.probes // plan.probes - first_input == counter.get_total_flops()
+    evaluations = 2 * 512 * sum(forward_flops(MODEL_SIZES["100K"], 61, 64))  # before and after the step
+    probe = plan["compute"]["probes"] // plan["probes"]
+    assert probe - evaluations - first_input == counter.get_total_flops()
     trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    assert plan.memory.probe_adam == 8 * trainable and plan.memory.probe_snapshot == 0
+    assert plan["memory"]["probe_adam"] == 8 * trainable and plan["memory"]["probe_snapshot"] == 0
 
 
 @pytest.mark.parametrize("bf16", [False, True])
@@ -236,17 +232,17 @@ def test_activations_are_what_a_forward_keeps(bf16):
         return sum(size for size, _ in storages.values())
 
     measured = (kept(6) - kept(2)) / 4
-    estimate = plan_run(**SMALLEST, **shape("100K"), bf16=bf16).memory.activations / 2
+    estimate = smallest("100K", f"--bf16={bf16}")["memory"]["activations"] / 2
     assert measured == pytest.approx(estimate, rel=0.03)
 
 
 def test_gradient_checkpointing_trades_flops_for_activations():
-    full = plan_run(**SMALLEST, **shape("5M"))
-    checkpointed = plan_run(**SMALLEST, **shape("5M"), gradient_checkpointing=True)
+    full, checkpointed = smallest("5M"), smallest("5M", "--gradient_checkpointing=true")
     # the forward of four blocks again, and of what they kept their inputs alone, and one block in the making
     again = 24 * 4 * 320**2 + 4 * 4 * 320 * 64
-    assert checkpointed.compute.per_token - full.compute.per_token == again
-    assert checkpointed.memory.activations == 512 * (4 * 4 * 320 + 64 * 320) < full.memory.activations
+    assert checkpointed["compute"]["per_token"] - full["compute"]["per_token"] == again
+    activations = 512 * (4 * 4 * 320 + 64 * 320)
+    assert checkpointed["memory"]["activations"] == activations < full["memory"]["activations"]
 
 
 def test_a_run_takes_what_was_planned(tmp_path, capsys):
@@ -341,14 +337,14 @@ def test_mistakes_are_errors_on_one_line(arguments, message, capsys):
     assert error.strip().startswith(f"hf-plasticity: error: {message}") and "\n" not in error.strip()
 
 
-def test_the_arithmetic_says_which_batch_does_not_divide():
+def test_a_micro_batch_that_does_not_divide_is_refused_with_the_share_of_a_process():
     with pytest.raises(PlasticityError, match="per_device_train_batch_size: 3 does not divide the 8 sequences"):
-        plan_run(**SMALLEST, **shape("25K"), micro_batch_size=3)
+        smallest("25K", "--per_device_train_batch_size=3")
 
 
-def test_the_arithmetic_does_not_import_torch():
-    code = "import sys; import hf_plasticity.planning.arithmetic; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+def test_probes_after_task_instances_count(capsys):
+    plan = planned(capsys, *SMALL, "--probe_every_tasks=2", "--cycles=3")["plan"]
+    assert plan["tasks"] == 6 and plan["probes"] == 1 + 3  # after 0, 2, 4 and 6
 
 
 def test_the_documented_commands_run_as_they_are_written(tmp_path, monkeypatch, capsys):

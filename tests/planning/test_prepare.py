@@ -87,7 +87,7 @@ def test_a_plan_says_what_is_prepared_of_a_source_that_has_more(tmp_path, corpus
 
 def test_what_the_run_does_not_read_is_not_prepared(tmp_path, corpus):
     study = parse_experiment(settings(tmp_path, corpus, "--no_probe=true", "--disable_tqdm=true"))
-    prepared = [(one.blocks.language, one.blocks.split) for one in prepare_study(study)]
+    prepared = [(blocks.language, blocks.split) for blocks, _ in prepare_study(study)]
     assert prepared == [("aa", "train"), ("bb", "train")]
 
 
