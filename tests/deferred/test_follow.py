@@ -49,6 +49,19 @@ def test_so_it_does_whatever_the_run_computes_with(tmp_path, flags):
     assert_same(folders[1], folders[0])
 
 
+@pytest.mark.parametrize(
+    ("names", "arguments"),
+    [(["redo"], '{"threshold": 0.6, "every": 3, "window": 2}'), (["l2_init", "shrink_perturb"], "{}")],
+)
+def test_so_it_does_with_mitigations_which_are_those_of_the_run(tmp_path, names, arguments):
+    flags = ["--mitigation", *names, f"--mitigation_args={arguments}"]
+    inline = train(tmp_path / "inline", *flags)
+    deferred = train(tmp_path / "deferred", *flags, "--probe=deferred")
+    follow(deferred)
+    assert_same(deferred, inline)
+    assert {event["mitigation"] for event in load_run(deferred).mitigations if event["touched"]} == set(names)
+
+
 def test_a_follower_beside_the_run_probes_what_appears_and_ends_with_it(inline, tmp_path):
     folder = tmp_path / "run"
     trainer = start(*FLAGS, f"--output_dir={folder}", "--probe=deferred", direct=True)
