@@ -183,7 +183,9 @@ def _processes_of(folder):
 
 @pytest.mark.parametrize("kept", ["cycle-001", "forgetting.jsonl"])
 def test_what_a_killed_run_without_checkpoints_left_is_never_taken_for_that_of_other_settings(begun, kept):
-    """With `--save_strategy no` and no probes, this is all that tells a trained model from an untrained one."""
+    """With `--save_strategy no` and no probe yet, this is all that tells a trained model from an untrained one."""
+    for path in begun.glob("cycle-*/probe.json"):
+        path.unlink()
     append_record(begun / "forgetting.jsonl", {"step": 8, "task": 2, "losses": {"syn1": 1.0}}, ("step",))
     for path in begun.iterdir():
         if path.name not in ("config.yaml", "cycle-000", kept):
