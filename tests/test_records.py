@@ -6,14 +6,17 @@ import subprocess
 import sys
 import warnings
 
+import pandas as pd
 import pytest
 
 from hf_plasticity import PlasticityError
 from hf_plasticity.records import (
     PROBE_KEY,
     DamagedRecordWarning,
+    RunRecord,
     append_record,
     config_hash,
+    move_damaged_lines,
     read_config,
     read_records,
     read_run,
@@ -45,6 +48,18 @@ def test_a_damaged_line_is_named_and_the_others_are_read_and_kept(tmp_path):
     with pytest.warns(DamagedRecordWarning):
         assert [r["step"] for r in read_records(path)] == [10, 30]
     assert b'{"task": 2, "st\n' in path.read_bytes(), "a line that may still be repaired is kept"
+
+
+def test_damaged_lines_are_moved_aside_so_that_pandas_reads_the_file(tmp_path):
+    path = tmp_path / "probes.jsonl"
+    for step in (10, 20):
+        append_record(path, probe(step), PROBE_KEY)
+    lines = path.read_bytes()
+    path.write_bytes(lines.replace(b"}\n", b"}\n{half\n[1]\n", 1))
+    move_damaged_lines(path)
+    assert path.read_bytes() == lines
+    assert pd.read_json(path, lines=True)["step"].tolist() == [10, 20]
+    assert (tmp_path / "probes.jsonl.damaged").read_bytes() == b"{half\n[1]\n"
 
 
 def test_an_incomplete_last_line_does_not_damage_the_next_record(tmp_path):
@@ -115,6 +130,12 @@ def test_a_run_is_read_with_the_log_of_its_newest_complete_checkpoint(tmp_path):
     run = read_run(tmp_path)
     assert [record["step"] for record in run.probes] == [10, 20]
     assert run.training_log == [{"step": 20, "loss": 1.0}]
+
+
+def test_a_run_shows_how_many_records_it_has(tmp_path):
+    run = RunRecord("mine", tmp_path, probes=[probe(10), probe(20)], training_log=[{"loss": 1.0}])
+    assert repr(run) == "RunRecord('mine': 2 probes, 1 training_log)"
+    assert repr(RunRecord("mine", tmp_path)) == "RunRecord('mine': no records)"
 
 
 @pytest.mark.parametrize("make", [False, True])

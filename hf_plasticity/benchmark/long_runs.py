@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from transformers import TrainerCallback
 
+from ..checksums import mark_complete
 from ..data.blocks import Blocks, blocks_on_disk
 from ..data.schedule import LANGUAGES, make_schedule
 from ..data.sources import Source
@@ -18,7 +19,6 @@ from ..data.stream import TrainingStream
 from ..data.tokenizers import byte_tokenizer
 from ..records import TRAINER_STATE_FILE
 from ..trainer import ContinualConfig, ContinualTrainer
-from ..trainer.checkpoint import mark_complete
 from .case import Case
 from .shared import RandomBlocks, build_model, continual_settings
 

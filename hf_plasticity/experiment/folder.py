@@ -20,6 +20,7 @@ from ..records import (
     CONFIG_FILE,
     DEFERRED_LOCK_FILE,
     DIAGNOSTICS_FILE,
+    FORGETTING_FILE,
     INITIAL_WEIGHTS_FILE,
     MITIGATIONS_FILE,
     PROBES_FILE,
@@ -105,7 +106,10 @@ def has_started(folder: str | Path) -> bool:
     folder = Path(folder)
     if (folder / TRAINER_STATE_FILE).exists() or checkpoints(folder):
         return True
-    records = (read_records(folder / name) for name in (PROBES_FILE, DIAGNOSTICS_FILE))
+    # With `save_strategy: no` a run that was killed may have nothing else.
+    if folder.is_dir() and any(path.name != cycle_name(0) for path in probed_checkpoints(folder)):
+        return True
+    records = (read_records(folder / name) for name in (PROBES_FILE, DIAGNOSTICS_FILE, FORGETTING_FILE))
     return any(record.get("step", 1) > 0 for lines in records for record in lines)
 
 

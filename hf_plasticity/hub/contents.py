@@ -12,8 +12,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
+from ..checksums import find_damage_of_model
+from ..errors import PlasticityError
 from ..probing.checkpoint import RECORD_FILE
 from ..records import (
+    COMPLETE_FILE,
     CONFIG_FILE,
     DIAGNOSIS_KEY,
     DIAGNOSTICS_FILE,
@@ -89,8 +92,18 @@ def saved_checkpoints(folder: Path) -> dict[str, bool]:
 
 
 def checkpoint_files(folder: Path, name: str) -> Files:
-    """The files for the branch of a probed checkpoint: weights, configuration, tokenizer and probe record."""
-    return {path.name: path for path in sorted((folder / name).iterdir()) if path.is_file()}
+    """
+    The files for the branch of a probed checkpoint: weights, configuration, tokenizer and probe record.
+
+    Raises:
+        [`PlasticityError`]: It is damaged.
+    """
+    if (damage := find_damage_of_model(folder / name)) is not None:
+        raise PlasticityError(
+            f"output_dir: '{folder / name}' is damaged: {damage}; restore it from a backup, or delete it"
+        )
+    paths = sorted((folder / name).iterdir())
+    return {path.name: path for path in paths if path.is_file() and path.name != COMPLETE_FILE}
 
 
 def merge_records(files: Mapping[str, Path], folder: Path) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .. import records
+from ..checksums import find_damage_of_model
 from ..errors import PlasticityError
 from ..hub_errors import explain_hub_error
 from ..records import RunRecord, cycle_name, probed_checkpoints
@@ -75,7 +76,7 @@ def load_probe_checkpoint(
         `tuple[PreTrainedModel, PreTrainedTokenizerBase]`: As `from_pretrained` gives them.
 
     Raises:
-        [`PlasticityError`]: There is no such checkpoint.
+        [`PlasticityError`]: There is no such checkpoint, or it is damaged.
 
     Example:
 
@@ -93,6 +94,8 @@ def load_probe_checkpoint(
     if isinstance(where, Path) and not where.is_dir():
         there = ", ".join(path.name for path in probed_checkpoints(run)) or "none"
         raise PlasticityError(f"cycle: '{run}' has no checkpoint '{name}', only {there}")
+    if isinstance(where, Path) and (damage := find_damage_of_model(where)) is not None:
+        raise PlasticityError(f"cycle: '{where}' is damaged: {damage}; restore it from a backup, or load another")
     try:
         model = AutoModelForCausalLM.from_pretrained(where, use_safetensors=True, **options)
         return model, AutoTokenizer.from_pretrained(where, **options)

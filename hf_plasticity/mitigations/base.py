@@ -137,6 +137,10 @@ class Mitigation:
                 f"model: {self.name} requires a Transformers model, not '{type(model).__name__}'; adapters on a "
                 "frozen model are not supported"
             )
+        if model._hf_peft_config_loaded:  # what `model.add_adapter` leaves
+            raise PlasticityError(
+                f"model: {self.name} does not support adapters: the weights that it changes are frozen"
+            )
         if self.requires_tasks and task_steps is None:
             raise PlasticityError(f"task_steps: required by {self.name}, which acts at the end of a task instance")
         self.model, self.optimizer, self.seed, self.task_steps = model, optimizer, seed, task_steps

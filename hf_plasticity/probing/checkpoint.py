@@ -10,6 +10,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
+from ..checksums import find_damage_of_model, mark_complete
 from ..distributed import is_main_process
 from ..errors import PlasticityError
 from ..network import reshard
@@ -36,10 +37,11 @@ def save_probe_checkpoint(
     model: nn.Module, folder: str | Path, tokenizer: "PreTrainedTokenizerBase | None" = None
 ) -> None:
     """
-    Save weights (safetensors), configuration and tokenizer for `from_pretrained`, unless the folder exists.
+    Save weights (safetensors), configuration and tokenizer for `from_pretrained`, unless the folder exists and is not
+    damaged.
 
     All processes that share the model call this; the main one writes. The folder appears under its name only once it
-    is complete.
+    is complete, with the checksums of its files.
 
     Args:
         model (`PreTrainedModel`): Plain or sharded by FSDP2.
@@ -52,12 +54,15 @@ def save_probe_checkpoint(
     state = get_model_state_dict(
         model, options=StateDictOptions(full_state_dict=True, cpu_offload=dist.is_initialized())
     )
-    if is_main_process() and not folder.exists():
+    if is_main_process() and not (folder.exists() and find_damage_of_model(folder) is None):
         unfinished = folder.with_name(f".{folder.name}.unfinished")
         shutil.rmtree(unfinished, ignore_errors=True)
         model.save_pretrained(unfinished, state_dict=state)
         if tokenizer is not None:
             tokenizer.save_pretrained(unfinished)
+        mark_complete(unfinished)
+        if folder.exists():  # damaged
+            shutil.rmtree(folder)
         _move_to_final_name(unfinished, folder)
 
 

@@ -15,6 +15,7 @@ from huggingface_hub.hf_api import RepoFile
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from ..checksums import find_damage_of_model
 from ..errors import PlasticityError
 from ..hub_errors import explain_hub_error, one_line
 from .config import SuiteConfig
@@ -217,10 +218,12 @@ def load_model(name_or_path: str | os.PathLike, revision: str | None = None) -> 
         revision (`str`, *optional*): A branch, tag or commit of the repository.
 
     Raises:
-        [`DamagedCheckpointError`]: It cannot be loaded, or weights are missing: Transformers would initialize them at
-            random.
+        [`DamagedCheckpointError`]: It cannot be loaded, its files are not those that were saved, or weights are
+            missing: Transformers would initialize them at random.
     """
     shown = f"'{name_or_path}'" if revision is None else f"'{revision}' of '{name_or_path}'"
+    if revision is None and (damage := find_damage_of_model(name_or_path)) is not None:
+        raise DamagedCheckpointError(f"model: {shown} is damaged: {damage}; restore it from a backup, or delete it")
     options = {} if revision is None else {"revision": revision}
     try:
         model, found = AutoModelForCausalLM.from_pretrained(

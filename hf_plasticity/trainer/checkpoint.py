@@ -7,53 +7,19 @@ https://github.com/huggingface/transformers/issues/35782).
 """
 
 import errno
-import hashlib
-import json
 import shutil
 from pathlib import Path
 
 from transformers.utils import logging
 
-from ..records import COMPLETE_FILE, checkpoints, is_complete, write_atomically
+from ..checksums import find_damage
+from ..records import COMPLETE_FILE, checkpoints, is_complete
 
 
 logger = logging.get_logger(__name__)
 
 # A disk with less free space than this is full.
 FULL_DISK_BYTES = 2**20
-READ_BYTES = 2**22
-
-
-def mark_complete(checkpoint: str | Path) -> None:
-    """Write the marker of a checkpoint that is on disk: the size and the checksum of each of its files."""
-    checkpoint = Path(checkpoint)
-    files = {
-        str(path.relative_to(checkpoint)): {"bytes": path.stat().st_size, "blake2b": _checksum(path)}
-        for path in sorted(checkpoint.rglob("*"))
-        if path.is_file() and path.name != COMPLETE_FILE
-    }
-    write_atomically(checkpoint / COMPLETE_FILE, json.dumps({"files": files}, indent=1).encode())
-
-
-def find_damage(checkpoint: str | Path) -> str | None:
-    """Describe the damage of a checkpoint, by the sizes and checksums in its marker; `None` if there is none."""
-    checkpoint = Path(checkpoint)
-    if not is_complete(checkpoint):
-        return "incomplete"
-    try:
-        files = json.loads((checkpoint / COMPLETE_FILE).read_text(encoding="utf-8"))["files"]
-        expected = {name: (file["bytes"], file["blake2b"]) for name, file in files.items()}
-    except (ValueError, KeyError, TypeError, AttributeError):
-        return f"{COMPLETE_FILE} is damaged"
-    for name, (size, checksum) in expected.items():
-        path = checkpoint / name
-        if not path.exists():
-            return f"{name} is missing"
-        if path.stat().st_size != size:
-            return f"{name} has {path.stat().st_size} bytes instead of {size}"
-        if _checksum(path) != checksum:
-            return f"{name} has another checksum"
-    return None
 
 
 def last_complete_checkpoint(output_dir: str | Path) -> str | None:
@@ -117,11 +83,3 @@ def is_full_disk(error: BaseException, folder: str | Path) -> bool:
     if "No space left on device" in str(error):
         return True
     return isinstance(error, RuntimeError) and shutil.disk_usage(folder).free < FULL_DISK_BYTES
-
-
-def _checksum(path: Path) -> str:
-    digest = hashlib.blake2b(digest_size=16)
-    with path.open("rb") as file:
-        while chunk := file.read(READ_BYTES):
-            digest.update(chunk)
-    return digest.hexdigest()

@@ -28,6 +28,7 @@ from transformers import (
 )
 from transformers.trainer_utils import SaveStrategy, TrainOutput
 
+from ..checksums import mark_complete
 from ..data.schedule import Schedule
 from ..data.stream import TrainingStream, collate_batch
 from ..diagnostics import DiagnosticsCallback, DiagnosticsConfig
@@ -41,7 +42,7 @@ from ..periodic import PeriodicCallback, Timeline
 from ..probing import PlasticityProbeCallback
 from ..probing.callback import ProbeCheckpointCallback
 from ..records import TRAINER_STATE_FILE, write_atomically
-from .checkpoint import delete_checkpoint, is_full_disk, last_complete_checkpoint, mark_complete, rotate
+from .checkpoint import delete_checkpoint, is_full_disk, last_complete_checkpoint, rotate
 from .config import DEFERRED, ContinualConfig
 from .forgetting import ForgettingCallback
 from .progress import LogLinesCallback, TaskProgressCallback

@@ -49,6 +49,19 @@ def test_deferred_probes_equal_inline_probes_with_other_numerics(tmp_path, flags
     assert_same(folders[1], folders[0])
 
 
+@pytest.mark.parametrize(
+    ("names", "arguments"),
+    [(["redo"], '{"threshold": 0.6, "every": 3, "window": 2}'), (["l2_init", "shrink_perturb"], "{}")],
+)
+def test_deferred_probes_of_a_run_with_mitigations_equal_inline_probes(tmp_path, names, arguments):
+    flags = ["--mitigation", *names, f"--mitigation_args={arguments}"]
+    inline = train(tmp_path / "inline", *flags)
+    deferred = train(tmp_path / "deferred", *flags, "--probe=deferred")
+    follow(deferred)
+    assert_same(deferred, inline)
+    assert {event["mitigation"] for event in load_run(deferred).mitigations if event["touched"]} == set(names)
+
+
 def test_a_probe_process_probes_new_checkpoints_and_ends_with_the_run(inline, tmp_path):
     folder = tmp_path / "run"
     trainer = start(*FLAGS, f"--output_dir={folder}", "--probe=deferred", direct=True)

@@ -84,6 +84,10 @@ def test_a_killed_run_resumes_with_the_same_command_and_the_same_results(finishe
     launch_killed("task:11", *TINY, f"--output_dir={tmp_path}")
     process = launch(*TINY, f"--output_dir={tmp_path}")
     assert process.returncode == 0, process.stderr[-3000:]
+    first, *_ = process.stdout.split("\n")
+    assert first == f"'{tmp_path}' resumes from checkpoint-8 (1 process on cpu, 1 thread each)"
+    # A checkpoint has the tied output head as the embedding, and Transformers calls it missing.
+    assert "missing" not in process.stdout + process.stderr and "lm_head" not in process.stdout + process.stderr
     assert_same_run(finished[0], tmp_path)
 
 

@@ -181,6 +181,21 @@ def _processes_of(folder):
 # Other trainings
 
 
+@pytest.mark.parametrize("kept", ["cycle-001", "forgetting.jsonl"])
+def test_what_a_killed_run_without_checkpoints_left_is_never_taken_for_that_of_other_settings(begun, kept):
+    """With `--save_strategy no` and no probe yet, this is all that tells a trained model from an untrained one."""
+    for path in begun.glob("cycle-*/probe.json"):
+        path.unlink()
+    append_record(begun / "forgetting.jsonl", {"step": 8, "task": 2, "losses": {"syn1": 1.0}}, ("step",))
+    for path in begun.iterdir():
+        if path.name not in ("config.yaml", "cycle-000", kept):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    before = sorted(path.name for path in begun.iterdir())
+    with pytest.raises(PlasticityError, match=r"belongs to another run \(learning_rate is"):
+        train(begun, "--learning_rate=3e-3")
+    assert sorted(path.name for path in begun.iterdir() if path.name not in (".lock", ".follow.lock")) == before
+
+
 @pytest.mark.parametrize("name", ["checkpoint-500", "trainer_state.json", PROBES_FILE])
 def test_a_folder_of_another_training_is_refused_and_not_changed(tmp_path, name):
     if name == PROBES_FILE:

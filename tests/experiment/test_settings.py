@@ -29,6 +29,12 @@ def test_every_setting_of_this_package_has_a_role(kind):
             assert one.metadata.get("role") in ROLES, one.name
 
 
+@pytest.mark.parametrize(("task_steps", "warmup_steps"), [(4, 4), (10, 10), (80, 10)])
+def test_the_default_warmup_fits_short_tasks_and_probes(task_steps, warmup_steps):
+    config = ContinualConfig(output_dir="x", task_steps=task_steps, probe_steps=7)
+    assert (config.warmup_steps, config.probe_warmup_steps) == (warmup_steps, min(warmup_steps, 7))
+
+
 def test_fields_of_transformers_that_decide_the_results_are_numerics(experiment):
     for name in ("neftune_noise_alpha", "tf32", "bf16", "label_smoothing_factor", "optim", "full_determinism"):
         assert experiment.roles[name] == NUMERICS, name

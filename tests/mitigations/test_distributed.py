@@ -88,5 +88,6 @@ def test_probes_are_invisible_and_a_resumed_run_is_bit_identical(request, setup,
     folder = request.getfixturevalue(setup)
     for one, other in zip(ends(folder / f"{name}-{variant}"), ends(folder / name), strict=True):
         assert one.pop("log") == other.pop("log")
+        assert one.pop("distributed_type") == other.pop("distributed_type")
         torch.testing.assert_close(one, other, rtol=0, atol=0)
     assert events_of(folder / f"{name}-{variant}") == events_of(folder / name)

@@ -153,6 +153,20 @@ def test_missing_weights_are_an_error(tmp_path):
     assert [record["step"] for record in load_run(tmp_path / "run").probes] == [1]
 
 
+def test_damaged_checkpoints_are_left_out_if_requested(tmp_path, caplog):
+    folder = save_suite(tmp_path / "suite", "gpt2", steps=(1, 2, 4))
+    (folder / "step1" / "model.safetensors").write_bytes(b"torn")
+    with caplog.at_level("WARNING"):
+        run = probe(folder, tmp_path / "run", "--skip_damaged")
+    assert "'step1' was left out: model: " in caplog.text
+    assert [record["step"] for record in run.probes] == [2, 4]
+    assert run.probes[0]["delta_auc"] == 0 and run.probes[1]["delta_auc"] != 0, "of the first that is left"
+    for name in ("step2", "step4"):
+        (folder / name / "model.safetensors").write_text(name)
+    with pytest.raises(PlasticityError, match=r"none of the 3 checkpoints of '.*' can be loaded"):
+        probe(folder, tmp_path / "another", "--skip_damaged")
+
+
 def test_checkpoints_without_a_tokenizer_or_with_different_ones_are_refused(tmp_path):
     folder = save_suite(tmp_path / "suite", "gpt2", steps=(1, 2))
     other = train_tokenizer(["another one " * 50], 260)

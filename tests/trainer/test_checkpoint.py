@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from hf_plasticity import PlasticityError
+from hf_plasticity.checksums import find_damage, mark_complete
 from hf_plasticity.experiment import parse_experiment, run_experiment
-from hf_plasticity.trainer.checkpoint import find_damage, last_complete_checkpoint, mark_complete
+from hf_plasticity.trainer import last_complete_checkpoint
 from support.launch import TINY
 from support.trainers import StopAt, assert_same, final_state, make_trainer, stop_at
 

@@ -55,6 +55,10 @@ def test_a_refused_field_has_one_value(name):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
+        # By name, since the table itself is what the test above goes through.
+        ({"save_only_model": True}, "save_only_model: True is not supported, leave it out"),
+        ({"ignore_data_skip": True}, "ignore_data_skip: True is not supported, leave it out"),
+        ({"dataloader_in_order": False}, "dataloader_in_order: False is not supported, leave it out"),
         ({"save_strategy": "epoch"}, "save_strategy: 'epoch' is not supported; use steps or no"),
         ({"save_strategy": "best"}, "save_strategy: 'best' is not supported; use steps or no"),
         ({"optim": "schedule_free_adamw"}, "optim: 'schedule_free_adamw' is not supported; choose one of adamw_torch"),
