@@ -5,16 +5,17 @@ import shutil
 import signal
 import subprocess
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
-from hf_plasticity import PlasticityError
+from hf_plasticity import ContinualTrainer, PlasticityError
 from hf_plasticity.cli import main
 from hf_plasticity.experiment import parse_experiment, run_experiment
 from hf_plasticity.experiment.data import open_data
 from hf_plasticity.experiment.folder import run_folder
 from hf_plasticity.experiment.run import report_is_current
-from hf_plasticity.records import PROBES_FILE, append_record, checkpoints, is_complete, run_lock
+from hf_plasticity.records import PROBES_FILE, append_record, checkpoints, is_complete, read_run, run_lock
 from hf_plasticity.threads import choose_threads
 from support.launch import CONTINUAL, KILLED, TINY, error_line, launch, launch_killed, start, wait_until_stopped
 from support.runs import assert_same_run, recorded
@@ -194,6 +195,18 @@ def test_what_a_killed_run_without_checkpoints_left_is_never_taken_for_that_of_o
     with pytest.raises(PlasticityError, match=r"belongs to another run \(learning_rate is"):
         train(begun, "--learning_rate=3e-3")
     assert sorted(path.name for path in begun.iterdir() if path.name not in (".lock", ".follow.lock")) == before
+
+
+def test_a_start_that_took_no_step_leaves_all_settings_free(tmp_path, monkeypatch):
+    folder = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(ContinualTrainer, "training_step", Mock(side_effect=PlasticityError("loss: not finite")))
+        with pytest.raises(PlasticityError, match="loss: not finite"):
+            train(folder, "--learning_rate=9", "--cycles=1")
+    assert [probe["step"] for probe in read_run(folder).probes] == [0]
+    for one in (folder, tmp_path / "new"):
+        train(one, "--learning_rate=3e-3", "--cycles=1")
+    assert_same_run(folder, tmp_path / "new")
 
 
 @pytest.mark.parametrize("name", ["checkpoint-500", "trainer_state.json", PROBES_FILE])
