@@ -20,7 +20,7 @@ FSDP2_ON_CPU = SUPPORT / "fsdp2_on_cpu.py"
 TINY = [
     "--size=25K", "--cycles=2", "--task_steps=4", "--warmup_steps=1", "--context_length=32",
     "--global_batch_tokens=128", "--languages", "syn1", "syn2", "--probe_steps=4", "--probe_eval_sequences=4",
-    "--logging_steps=3", "--cpu_threads=1",
+    "--learning_rate=0.012", "--logging_steps=3", "--cpu_threads=1",
 ]
 # fmt: on
 
