@@ -1,9 +1,10 @@
 """
-The figures and the tables of docs/experiments.md, from the records in results/.
+The figures and the tables of docs/experiments.md and docs/mitigations.md, from the records in results/.
 
     python recipes/experiments.py
 """
 
+import json
 import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -50,6 +51,7 @@ def print_tables() -> None:
         onset_table(permuted, "task"),
         cause_table(permuted),
         variance_table({("25K", "permuted, 4 repeats"): read("repeats"), **permuted, **scaled}),
+        comparison_table(),
     ):
         print("\n".join(table), end="\n\n")
 
@@ -182,6 +184,28 @@ def variance_table(groups: Arms) -> Iterator[str]:
         if len(seeds) > 2:
             cells[3] = f"{seed_scatter(seeds):.1f}%"
         yield f"| {size} | {name} | {' | '.join(cells)} |"
+
+
+def comparison_table() -> Iterator[str]:
+    """The leaderboard of results/compare."""
+    path = ROOT / "results" / "compare" / "leaderboard.json"
+    yield "| method | rank | AUC against none (95% interval) | p, corrected | with default arguments | training loss |"
+    yield "|---|---|---|---|---|---|"
+    for row in json.loads(path.read_text(encoding="utf-8"))["rows"]:
+        cells = [
+            f"`{row['method']}`",
+            "–".join(map(str, sorted(set(row["rank"])))),
+            interval(row["change"]),
+            "" if row["corrected_p"] is None else f"{row['corrected_p']:.3f}",
+            interval(row["with_defaults"]),
+            "" if row["method"] == "none" else f"{row['training_loss_gap'][0]:+.2f}",
+        ]
+        yield f"| {' | '.join(cells)} |"
+
+
+def interval(change: dict | None) -> str:
+    """A change in percent with its interval."""
+    return "" if change is None else f"{change['percent']:+.1f}% ({change['low']:+.1f} to {change['high']:+.1f})"
 
 
 def repeat_scatter(series: ProbeSeries) -> float:
