@@ -65,7 +65,7 @@ def test_more_threads_than_cores_are_refused_for_a_new_run_and_announced_for_a_r
         choose_threads(0, None)
     with caplog.at_level("WARNING"):
         assert choose_threads(None, 6) == 6
-    assert "resumes with the 6 CPU threads it was started with, on 8 cores" in caplog.text
+    assert "resumes with its original 6 CPU threads on 8 cores" in caplog.text
 
 
 def test_python_and_accelerate_launch_give_the_same_bits(tmp_path):

@@ -57,7 +57,7 @@ def test_the_sign_flip_test_agrees_with_a_count_in_integers():
 
 
 def test_too_many_seeds_are_refused():
-    with pytest.raises(PlasticityError, match="seeds: 21 are more than the 20"):
+    with pytest.raises(PlasticityError, match="seeds: 21 are more than the supported 20"):
         sign_flip_p([1.0] * 21)
 
 

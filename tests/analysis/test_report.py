@@ -100,7 +100,7 @@ def test_first_figures_are_auc_and_then_delta_auc(full_run):
     [
         ({0: 90.0}, "No result yet: 0 probes of the trained model"),
         ({1: 60.0}, "No result yet: 1 probe of the trained model"),
-        ({1: 60.0, 2: 54.0, 3: 57.0}, "No onset of plasticity loss can be stated: 3 probes of 1 seed cannot tell"),
+        ({1: 60.0, 2: 54.0, 3: 57.0}, "No onset of plasticity loss can be stated: 3 probes of 1 seed are too few"),
         (dict(enumerate([*NOISY, 101.0, 100.0, 101.0])), "No onset of plasticity loss was detected up to task 64 (a "
          "lasting rise of"),
         (dict(enumerate([*NOISY, 101.0])), "AUC was lowest after cycle 1 (100.0). After cycle 6, the last probe, it "

@@ -121,7 +121,7 @@ def test_runs_without_deferred_probes_are_errors_on_one_line(
     for run, flags, message in (
         (inline, [], "follow: '.*' probes its checkpoints inline"),
         (tmp_path / "none", [], "model: there is no run folder '.*none'"),
-        (deferred / "cycle-001", [], r"model: '.*' has other files \(config.json\) and no run"),
+        (deferred / "cycle-001", [], r"model: '.*' has other files \(complete.json\) and no run"),
         (tmp_path / "other-text", [], "data_dir: the text of 'syn9' on this machine is not that of '.*'"),
         (deferred, ["--probe_steps=7"], "probe_steps: the configuration of the run decides it; leave it out"),
         (deferred, ["--context_length=64"], "context_length: the configuration of the run decides it"),

@@ -201,7 +201,7 @@ REFUSED = {
     "one token": (
         None,
         {"train": TRAIN[:, :1], "evaluation": EVALUATION[:, :1]},
-        "blocks: sequences of 1 token leave",
+        "blocks: sequences of 1 token have nothing to predict",
     ),
 }
 
