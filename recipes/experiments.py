@@ -22,15 +22,13 @@ from hf_plasticity.records import read_run
 
 ROOT = Path(__file__).parents[1]
 RED, BLUE, GREEN, GRAY = "#c0392b", "#2c6fbb", "#3a8f5c", "0.4"
-# Permuted, schedule and weight decay of each kind of run in results/permuted, with its name.
+# Whether the text is permuted, and the schedule, of each kind of run in results/permuted, with its name.
 PERMUTED_ARMS = {
-    (True, "rotation", 0.1): "permuted",
-    (True, "rotation", 0.0): "permuted, weight decay 0",
-    (False, "rotation", 0.1): "rotation",
-    (False, "rotation", 0.0): "rotation, weight decay 0",
-    (False, "stationary", 0.1): "stationary text (control)",
+    (True, "rotation"): "permuted",
+    (False, "rotation"): "rotation (control)",
+    (False, "stationary"): "stationary text (control)",
 }
-DRAWN = {"permuted": RED, "rotation": GREEN, "stationary text (control)": BLUE}
+COLORS = {"permuted": RED, "rotation (control)": GREEN, "stationary text (control)": BLUE}
 
 Arms = dict[tuple[str, str], list[ProbeSeries]]
 
@@ -50,7 +48,7 @@ def print_tables() -> None:
         onset_table(scaled, "cycle"),
         onset_table(permuted, "task"),
         cause_table(permuted),
-        variance_table({("25K", "permuted, 4 repeats"): read("repeats"), **permuted, **scaled}),
+        variance_table({**permuted, **scaled}),
         comparison_table(),
     ):
         print("\n".join(table), end="\n\n")
@@ -73,7 +71,7 @@ def permuted_arms() -> Arms:
     """The runs of each size and kind, the smallest models first."""
 
     def kind(config: dict) -> str:
-        return PERMUTED_ARMS[bool(config["permute_tokens"]), config["schedule"], config["weight_decay"]]
+        return PERMUTED_ARMS[bool(config["permute_tokens"]), config["schedule"]]
 
     return arms(read("permuted"), kind, list(PERMUTED_ARMS.values()))
 
@@ -173,16 +171,15 @@ def cause_table(groups: Arms) -> Iterator[str]:
 
 def variance_table(groups: Arms) -> Iterator[str]:
     """Where the scatter of AUCs comes from, as standard deviations in percent of the AUC."""
-    yield "| size | text | repeats | checkpoints | of which start loss | seeds | descent |"
-    yield "|---|---|---|---|---|---|---|"
+    yield "| size | text | checkpoints | of which start loss | seeds | descent |"
+    yield "|---|---|---|---|---|---|"
     for (size, name), seeds in groups.items():
-        cells = ["–", "–", "–", "–", f"{100 * fmean(descent(one) for one in seeds):.0f}%"]
-        if any(one.trained[0].get("repeats") for one in seeds):
-            cells[0] = f"{fmean(repeat_scatter(one) for one in seeds):.1f}%"
-        cells[1] = f"{fmean(scatter(one) for one in seeds):.1f}%"
-        cells[2] = f"{100 * explained_by_start_loss(seeds):.0f}%"
-        if len(seeds) > 2:
-            cells[3] = f"{seed_scatter(seeds):.1f}%"
+        cells = [
+            f"{fmean(scatter(one) for one in seeds):.1f}%",
+            f"{100 * explained_by_start_loss(seeds):.0f}%",
+            f"{seed_scatter(seeds):.1f}%",
+            f"{100 * fmean(descent(one) for one in seeds):.0f}%",
+        ]
         yield f"| {size} | {name} | {' | '.join(cells)} |"
 
 
@@ -206,15 +203,6 @@ def comparison_table() -> Iterator[str]:
 def interval(change: dict | None) -> str:
     """A change in percent with its interval."""
     return "" if change is None else f"{change['percent']:+.1f}% ({change['low']:+.1f} to {change['high']:+.1f})"
-
-
-def repeat_scatter(series: ProbeSeries) -> float:
-    """Of the AUCs of one checkpoint with other orders of the probe's data."""
-    spreads = [
-        probe["auc_stderr"] * math.sqrt(len(probe["repeats"])) / probe["auc"]
-        for probe in series.trained
-    ]  # fmt: skip
-    return 100 * math.sqrt(fmean(spread**2 for spread in spreads))
 
 
 def scatter(series: ProbeSeries) -> float:
@@ -260,15 +248,17 @@ def estimate(values: Sequence[float], text: str = "{:.2f}", unit: str = "") -> s
 
 def draw_permuted(groups: Arms) -> None:
     sizes = list(dict.fromkeys(size for size, _ in groups))
-    figure = Figure(figsize=(10, 3.2), layout="constrained")
+    figure = Figure(figsize=(10, 3.5), layout="constrained")
     for axes, size in zip(figure.subplots(1, len(sizes), sharey=True), sizes):
-        here = {name: seeds for (one, name), seeds in groups.items() if one == size and name in DRAWN}
+        here = {name: seeds for (one, name), seeds in groups.items() if one == size}
         for name, seeds in here.items():
-            draw_band(axes, seeds, "task", DRAWN[name], f"{name}, n = {len(seeds)}")
+            draw_band(axes, seeds, "task", COLORS[name], name)
         untrained = fmean(mean_loss(one, 0) for seeds in here.values() for one in seeds)
         axes.axhline(untrained, color=GRAY, linestyle="--", linewidth=1, label="untrained")
         finish(axes, size, "task instances trained")
     figure.axes[0].set_ylabel("mean loss of the probe (AUC / steps)")
+    handles = {label: line for axes in figure.axes for line, label in zip(*axes.get_legend_handles_labels())}
+    figure.legend(handles.values(), handles, loc="outside lower center", ncols=len(handles), frameon=False, fontsize=9)
     figure.savefig(ROOT / "docs" / "images" / "permuted-auc.png", dpi=130)
 
 
@@ -280,9 +270,11 @@ def draw_scaled(groups: Arms) -> None:
         for (_, name), seeds in groups.items():
             color = RED if name == "rotation" else BLUE
             draw_band(axes, seeds, "tokens", color, f"{name}, n = {len(seeds)}", field)
-            axes.axvline(65_000 * parameters(seeds[0]) ** 0.827 / 1e6, color=GRAY, linestyle="--", linewidth=1)
+            law = 65_000 * parameters(seeds[0]) ** 0.827 / 1e6
+            axes.axvline(law, color=GRAY, linestyle="--", linewidth=1, label="onset by the paper's law")
         finish(axes, next(iter(groups))[0], "training tokens (millions)")
         axes.set_ylabel(f"{title} (nats per byte)")
+        axes.legend(fontsize=8, frameon=False)
     figure.savefig(ROOT / "docs" / "images" / "scaled-auc.png", dpi=130)
 
 
@@ -303,7 +295,6 @@ def draw_band(
 
 def finish(axes: Axes, size: str, label: str) -> None:
     axes.set(title=f"{size} parameters", xlabel=label)
-    axes.legend(fontsize=7, frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
 
 
