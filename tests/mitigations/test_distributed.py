@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from hf_plasticity.records import MITIGATIONS_FILE, read_records
-from support.launch import ROOT, SUPPORT, launch
+from support.launch import launch_ranks
 from support.mitigated_ranks import RESUMED
 from support.mitigations import CASES, assert_close_events, settings_of
 from support.ranks import COMPARABLE, continual
@@ -13,28 +13,19 @@ from support.ranks import COMPARABLE, continual
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 
 
-def launched(folder, kind, processes):
-    script = SUPPORT / "mitigated_ranks.py"
-    process = launch(
-        kind, folder, script=script, processes=processes, timeout=550, PYTHONPATH=f"{ROOT}:{SUPPORT.parent}"
-    )
-    assert process.returncode == 0, process.stderr[-5000:]
-    return folder
-
-
 @pytest.fixture(scope="module")
 def ddp(tmp_path_factory):
-    return launched(tmp_path_factory.mktemp("ddp"), "ddp", 2)
+    return launch_ranks("mitigated_ranks.py", tmp_path_factory.mktemp("ddp"), "ddp", 2)
 
 
 @pytest.fixture(scope="module")
 def ddp_of_three(tmp_path_factory):
-    return launched(tmp_path_factory.mktemp("ddp-of-three"), "ddp", 3)
+    return launch_ranks("mitigated_ranks.py", tmp_path_factory.mktemp("ddp-of-three"), "ddp", 3)
 
 
 @pytest.fixture(scope="module")
 def fsdp2(tmp_path_factory):
-    return launched(tmp_path_factory.mktemp("fsdp2"), "fsdp2", 2)
+    return launch_ranks("mitigated_ranks.py", tmp_path_factory.mktemp("fsdp2"), "fsdp2", 2)
 
 
 @pytest.fixture(scope="module")

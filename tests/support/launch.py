@@ -55,6 +55,29 @@ def start(*arguments, processes=1, script=CONTINUAL, options=(), direct=False, p
     )
 
 
+def launch_ranks(script, folder, kind, processes, part="all"):
+    """
+    A script of `support/` on several processes; the folder that it has written to.
+
+    gloo rarely aborts a process in one of its threads (seen in torch 2.13.0, once in some hundred launches; see
+    https://github.com/pytorch/pytorch/pull/179291). The launch is then repeated once.
+    """
+    for attempt in ("first", "second"):
+        process = launch(
+            kind,
+            folder / attempt,
+            part,
+            script=SUPPORT / script,
+            processes=processes,
+            timeout=550,
+            PYTHONPATH=f"{ROOT}:{SUPPORT.parent}",
+        )
+        if "Signal 6 (SIGABRT)" not in process.stderr:
+            break
+    assert process.returncode == 0, process.stderr[-5000:]
+    return folder / attempt
+
+
 def wait_until_stopped(process):
     """Wait until a process has stopped itself with SIGSTOP."""
     stat = Path(f"/proc/{process.pid}/stat")

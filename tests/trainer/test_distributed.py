@@ -9,39 +9,31 @@ from transformers import GPT2LMHeadModel
 
 from hf_plasticity.records import FORGETTING_FILE, PROBES_FILE, read_records
 from hf_plasticity.trainer import last_complete_checkpoint
-from support.launch import ACCELERATE, ROOT, SUPPORT, TINY, error_line, launch
+from support.launch import ACCELERATE, TINY, error_line, launch, launch_ranks
 from support.ranks import COMPARABLE, PROBES, TRAININGS, accumulations_of, continual
 
 
 pytestmark = pytest.mark.distributed
 
 
-def launch_ranks(folder, kind, processes, part="all"):
-    process = launch(
-        kind, folder, part, script=SUPPORT / "ranks.py", processes=processes, PYTHONPATH=f"{ROOT}:{SUPPORT.parent}"
-    )
-    assert process.returncode == 0, process.stderr[-5000:]
-    return folder
-
-
 @pytest.fixture(scope="module")
 def ddp(tmp_path_factory):
-    return launch_ranks(tmp_path_factory.mktemp("ddp"), "ddp", 2)
+    return launch_ranks("ranks.py", tmp_path_factory.mktemp("ddp"), "ddp", 2)
 
 
 @pytest.fixture(scope="module")
 def ddp_of_three(tmp_path_factory):
-    return launch_ranks(tmp_path_factory.mktemp("ddp-of-three"), "ddp", 3)
+    return launch_ranks("ranks.py", tmp_path_factory.mktemp("ddp-of-three"), "ddp", 3)
 
 
 @pytest.fixture(scope="module")
 def ddp_of_four(tmp_path_factory):
-    return launch_ranks(tmp_path_factory.mktemp("ddp-of-four"), "ddp", 4, "comparable")
+    return launch_ranks("ranks.py", tmp_path_factory.mktemp("ddp-of-four"), "ddp", 4, "comparable")
 
 
 @pytest.fixture(scope="module")
 def fsdp2(tmp_path_factory):
-    return launch_ranks(tmp_path_factory.mktemp("fsdp2"), "fsdp2", 2)
+    return launch_ranks("ranks.py", tmp_path_factory.mktemp("fsdp2"), "fsdp2", 2)
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +80,7 @@ def test_probes_are_invisible_on_several_processes(request, setup, training, pro
 @pytest.mark.slow
 @pytest.mark.parametrize(("kind", "probes"), [("ddp", ["full", "lora"]), ("fsdp2", ["full"])])
 def test_probes_are_invisible_to_compiled_runs_on_several_processes(tmp_path, kind, probes):
-    folder = launch_ranks(tmp_path, kind, 2, "compiled")
+    folder = launch_ranks("ranks.py", tmp_path, kind, 2, "compiled")
     for probe in probes:
         assert_same_ends(ends(folder, f"compiled-{probe}"), ends(folder, "compiled-none"))
 
