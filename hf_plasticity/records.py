@@ -398,6 +398,11 @@ def finished_steps(folder: str | os.PathLike) -> int | None:
     return read_json(state).get("global_step") if state.exists() else None
 
 
+def has_finished(folder: str | os.PathLike, steps: int) -> bool:
+    """Whether the training in a run folder is finished and has this many optimizer steps."""
+    return (finished_steps(folder) or 0) >= steps
+
+
 @dataclass(repr=False)
 class RunRecord:
     """

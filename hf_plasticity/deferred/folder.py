@@ -14,7 +14,7 @@ from ..records import (
     LOCK_FILE,
     PROVENANCE,
     checkpoint_name,
-    finished_steps,
+    has_finished,
     probed_checkpoints,
     read_config,
 )
@@ -71,7 +71,7 @@ class DeferredFolder:
 
     def progress(self) -> Progress:
         """The progress of the run."""
-        complete = is_complete(self.folder)
+        complete = is_finished(self.folder)
         return Progress([path.name for path in probed_checkpoints(self.folder)], complete)
 
     def checkpoint(self, name: str) -> Path:
@@ -95,13 +95,13 @@ class DeferredFolder:
         return checkpoint_name(record, read_config(self.folder)[PROVENANCE]["tasks_per_cycle"])
 
 
-def is_complete(folder: Path) -> bool:
+def is_finished(folder: Path) -> bool:
     """Whether the training in a run folder has the length of its configuration."""
     config = read_config(folder)
     if config is None:
         return False
     length = config["cycles"] * config[PROVENANCE]["tasks_per_cycle"] * config["task_steps"]
-    return (finished_steps(folder) or 0) >= length
+    return has_finished(folder, length)
 
 
 def check_deferred(name: str, config: Mapping[str, Any]) -> None:

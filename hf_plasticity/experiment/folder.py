@@ -30,7 +30,7 @@ from ..records import (
     checkpoints,
     cycle_name,
     differences,
-    finished_steps,
+    has_finished,
     probed_checkpoints,
     read_config,
     read_records,
@@ -125,12 +125,12 @@ def recorded_threads(folder: str | Path) -> int | None:
     return (read_config(folder) or {}).get("cpu_threads") if has_started(folder) else None
 
 
-def is_complete(config: ExperimentConfig) -> bool:
+def is_finished(config: ExperimentConfig) -> bool:
     """Whether the training in the run folder has the length of the configuration."""
     training = config.training
     schedule = make_schedule(training.schedule, config.data.languages, task_slots=1, blend=training.blend)
     steps = training.cycles * schedule.tasks_per_cycle * training.task_steps
-    return (finished_steps(training.output_dir) or 0) >= steps
+    return has_finished(training.output_dir, steps)
 
 
 def write_run_config(config: ExperimentConfig, data: RunData, trainer: ContinualTrainer) -> None:

@@ -27,7 +27,7 @@ from ..trainer import ContinualTrainer, last_complete_checkpoint
 from ..trainer.config import DEFERRED
 from .config import ExperimentConfig
 from .data import RunData, open_data, training_stream, vocabulary
-from .folder import is_complete, recorded_threads, run_folder, write_run_config
+from .folder import is_finished, recorded_threads, run_folder, write_run_config
 
 
 if TYPE_CHECKING:
@@ -173,7 +173,7 @@ def run_experiment(config: ExperimentConfig) -> None:
     logging.disable_progress_bar()
     with run_folder(config):
         pusher = start_pushing(config)
-        if from_main_process(lambda: is_complete(config)):
+        if from_main_process(lambda: is_finished(config)):
             if is_main_process():
                 if not report_is_current(folder):
                     show_results(folder)
