@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from ..errors import PlasticityError
 from ..experiment import parse_experiment
-from ..experiment.folder import is_complete
+from ..experiment.folder import is_finished
 from ..ladder.command import run_in_parallel
 from ..ladder.jobs import FAILED
 from ..records import differences, read_config
@@ -129,7 +129,7 @@ def is_done(run: Run) -> bool:
     config, recorded = parse_experiment(run.settings), read_config(run.folder)
     if recorded is None or differences(recorded, config.numerics()):
         return False  # if it has begun with other settings, the run reports it
-    return is_complete(config) or divergence(run.folder) is not None
+    return is_finished(config) or divergence(run.folder) is not None
 
 
 def result_of(run: Run, step: int) -> Result | None:
