@@ -145,7 +145,7 @@ def head_losses(report: Report, cases: list[Case]) -> None:
                 report.add(case.size, head_loss, "not measured: time limit")
                 continue
             try:
-                with Worker(case.but(contender="ContinualTrainer", head_loss=head_loss, windows=3)) as worker:
+                with Worker(case.but(contender="ContinualTrainer", head_loss=head_loss, windows=2)) as worker:
                     result = worker.started().result(timeout=report.left() + 600)
             except WorkerFailed as failure:
                 report.add(case.size, head_loss, f"failed: {failure}")
