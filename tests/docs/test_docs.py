@@ -39,7 +39,7 @@ NOT_RUN = {
     r"probe --model runs/mine --follow|push runs/mine": "needs a run of the reader; see tests/deferred and tests/hub",
     r"report runs/(100K|ladder)": "needs runs that take hours; see tests/analysis/test_report.py",
     r"ladder --config permuted|hf-plasticity compare": "takes an hour or more; see tests/ladder and tests/comparing",
-    r"recipes/(benchmark|simulate|experiments|mitigation_cost)\.py": "takes minutes to an hour, or draws into docs/images",
+    r"recipes/(benchmark|simulate|experiments|mitigation_cost)\.py": "takes minutes to an hour, or draws figures",
     r"git worktree|tests/support/": "makes runs of two checkouts; see tests/support",
 }
 # fmt: off
