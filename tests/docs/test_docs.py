@@ -38,7 +38,7 @@ NOT_RUN = {
     r"\borg/": "needs an account on the Hub; tests/hub and tests/deferred do the same on loopback",
     r"probe --model runs/mine --follow|push runs/mine": "needs a run of the reader; see tests/deferred and tests/hub",
     r"report runs/(100K|ladder)": "needs runs that take hours; see tests/analysis/test_report.py",
-    r"ladder --config permuted|hf-plasticity compare": "takes an hour or more; see tests/ladder and tests/comparing",
+    r"ladder --config (permuted|scaled)|hf-plasticity compare": "takes an hour; see tests/ladder and tests/comparing",
     r"recipes/(benchmark|simulate|experiments|mitigation_cost)\.py": "takes minutes to an hour, or draws figures",
     r"git worktree|tests/support/": "makes runs of two checkouts; see tests/support",
 }
