@@ -43,8 +43,7 @@ class OnsetLaw:
             `None` with two measured onsets, from which the noise cannot be estimated.
         level (`float`, *optional*): Coverage of all intervals.
         sublinear_p_value (`float`, *optional*): From the one-sided test against an exponent of 1 or more. It is small
-        if
-            the onset grows less than proportionally with size.
+            if the onset grows less than proportionally with size.
         loo_errors (`dict[str, float]`, *optional*): Mean relative leave-one-out error of the models `power`, `linear`,
             `log-linear` and `exponential`; `None` with too few points to leave one out.
         tokens_per_task (`float`, *optional*, defaults to 5e9): Training tokens in a task instance.

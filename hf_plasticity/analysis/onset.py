@@ -31,8 +31,7 @@ class Onset:
         censored (`bool`): No onset was detected.
         rule (`str`): The rule by which the onset was determined.
         at_first_probe (`bool`, *optional*, defaults to `False`): The curve rises from its first probe: `task` is an
-        upper
-            bound.
+            upper bound.
         between (`tuple[float, float]`, *optional*): The probes before and after it, in task instances; 0 before the
             first and infinity after the last.
         interval (`tuple[float, float]`, *optional*): The 95% interval; for the rule `"rise"`.

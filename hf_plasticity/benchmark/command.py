@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ..errors import PlasticityError
 from .cpu import CPU_PARTS, cpu_suite
-from .gpu import PARTS, fill_compile_cache, gpu_suite
+from .gpu import GPU_PARTS, fill_compile_cache, gpu_suite
 from .report import Report
 
 
@@ -42,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--parts",
         nargs="+",
         metavar="PART",
-        help=f"only these parts, in this order; cpu: {', '.join(CPU_PARTS)}; gpu: {', '.join(PARTS)}",
+        help=f"only these parts, in this order; cpu: {', '.join(CPU_PARTS)}; gpu: {', '.join(GPU_PARTS)}",
     )
     parser.add_argument(
         "--dry", action="store_true", help="run with minimal work to test the suite; the numbers are meaningless"
@@ -53,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         help="only fill the cache of torch.compile for the suite gpu",
     )
     options = parser.parse_args(arguments)
-    known = CPU_PARTS if options.suite == "cpu" else PARTS
+    known = CPU_PARTS if options.suite == "cpu" else GPU_PARTS
     for part in options.parts or ():
         if part not in known:
             parser.error(f"parts: {part!r} is not a part of the suite {options.suite}; choose from {', '.join(known)}")

@@ -32,7 +32,7 @@ def gpu_suite(report: Report, dry: bool, device: str = "cuda", parts: list[str] 
         report ([`Report`]): Receives the sections.
         dry (`bool`): Whether to run with minimal work; the numbers are meaningless.
         device (`str`, *optional*, defaults to `"cuda"`): `"cpu"` for a dry run without a GPU.
-        parts (`list[str]`, *optional*): Only these, of `PARTS`.
+        parts (`list[str]`, *optional*): Only these, of `GPU_PARTS`.
     """
     paper = paper_case(dry, device)
     micro = Case("bare loop", "100K", device=device, threads=1, window=50, warmup=20)
@@ -72,7 +72,7 @@ def gpu_suite(report: Report, dry: bool, device: str = "cuda", parts: list[str] 
         everything[part]()
 
 
-PARTS = ("mfu", "head", "compiled", "side", "micro", "probe", "diagnosis", "long")
+GPU_PARTS = ("mfu", "head", "compiled", "side", "micro", "probe", "diagnosis", "long")
 
 
 def paper_case(dry: bool, device: str) -> Case:

@@ -62,8 +62,7 @@ def run_probe(
         micro_batch_size (`int`, *optional*): Sequences in one forward pass on one process; it affects memory, not
             results. By default the whole share of this process.
         largest_micro_batch_size (`int`, *optional*): Alternatively, an upper limit; the largest divisor of the share
-        up to
-            this limit is used.
+            up to this limit is used.
         bytes_per_token (`float`, *optional*): Bytes per token of the validation text, for `bits_per_byte`.
         description (`str`, *optional*, defaults to `"probe"`): Label of the progress bar.
         show_progress (`bool`, *optional*, defaults to `True`): Whether the main process shows a progress bar.

@@ -97,8 +97,7 @@ class CheckpointProber:
         head_loss (`str`, *optional*, defaults to `"logits"`): `"logits"` or `"fused"`.
         diagnostics (`DiagnosticsConfig`, *optional*): The settings of a diagnosis.
         diagnostics_blocks (`np.ndarray` of shape `(N, T)`, *optional*): Token ids for diagnoses; without them there
-        are
-            no diagnoses.
+            are no diagnoses.
         micro_batch_size (`int`, *optional*): Sequences in one forward pass on one process; its whole share by default.
         show_progress (`bool`, *optional*, defaults to `True`): Whether the main process shows a bar for each probe.
         skip_damaged (`bool`, *optional*, defaults to `False`): Whether to leave out checkpoints that cannot be loaded.
@@ -142,8 +141,7 @@ class CheckpointProber:
 
         Args:
             steps (`Sequence[int]`): Steps of the training. They must include the untrained checkpoint and the first
-            trained
-                one, unless these are already recorded, because distances and ΔAUC refer to them.
+                trained one, unless these are already recorded, because distances and ΔAUC refer to them.
             recorded (`Callable[[int], None]`, *optional*): Called on the main process after each of them, while the
                 others wait.
 

@@ -82,9 +82,9 @@ def test_page_of_a_run_shows_its_numbers(full_run):
         "AUC was lowest after cycle 2 (54.00). After cycle 3, the last probe, it was 57.00: 5.6% above the lowest and "
         "5.0% below cycle 1." in first_screen(html)
     )
-    assert "cycle 0 0 0 90.00 – 6.000 4.000 40.00 1.250" in text
-    assert "cycle 1 80 1M 60.00 +0.00% 6.000 2.000 20.00 1.250" in text
-    assert "cycle 2 160 2M 54.00 −10.00% 6.000 1.600 16.00 1.250" in text
+    assert "cycle 0 0 0 90.00 – 6.000 4.000 1.250 40.00" in text
+    assert "cycle 1 80 1M 60.00 +0.00% 6.000 2.000 1.250 20.00" in text
+    assert "cycle 2 160 2M 54.00 −10.00% 6.000 1.600 1.250 16.00" in text
     curves = ["learning curves", "late learning curves"]
     assert [*figures_of(html)] == ["AUC", "ΔAUC", *curves, "training loss", "forgetting", "dormant units"]
     assert "Not measured: sharpness (no double backward)" in text
@@ -136,12 +136,18 @@ def test_tables_are_attached_as_csv_with_full_precision(tmp_path):
     ]
     assert tables[0][0] == [
         "Probe", "Step", "Tokens", "AUC", "AUC error", "ΔAUC against cycle 1", "ΔAUC against cycle 1 error",
-        "Start loss", "Final loss", "AUC from step 10", "Bits per byte",
+        "Start loss", "Final loss", "Bits per byte", "AUC from step 10",
     ]  # fmt: skip
     assert tables[0][2][:6] == ["cycle 2", "160", "1234567", "54.5", "0.5", str(100 * (54.5 - 60) / 60)]
     assert ["weight_decay", "0.1"] in tables[1]
     # Losses (6, x, x) at steps 0, 10, 20 and the area 30 + 15 x: 10 x from step 10 on.
-    assert [float(row[-2]) for row in tables[0][1:]] == pytest.approx([20.0, 10 * (54.5 - 30) / 15])
+    assert [float(row[-1]) for row in tables[0][1:]] == pytest.approx([20.0, 10 * (54.5 - 30) / 15])
+
+
+def test_the_auc_without_the_descent_requires_two_losses_after_it(tmp_path):
+    ends = {"probe_steps": [0, 20], "losses": [6.0, 2.0], "auc": 80.0}
+    text = text_of(report(make_run(tmp_path / "run", probes=[probe(cycle, 80.0) | ends for cycle in (1, 2)])))
+    assert "Final loss" in text and "AUC from step" not in text
 
 
 def test_aucs_in_tables_have_their_errors(tmp_path):
@@ -188,7 +194,7 @@ def test_a_probe_within_the_first_cycle_is_one_of_a_trained_model(tmp_path):
 def test_run_without_configuration_cycles_or_log_is_reported_with_notes(tmp_path):
     text = text_of(report(make_run(tmp_path / "bare", bare=True, log=False)))
     assert "Model, trained for 240 steps. Probed 4 times on vi." in text
-    assert "step 160 160 – 54.00 −10.00% 6.000 1.600 16.00 –" in text
+    assert "step 160 160 – 54.00 −10.00% 6.000 1.600 – 16.00" in text
     for note in (
         "No config.yaml",
         "The tokens of some probes are not recorded: the horizontal axis is the optimizer step",

@@ -59,8 +59,8 @@ def launch_ranks(script, folder, kind, processes, part="all"):
     """
     A script of `support/` on several processes; the folder that it has written to.
 
-    gloo rarely aborts a process in one of its threads (seen in torch 2.13.0, once in some hundred launches; see
-    https://github.com/pytorch/pytorch/pull/179291). The launch is then repeated once.
+    gloo may abort a process in one of its threads (seen once, in torch 2.13.0; compare
+    https://github.com/pytorch/pytorch/pull/179291). The launch is then repeated, so that only a second abort fails.
     """
     for attempt in ("first", "second"):
         process = launch(

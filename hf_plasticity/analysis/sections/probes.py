@@ -119,18 +119,18 @@ def probes_table(series: ProbeSeries) -> Section:
             None if is_untrained(probe) else Estimate(*changes[probe["step"]]),
             probe["start_loss"],
             probe["final_loss"],
-            None if series.late_step is None else series.late_auc(probe),
             probe.get("bits_per_byte"),
+            *([] if series.late_step is None else [series.late_auc(probe)]),
         ]
         for probe in series.probes
     ]
     columns = {"Probe": str, "Step": "{:,}".format, "Tokens": compact, "AUC": auc_text, against: change_text}
-    columns |= dict.fromkeys(("Start loss", "Final loss"), "{:.3f}".format)
-    columns |= {f"AUC from step {series.late_step or '—'}": number, "Bits per byte": "{:.3f}".format}
+    columns |= dict.fromkeys(("Start loss", "Final loss", "Bits per byte"), "{:.3f}".format)
     caption = f"{series.language_name}, {series.adaptation}, probe configuration {series.probe_config_hash}"
     if any(probe.get("auc_stderr") is not None for probe in series.probes):
         caption += ". ±: one standard error over repeats"
     if series.late_step is not None:
+        columns[f"AUC from step {series.late_step}"] = number
         early = fmean(1 - series.late_auc(probe) / probe["auc"] for probe in series.probes)
         caption += f". {early:.0%} of the AUC lies before step {series.late_step}, where it depends on the start loss"
     section = Section("Every probe", tables=[Table(columns, rows, caption)])

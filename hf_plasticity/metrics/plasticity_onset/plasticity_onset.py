@@ -20,8 +20,7 @@ Args:
         the untrained model. For a batch of curves, one list for all of them or one for each.
     aucs (`list` of `float`, or a list of such lists): The area of each probe; a list of such lists is a batch.
     rule (`str`): "rise" (default): a test whether the curve rises by more than noise; if it does, the onset is the
-    minimum
-        of the smoothed curve. "turning_point": the task of the smallest AUC, if a later one is larger.
+        minimum of the smoothed curve. "turning_point": the task of the smallest AUC, if a later one is larger.
         "zero_crossing": the task at which the AUC returns to the reference after the smallest AUC, interpolated.
         "statistical": the first task after which every AUC is above the smallest earlier AUC by more than `z`
         standard errors of the difference.
