@@ -37,7 +37,7 @@ def cpu_suite(report: Report, dry: bool, parts: list[str] | None = None) -> None
     base = Case("bare loop", "25K", threads=threads)
     wide = base.but(size="2.5M", context_length=512, batch_size=4)
     paper = base.but(vocab_size=PAPER_VOCABULARY, context_length=PAPER_CONTEXT, batch_size=1, window=1, warmup=1)
-    models = [(base.but(window=20), 15), (base.but(size="100K"), 15), (wide.but(window=5, warmup=5), 7)]
+    models = [(base.but(window=20), 15), (base.but(size="100K"), 40), (wide.but(window=5, warmup=5), 7)]
     small, heads = (
         [base.but(window=40), base.but(size="400K", window=5)],
         [paper.but(size="5M"), paper.but(size="83M")],

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import os
 import select
 import socket
@@ -162,6 +163,18 @@ def median_and_range(values: list[float], digits: int = 3) -> str:
     """`"0.953 (0.941–0.960)"`."""
     low, high = f"{min(values):,.{digits}f}", f"{max(values):,.{digits}f}"
     return f"{statistics.median(values):,.{digits}f} ({low}–{high})"
+
+
+def median_interval(values: list[float], digits: int = 3) -> str:
+    """A 95% interval of the median, between two of the sorted values (sign test); `"-"` for fewer than six values."""
+    ordered, count = sorted(values), len(values)
+    outside, below = 0.0, 0
+    while below < count / 2 and outside + math.comb(count, below) / 2**count <= 0.025:
+        outside += math.comb(count, below) / 2**count
+        below += 1
+    if below == 0:
+        return "-"
+    return f"{ordered[below - 1]:,.{digits}f}–{ordered[-below]:,.{digits}f}"
 
 
 def free_port() -> int:

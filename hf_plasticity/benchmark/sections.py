@@ -6,7 +6,7 @@ from functools import wraps
 from typing import Any
 
 from .case import Case
-from .processes import Worker, WorkerFailed, median_and_range, take_turns
+from .processes import Worker, WorkerFailed, median_and_range, median_interval, take_turns
 from .report import Report
 
 
@@ -46,7 +46,7 @@ def training(report: Report, groups: list[tuple[list[Case], int]]) -> None:
     """Contenders that take turns: `groups` of cases on one model, the first of which is the bare loop, and rounds."""
     report.section(
         "Training",
-        ("model, context × batch", "contender", "tokens/s", "speed", "peak memory"),
+        ("model, context × batch", "contender", "tokens/s", "speed", "95% interval of the median", "peak memory"),
         "Each contender is a separate process. They take turns of a few optimizer steps. Speed is "
         "the time of the bare loop in a round divided by that of the contender: median and range over the rounds. "
         "Peak memory in MB, of the process on a CPU, of torch's tensors on a GPU. The compiled loop trains as nanoGPT "
@@ -62,11 +62,13 @@ def training(report: Report, groups: list[tuple[list[Case], int]]) -> None:
             if isinstance(result, WorkerFailed):
                 report.add(model_label(case), label(case), f"failed: {result}")
                 continue
-            speed = ""
+            speed = interval = ""
             if not isinstance(base, WorkerFailed):
-                speed = median_and_range([ours / its for ours, its in zip(base["seconds"], result["seconds"])])
+                ratios = [ours / its for ours, its in zip(base["seconds"], result["seconds"])]
+                speed, interval = median_and_range(ratios), median_interval(ratios)
             rate = case.tokens / statistics.median(result["seconds"])
-            report.add(model_label(case), label(case), f"{rate:,.0f}", speed, f"{result['memory'] / MB:,.0f}")
+            memory = f"{result['memory'] / MB:,.0f}"
+            report.add(model_label(case), label(case), f"{rate:,.0f}", speed, interval, memory)
 
 
 @records_failure

@@ -4,11 +4,18 @@ import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 from hf_plasticity.benchmark.case import Case
 from hf_plasticity.benchmark.command import main
-from hf_plasticity.benchmark.processes import Worker, WorkerFailed, median_and_range, take_turns
+from hf_plasticity.benchmark.processes import (
+    Worker,
+    WorkerFailed,
+    median_and_range,
+    median_interval,
+    take_turns,
+)
 from hf_plasticity.benchmark.report import Report
 from hf_plasticity.benchmark.sections import records_failure
 from support.launch import ROOT
@@ -25,6 +32,15 @@ def test_the_flops_of_a_token_are_those_of_the_formula():
 
 def test_readings_are_shown_as_median_and_range():
     assert median_and_range([0.9, 1.1, 0.95]) == "0.950 (0.900–1.100)"
+
+
+def test_the_interval_of_a_median_leaves_out_at_most_five_percent():
+    assert median_interval([1.0] * 5) == "-"  # even the range of five values covers only 94%
+    assert median_interval([3, 1, 2, 6, 5, 4], digits=0) == "1–6"
+    assert median_interval(list(range(1, 16)), digits=0) == "4–12"
+    draws = np.random.default_rng(0).normal(size=(2000, 40))
+    low, high = zip(*(map(float, median_interval(list(row), digits=6).rsplit("–", 1)) for row in draws))
+    assert np.mean((np.array(low) <= 0) & (np.array(high) >= 0)) == pytest.approx(0.96, abs=0.015)
 
 
 def test_a_report_is_on_disk_after_every_row(tmp_path):
