@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
+from ..allocation import keep_freed_memory
 from ..data.stream import collate_batch
 from ..diagnostics import diagnose
 from ..probing import ProbeConfig, run_probe
@@ -119,7 +120,9 @@ def stock_trainer(case: Case, watch: "Watch") -> None:
 
 
 def continual_trainer(case: Case, watch: "Watch") -> None:
-    """[`ContinualTrainer`] without probes."""
+    """[`ContinualTrainer`] without probes, with the memory setting of a run."""
+    if case.device == "cpu":
+        keep_freed_memory()
     with tempfile.TemporaryDirectory() as folder:
         args = ContinualConfig(**continual_settings(case, folder))
         trainer = ContinualTrainer(build_model(case), args, build_stream(case))

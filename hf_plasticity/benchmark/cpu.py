@@ -37,21 +37,30 @@ def cpu_suite(report: Report, dry: bool, parts: list[str] | None = None) -> None
     base = Case("bare loop", "25K", threads=threads)
     wide = base.but(size="2.5M", context_length=512, batch_size=4)
     paper = base.but(vocab_size=PAPER_VOCABULARY, context_length=PAPER_CONTEXT, batch_size=1, window=1, warmup=1)
-    models = [(base.but(window=20), 15), (base.but(size="100K"), 40), (wide.but(window=5, warmup=5), 7)]
+    # A model, how often its contenders start, and the rounds of each start.
+    models = [
+        (base, 12, 3),
+        (base.but(size="100K"), 12, 3),
+        (wide.but(window=3, warmup=2), 6, 2),
+    ]
     small, heads = (
         [base.but(window=40), base.but(size="400K", window=5)],
         [paper.but(size="5M"), paper.but(size="83M")],
     )
     length = {"steps": 80, "eval_every": 8, "eval_sequences": 64}
     short = {"steps": 20, "eval_every": 4, "eval_sequences": 16}
-    probes = [(base, length, 5), (base.but(size="100K"), length, 5), (wide, short, 5)]
+    probes = [(base, length, 6), (base.but(size="100K"), length, 6), (wide, short, 3)]
     if dry:
         base = base.but(context_length=32, batch_size=2, warmup=2, window=2, backend="aot_eager")
-        models, small, heads = [(base, 2)], [base], [base.but(vocab_size=512)]
+        models, small, heads = [(base, 2, 1)], [base], [base.but(vocab_size=512)]
         probes = [(base, {"steps": 4, "eval_every": 2, "eval_sequences": 4}, 2)]
     sequences = (("sequences", 4 if dry else 64),)
     everything = {
-        "training": lambda: training(report, [(contenders(model), rounds) for model, rounds in models]),
+        "training": lambda: training(
+            report,
+            [(contenders(model), starts, rounds) for model, starts, rounds in models]
+            + [(in_bf16(model), 1, rounds) for model, _, rounds in models[:2]],
+        ),
         "probe": lambda: probing(
             report,
             [
@@ -60,10 +69,10 @@ def cpu_suite(report: Report, dry: bool, parts: list[str] | None = None) -> None
             ],
         ),
         "diagnosis": lambda: diagnosing(
-            report, [(model.but(contender="diagnosis", options=sequences), min(rounds, 5)) for model, rounds in models]
+            report, [(model.but(contender="diagnosis", options=sequences), 5) for model, _, _ in models]
         ),
         "processes": lambda: two_processes(
-            report, [(model.but(contender="ContinualTrainer"), rounds) for model, rounds in models[-2:]]
+            report, [(model.but(contender="ContinualTrainer"), 7) for model, _, _ in models[-2:]]
         ),
         "side": lambda: side_by_side(report, small, threads),
         "head": lambda: head_losses(report, heads),
@@ -77,13 +86,14 @@ CPU_PARTS = ("training", "probe", "diagnosis", "processes", "side", "head", "lon
 
 
 def contenders(model: Case) -> list[Case]:
-    """All contenders on one model."""
-    ours = model.but(contender="ContinualTrainer")
-    return [
-        *(model.but(contender=name, compiled=name == "compiled loop") for name in TRAINERS),
-        ours.but(compiled=True),
-        ours.but(bf16=True),
-    ]
+    """All contenders on one model in fp32."""
+    plain = [model.but(contender=name, compiled=name == "compiled loop") for name in TRAINERS]
+    return [*plain, model.but(contender="ContinualTrainer", compiled=True)]
+
+
+def in_bf16(model: Case) -> list[Case]:
+    """bf16 compared with the bare loop in fp32."""
+    return [model.but(window=3), model.but(contender="ContinualTrainer", bf16=True, window=3, warmup=2)]
 
 
 @records_failure

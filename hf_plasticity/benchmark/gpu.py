@@ -56,7 +56,7 @@ def gpu_suite(report: Report, dry: bool, device: str = "cuda", parts: list[str] 
         "side": lambda: parallel_runs(report, micro, (1, 2) if dry else SIDE_BY_SIDE, dry),
         "micro": lambda: training(
             report,
-            [([micro.but(contender=name, compiled=name == "compiled loop") for name in TRAINERS], 2 if dry else 7)],
+            [([micro.but(contender=name, compiled=name == "compiled loop") for name in TRAINERS], 1, 2 if dry else 7)],
         ),
         "probe": lambda: probing(report, [(probe, 2 if dry else 3), (large, 2 if dry else 3)]),
         "diagnosis": lambda: diagnosing(

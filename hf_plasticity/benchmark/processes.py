@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from .case import Case
@@ -123,39 +124,54 @@ class Worker:
         return WorkerFailed(f"{what}: {lines[-1][:200]}" if lines else what)
 
 
-def take_turns(cases: list[Case], rounds: int, timeout: float = ANSWER_SECONDS) -> list[dict[str, Any] | WorkerFailed]:
+def take_turns(
+    cases: list[Case], rounds: int, starts: int = 1, timeout: float = ANSWER_SECONDS
+) -> list[dict[str, Any] | WorkerFailed]:
     """
     Let a worker for each case measure one window in each round.
 
     Args:
-        cases (`list[Case]`): The contenders; each must have `rounds` windows.
-        rounds (`int`): The number of rounds.
+        cases (`list[Case]`): The contenders.
+        rounds (`int`): The number of rounds after each start.
+        starts (`int`, *optional*, defaults to 1):
+            How often each contender starts anew, with a new model and new memory. The speed of a small model depends
+            on where its tensors lie in memory, by more than 10% (docs/benchmark.md). Several starts average over it.
         timeout (`float`, *optional*): Seconds for all of it.
 
     Returns:
-        `list[dict | WorkerFailed]`: For each case its result, with the `seconds` of every round, or its failure.
+        `list[dict | WorkerFailed]`: For each case its last result, with the `seconds` of every start (the median over
+        its rounds if there are several starts, otherwise those of every round), or its failure.
     """
     until = time.monotonic() + timeout
-    workers = [Worker(case.but(windows=rounds)) for case in cases]
-    results: list[dict[str, Any] | WorkerFailed] = [{"seconds": []} for _ in cases]
+    workers = [Worker(*[case.but(windows=rounds)] * starts) for case in cases]
+    results: list[dict[str, Any] | WorkerFailed] = [{} for _ in cases]
+    readings: list[list[list[float]]] = [[] for _ in cases]
 
-    def each(take: Any) -> None:
+    def hear_all(hear: Callable[[Worker, float], Any]) -> Iterator[tuple[int, Any]]:
+        """The next message of each worker in turn, by its number; a worker that fails leaves the others alone."""
         for number, worker in enumerate(workers):
             if isinstance(results[number], dict):
                 try:
-                    take(worker, results[number], until - time.monotonic())
+                    yield number, hear(worker, until - time.monotonic())
                 except WorkerFailed as failure:
                     results[number] = failure
 
     try:
-        each(lambda worker, result, left: worker.started(left))
-        each(lambda worker, result, left: result.update(worker.ask(left)))
-        for _ in range(rounds):
-            each(lambda worker, result, left: result["seconds"].append(worker.ask(left)["seconds"]))
-        each(lambda worker, result, left: result.update(worker.ask(left)))
+        list(hear_all(Worker.started))
+        for _ in range(starts):
+            for number, _ready in hear_all(Worker.ask):
+                readings[number].append([])
+            for _ in range(rounds):
+                for number, message in hear_all(Worker.ask):
+                    readings[number][-1].append(message["seconds"])
+            for number, message in hear_all(Worker.ask):
+                results[number] = message
     finally:
         for worker in workers:
             worker.close()
+    for result, mine in zip(results, readings):
+        if isinstance(result, dict):
+            result["seconds"] = [statistics.median(one) for one in mine] if starts > 1 else mine[0]
     return results
 
 

@@ -42,21 +42,22 @@ def model_label(case: Case) -> str:
 
 
 @records_failure
-def training(report: Report, groups: list[tuple[list[Case], int]]) -> None:
-    """Contenders that take turns: `groups` of cases on one model, the first of which is the bare loop, and rounds."""
+def training(report: Report, groups: list[tuple[list[Case], int, int]]) -> None:
+    """Contenders that take turns: `groups` of cases on one model (the first is the bare loop), starts and rounds."""
     report.section(
         "Training",
         ("model, context × batch", "contender", "tokens/s", "speed", "95% interval of the median", "peak memory"),
-        "Each contender is a separate process. They take turns of a few optimizer steps. Speed is "
-        "the time of the bare loop in a round divided by that of the contender: median and range over the rounds. "
+        "Each contender is a separate process. They take turns of a few optimizer steps, and start anew several "
+        "times, each time with a new model at other places in memory. Speed is the time of the bare loop divided by that of "
+        "the contender: median and range over the starts, or over the turns of a single start. "
         "Peak memory in MB, of the process on a CPU, of torch's tensors on a GPU. The compiled loop trains as nanoGPT "
         "does: `torch.compile`, and the next batch is fetched while the device computes.",
     )
-    for cases, rounds in groups:
+    for cases, starts, rounds in groups:
         if report.left() <= 0:
             report.add(model_label(cases[0]), "not measured: time limit")
             continue
-        results = take_turns(cases, rounds, timeout=report.left() + 60)
+        results = take_turns(cases, rounds, starts, timeout=report.left() + 60)
         base = results[0]
         for case, result in zip(cases, results):
             if isinstance(result, WorkerFailed):
@@ -73,19 +74,23 @@ def training(report: Report, groups: list[tuple[list[Case], int]]) -> None:
 
 @records_failure
 def probing(report: Report, cases: list[tuple[Case, int]]) -> None:
-    """A probe compared with the same number of plain steps and evaluations; each case has the contender `probe`."""
+    """
+    A probe compared with the same number of plain steps and evaluations. Each case has the contender `probe`, and
+    starts so many times.
+    """
     report.section(
         "Probe",
         ("model, context × batch", "probe", "seconds", "times the plain ones", "peak memory, times the plain ones"),
         "`run_probe` from its call to its return, with the copy and the restoration of the model, compared with a "
-        "bare loop with the same number of training steps and evaluations, in turns.",
+        "bare loop with the same number of training steps and evaluations, in turns; each starts anew several times.",
     )
-    for case, rounds in cases:
+    for case, starts in cases:
         what = f"{case.option('steps')} steps, {1 + case.option('steps') // case.option('eval_every')} evaluations"
         if report.left() <= 0:
             report.add(model_label(case), what, "not measured: time limit")
             continue
-        ours, plain = take_turns([case, case.but(contender="plain steps")], rounds, timeout=report.left() + 60)
+        both = [case, case.but(contender="plain steps")]
+        ours, plain = take_turns(both, 1, starts, timeout=report.left() + 60)
         if isinstance(ours, WorkerFailed) or isinstance(plain, WorkerFailed):
             report.add(model_label(case), what, f"failed: {ours if isinstance(ours, WorkerFailed) else plain}")
             continue

@@ -81,6 +81,11 @@ def test_contenders_take_turns_and_one_that_fails_does_not_stop_the_others():
     assert isinstance(bad, WorkerFailed) and "nobody" in str(bad)
 
 
+def test_contenders_that_start_several_times_give_one_reading_per_start():
+    [result] = take_turns([TINY], rounds=3, starts=2)
+    assert len(result["seconds"]) == 2 and result["memory"] > 1e8
+
+
 def test_an_unknown_part_is_named(capsys):
     with pytest.raises(SystemExit) as stopped:
         main(["--suite", "cpu", "--parts", "mfu"])
