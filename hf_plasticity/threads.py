@@ -60,9 +60,9 @@ def choose_threads(requested: int | None, recorded: int | None) -> int:
         if requested < 1:
             raise PlasticityError(f"cpu_threads: {requested} is not a positive number")
         if requested * processes > cores:
+            each = f" in each of {processes} processes" if processes > 1 else ""
             raise PlasticityError(
-                f"cpu_threads: {requested} threads in each of {processes} processes are more than the {cores} cores "
-                "that are available; use fewer"
+                f"cpu_threads: {requested}{each} exceeds the number of available cores, {cores}; use fewer"
             )
         if recorded not in (None, requested):
             logger.warning(f"the run was started with {recorded} CPU threads; its last bits change with {requested}")

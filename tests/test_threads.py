@@ -59,7 +59,7 @@ def test_more_threads_than_cores_are_refused_for_a_new_run_and_announced_for_a_r
 ):
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     assert choose_threads(4, None) == 4
-    with pytest.raises(PlasticityError, match="5 threads in each of 2 processes are more than the 8 cores"):
+    with pytest.raises(PlasticityError, match="5 in each of 2 processes exceeds the number of available cores, 8"):
         choose_threads(5, None)
     with pytest.raises(PlasticityError, match="cpu_threads: 0 is not a positive number"):
         choose_threads(0, None)

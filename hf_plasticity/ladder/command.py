@@ -60,7 +60,7 @@ def run_commands(commands: dict[Path, list[str]], options: argparse.Namespace) -
     if options.executor not in EXECUTORS:
         raise PlasticityError(f"executor: '{options.executor}' is unknown; choose {' or '.join(EXECUTORS)}")
     if options.jobs is not None and not 1 <= options.jobs <= len(commands):
-        raise PlasticityError(f"jobs: {options.jobs} is not between 1 and the {len(commands)} runs")
+        raise PlasticityError(f"jobs: {options.jobs} is not between 1 and the number of runs, {len(commands)}")
     if options.executor == "slurm":
         return _submit([Job(folder, words) for folder, words in commands.items()], options)
     try:
