@@ -15,29 +15,42 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from hf_plasticity.analysis.onset import find_onset, probe_scatter
-from hf_plasticity.analysis.onset_view import onset_words, p_words
+from hf_plasticity.analysis.onset_view import detectable_cell, onset_cell, p_words
 from hf_plasticity.analysis.series import ProbeSeries, probe_series
 from hf_plasticity.records import read_run
 
 
 ROOT = Path(__file__).parents[1]
-RED, BLUE, GREEN, GRAY = "#c0392b", "#2c6fbb", "#3a8f5c", "0.4"
-# Whether the text is permuted, and the schedule, of each kind of run in results/permuted, with its name.
+GRAY = "0.4"
+# The name of each kind of run in results/permuted: whether the text is permuted, the schedule, the weight decay.
 PERMUTED_ARMS = {
-    (True, "rotation"): "permuted",
-    (False, "rotation"): "rotation (control)",
-    (False, "stationary"): "stationary text (control)",
+    (True, "rotation", 0.1): "permuted",
+    (True, "rotation", 0.0): "permuted, weight decay 0",
+    (False, "rotation", 0.1): "rotation (control)",
+    (False, "stationary", 0.1): "stationary text (control)",
 }
-COLORS = {"permuted": RED, "rotation (control)": GREEN, "stationary text (control)": BLUE}
+# Of those in results/scaled: the schedule, and whether every task instance restarts optimizer and warmup.
+SCALED_ARMS = {
+    ("rotation", True): "rotation",
+    ("stationary", True): "stationary text",
+    ("stationary", False): "stationary text, no restarts",
+}
+# The figures show only these kinds.
+COLORS = {
+    "permuted": "#c0392b",
+    "rotation (control)": "#3a8f5c",
+    "stationary text (control)": "#2c6fbb",
+    "rotation": "#c0392b",
+    "stationary text": "#2c6fbb",
+    "stationary text, no restarts": "#3a8f5c",
+}
 
 Arms = dict[tuple[str, str], list[ProbeSeries]]
 
 
 def main() -> None:
-    permuted, scaled = permuted_arms(), scaled_arms()
-    draw_permuted(permuted)
-    if scaled:
-        draw_scaled(scaled)
+    draw_permuted(permuted_arms())
+    draw_scaled(scaled_arms())
     print_tables()
 
 
@@ -46,9 +59,12 @@ def print_tables() -> None:
     for table in (
         learning_rate_table(),
         onset_table(scaled, "cycle"),
+        onset_table(scaled, "cycle", "final_loss"),
         onset_table(permuted, "task"),
         cause_table(permuted),
-        variance_table({**permuted, **scaled}),
+        fit_table(scaled),
+        variance_table({**permuted, **repeated_arms(), **scaled}),
+        quickstart_table(),
         comparison_table(),
     ):
         print("\n".join(table), end="\n\n")
@@ -71,18 +87,29 @@ def permuted_arms() -> Arms:
     """The runs of each size and kind, the smallest models first."""
 
     def kind(config: dict) -> str:
-        return PERMUTED_ARMS[bool(config["permute_tokens"]), config["schedule"]]
+        return PERMUTED_ARMS[bool(config["permute_tokens"]), config["schedule"], config["weight_decay"]]
 
     return arms(read("permuted"), kind, list(PERMUTED_ARMS.values()))
 
 
+def repeated_arms() -> Arms:
+    """Runs of the permuted regime with several repeats of each probe."""
+    return arms(read("repeats"), lambda config: f"permuted, {config['probe_repeats']} repeats")
+
+
 def scaled_arms() -> Arms:
-    return arms(read("scaled"), lambda config: config["schedule"], ["rotation", "stationary"])
+    """The runs of the paper's regime, of each size and kind."""
+
+    def kind(config: dict) -> str:
+        return SCALED_ARMS[config["schedule"], config["restart_warmup"]]
+
+    return arms(read("scaled"), kind, list(SCALED_ARMS.values()))
 
 
-def arms(runs: Sequence[ProbeSeries], kind: Callable[[dict], str], order: Sequence[str]) -> Arms:
+def arms(runs: Sequence[ProbeSeries], kind: Callable[[dict], str], order: Sequence[str] = ()) -> Arms:
+    """Runs by size and kind: the smallest models first, and the kinds in the given order."""
     groups: Arms = {}
-    for one in sorted(runs, key=lambda one: (parameters(one), order.index(kind(one.run.config)))):
+    for one in sorted(runs, key=lambda one: (parameters(one), order and order.index(kind(one.run.config)))):
         groups.setdefault((one.run.config["size"], kind(one.run.config)), []).append(one)
     return groups
 
@@ -130,24 +157,27 @@ def learning_rate_table() -> Iterator[str]:
         yield f"| {' | '.join(map(str, cells))} |"
 
 
-def onset_table(groups: Arms, unit: str) -> Iterator[str]:
-    """AUCs, their change, and the onset of each group of seeds."""
-    if not groups:
-        return
-    last = probe(next(iter(groups.values()))[0], -1)[unit]
-    after = f"after {unit} 1 | after {unit} {last}"
-    yield f"| size | text | seeds | untrained | {after} | change | onset (95% interval) | p |"
-    yield "|---|---|---|---|---|---|---|---|---|"
+def onset_table(groups: Arms, unit: str, field: str = "mean_loss") -> Iterator[str]:
+    """The mean or final losses of the probes, their change, and the onset of each group of seeds."""
+    losses = f"untrained | after {unit} 1 | after the last | change"
+    yield f"| size | text | seeds | {unit}s | {losses} | onset (95% interval) | p | detectable rise | alone |"
+    yield "|---|---|---|---|---|---|---|---|---|---|---|---|"
     for (size, name), seeds in groups.items():
-        onset = find_onset([one.trained for one in seeds])
-        words = f"none; {onset.detectable_rise:.1f}% would be found" if onset.censored else onset_words(onset)
-        words = words.split(";")[0].replace("95% interval ", "").rstrip(")") + (")" if "(" in words else "")
-        cells = [estimate([mean_loss(one, position) for one in seeds]) for position in (0, 1, -1)]
-        changes = estimate([change(one, lambda record: record["auc"]) for one in seeds], "{:+.1f}", "%")
-        yield (
-            f"| {size} | {name} | {len(seeds)} | {' | '.join(cells)} | {changes} | {words} | "
-            f"{p_words(onset.p_value)} |"
-        )
+        curves = [[record | {"auc": record[field]} for record in one.trained] for one in seeds]
+        onset = find_onset(curves)
+        cells = [
+            size,
+            name,
+            len(seeds),
+            probe(seeds[0], -1)[unit],
+            *(estimate([probe(one, position)[field] for one in seeds]) for position in (0, 1, -1)),
+            estimate([change(one, lambda record: record[field]) for one in seeds], "{:+.1f}", "%"),
+            onset_cell(onset),
+            p_words(onset.p_value),
+            detectable_cell(onset),
+            f"{sum(not find_onset(curve).censored for curve in curves)} of {len(seeds)}",
+        ]
+        yield f"| {' | '.join(map(str, cells))} |"
 
 
 def cause_table(groups: Arms) -> Iterator[str]:
@@ -171,16 +201,67 @@ def cause_table(groups: Arms) -> Iterator[str]:
 
 def variance_table(groups: Arms) -> Iterator[str]:
     """Where the scatter of AUCs comes from, as standard deviations in percent of the AUC."""
-    yield "| size | text | checkpoints | of which start loss | seeds | descent |"
-    yield "|---|---|---|---|---|---|"
+    yield "| size | text | checkpoints | of which start loss | repeats | seeds | descent |"
+    yield "|---|---|---|---|---|---|---|"
     for (size, name), seeds in groups.items():
         cells = [
             f"{fmean(scatter(one) for one in seeds):.1f}%",
             f"{100 * explained_by_start_loss(seeds):.0f}%",
+            repeat_scatter(seeds),
             f"{seed_scatter(seeds):.1f}%",
             f"{100 * fmean(descent(one) for one in seeds):.0f}%",
         ]
         yield f"| {size} | {name} | {' | '.join(cells)} |"
+
+
+def fit_table(groups: Arms) -> Iterator[str]:
+    """Whether the models memorize repeated text: training and validation loss of stationary training, in the run."""
+    losses = "training loss, cycle 1 | validation loss | training loss, last cycle | validation loss"
+    yield f"| size | text | seeds | tokens, M | {losses} |"
+    yield "|---|---|---|---|---|---|---|---|"
+    for (size, name), seeds in groups.items():
+        if seeds[0].run.config["schedule"] == "rotation":
+            continue  # its training loss includes the switch to another language
+        cells = [
+            size,
+            name,
+            len(seeds),
+            f"{seeds[0].run.forgetting[-1]['tokens'] / 1e6:.0f}",
+            *(
+                estimate([loss(one, cycle) for one in seeds], "{:.3f}")
+                for cycle in (0, -1)
+                for loss in (training_loss, validation_loss)
+            ),
+        ]
+        yield f"| {' | '.join(map(str, cells))} |"
+
+
+def training_loss(series: ProbeSeries, cycle: int) -> float:
+    """The mean over the last task instance of a cycle."""
+    step = series.run.forgetting[cycle]["step"]
+    return next(entry["loss"] for entry in series.run.training_log if entry["step"] == step and "loss" in entry)
+
+
+def validation_loss(series: ProbeSeries, cycle: int) -> float:
+    """The mean over the languages, after that task instance."""
+    return fmean(series.run.forgetting[cycle]["losses"].values())
+
+
+def quickstart_table() -> Iterator[str]:
+    """The quickstart with several seeds."""
+    yield "| seed | untrained | after task 1 | after task 16 | against untrained | change | p | dormant units |"
+    yield "|---|---|---|---|---|---|---|---|"
+    for one in sorted(read("quickstart"), key=lambda one: one.run.config["seed"]):
+        last, untrained = mean_loss(one, -1), mean_loss(one, 0)
+        cells = [
+            one.run.config["seed"],
+            *(f"{mean_loss(one, position):.2f}" for position in (0, 1, -1)),
+            f"{100 * (last / untrained - 1):+.0f}%",
+            f"{change(one, lambda record: record['auc']):+.0f}%",
+            p_words(find_onset(one.trained).p_value),
+            f"{measured(one, 'dormant_units', -1):.0%}",
+        ]
+        yield f"| {' | '.join(map(str, cells))} |"
 
 
 def comparison_table() -> Iterator[str]:
@@ -221,6 +302,15 @@ def explained_by_start_loss(seeds: Sequence[ProbeSeries]) -> float:
     return float(np.corrcoef(beside_neighbors("auc"), beside_neighbors("start_loss"))[0, 1] ** 2)
 
 
+def repeat_scatter(seeds: Sequence[ProbeSeries]) -> str:
+    """Of the AUCs of one checkpoint with other orders of the probe's data; empty without repeats."""
+    repeated = [record for one in seeds for record in one.trained if "repeats" in record]
+    if not repeated:
+        return ""
+    spreads = [record["auc_stderr"] * math.sqrt(len(record["repeats"])) / record["auc"] for record in repeated]
+    return f"{100 * math.sqrt(fmean(spread**2 for spread in spreads)):.1f}%"
+
+
 def seed_scatter(seeds: Sequence[ProbeSeries]) -> float:
     """Of the AUCs of several seeds at the same position, of which the scatter within a run is a part."""
     rows = zip(*([record["auc"] for record in one.trained] for one in seeds))
@@ -250,7 +340,7 @@ def draw_permuted(groups: Arms) -> None:
     sizes = list(dict.fromkeys(size for size, _ in groups))
     figure = Figure(figsize=(10, 3.5), layout="constrained")
     for axes, size in zip(figure.subplots(1, len(sizes), sharey=True), sizes):
-        here = {name: seeds for (one, name), seeds in groups.items() if one == size}
+        here = {name: seeds for (one, name), seeds in groups.items() if one == size and name in COLORS}
         for name, seeds in here.items():
             draw_band(axes, seeds, "task", COLORS[name], name)
         untrained = fmean(mean_loss(one, 0) for seeds in here.values() for one in seeds)
@@ -264,17 +354,18 @@ def draw_permuted(groups: Arms) -> None:
 
 def draw_scaled(groups: Arms) -> None:
     """Mean loss and final loss of the probes against training tokens, with the onset that the paper's law gives."""
-    figure = Figure(figsize=(10, 3.2), layout="constrained")
-    panels = figure.subplots(1, 2)
-    for axes, field, title in zip(panels, ("mean_loss", "final_loss"), ("AUC / steps", "final loss")):
-        for (_, name), seeds in groups.items():
-            color = RED if name == "rotation" else BLUE
-            draw_band(axes, seeds, "tokens", color, f"{name}, n = {len(seeds)}", field)
-            law = 65_000 * parameters(seeds[0]) ** 0.827 / 1e6
+    sizes = list(dict.fromkeys(size for size, _ in groups))
+    figure = Figure(figsize=(10, 3.2 * len(sizes)), layout="constrained")
+    for row, size in zip(figure.subplots(len(sizes), 2, squeeze=False), sizes):
+        here = {name: seeds for (one, name), seeds in groups.items() if one == size}
+        law = 65_000 * parameters(next(iter(here.values()))[0]) ** 0.827 / 1e6
+        for axes, field, title in zip(row, ("mean_loss", "final_loss"), ("AUC / steps", "final loss")):
+            for name, seeds in here.items():
+                draw_band(axes, seeds, "tokens", COLORS[name], f"{name}, n = {len(seeds)}", field)
             axes.axvline(law, color=GRAY, linestyle="--", linewidth=1, label="onset by the paper's law")
-        finish(axes, next(iter(groups))[0], "training tokens (millions)")
-        axes.set_ylabel(f"{title} (nats per byte)")
-        axes.legend(fontsize=8, frameon=False)
+            finish(axes, size, "training tokens (millions)")
+            axes.set_ylabel(f"{title} (nats per byte)")
+            axes.legend(fontsize=8, frameon=False)
     figure.savefig(ROOT / "docs" / "images" / "scaled-auc.png", dpi=130)
 
 
