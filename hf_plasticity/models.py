@@ -10,8 +10,8 @@ from .errors import PlasticityError
 if TYPE_CHECKING:
     from transformers import GPT2Config
 
-# Of the sizes below 5M.
-HIGHEST_LEARNING_RATE = 6e-3
+# Of the sizes below 5M, from a sweep (docs/experiments.md): up to 25K, and above.
+MICRO_LEARNING_RATES = (6e-3, 3e-3)
 
 
 @dataclass(frozen=True)
@@ -129,12 +129,16 @@ def gpt2_config(size: str, vocab_size: int, context_length: int, **overrides: An
 def peak_learning_rate(size: str) -> float:
     """
     The peak learning rate of a size: 3e-3 at 5M, 1e-3 at 314M (the paper), and between them a straight line in the
-    logarithms of rate and non-embedding parameters (our reading of "interpolated"). Below 5M the line is extended up
-    to 6e-3, the best rate of a sweep over one cycle at 1.8K, 6.6K and 25K parameters (docs/experiments.md).
+    logarithms of rate and non-embedding parameters (our reading of "interpolated"). Below 5M it is the best rate of a
+    sweep over one cycle (docs/experiments.md): 6e-3 up to 25K parameters (swept at 1.8K, 6.6K and 25K), 3e-3 above
+    (swept at 100K).
 
     Raises:
         [`PlasticityError`]: An unknown size.
     """
-    low, high = (math.log(MODEL_SIZES[name].num_non_embedding_parameters) for name in ("5M", "314M"))
-    position = (math.log(model_size(size).num_non_embedding_parameters) - low) / (high - low)
-    return min(3e-3 * (1e-3 / 3e-3) ** position, HIGHEST_LEARNING_RATE)
+    parameters = model_size(size).num_non_embedding_parameters
+    smallest, largest = (MODEL_SIZES[name].num_non_embedding_parameters for name in ("5M", "314M"))
+    if parameters < smallest:
+        return MICRO_LEARNING_RATES[parameters > MODEL_SIZES["25K"].num_non_embedding_parameters]
+    position = math.log(parameters / smallest) / math.log(largest / smallest)
+    return 3e-3 * (1e-3 / 3e-3) ** position

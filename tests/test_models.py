@@ -63,9 +63,9 @@ def test_the_learning_rate_is_the_papers_at_the_ends_and_a_line_between():
     share = math.log(83_176_704 / 4_932_480) / math.log(314_841_600 / 4_932_480)
     assert peak_learning_rate("83M") == pytest.approx(math.exp((1 - share) * math.log(3e-3) + share * math.log(1e-3)))
     rates = [peak_learning_rate(size) for size in MODEL_SIZES]
-    assert rates == sorted(rates, reverse=True) and rates[0] == peak_learning_rate("220K") == 6e-3
-    slope = math.log(1 / 3) / math.log(314_841_600 / 4_932_480)
-    assert peak_learning_rate("400K") == pytest.approx(3e-3 * (396_800 / 4_932_480) ** slope)
+    assert rates == sorted(rates, reverse=True)
+    assert rates[0] == peak_learning_rate("25K") == 6e-3, "of the sweep"
+    assert peak_learning_rate("100K") == peak_learning_rate("2.5M") == 3e-3
 
 
 def test_an_unknown_size_is_an_error_that_lists_the_sizes():
