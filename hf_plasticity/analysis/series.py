@@ -7,11 +7,13 @@ from functools import cached_property
 from statistics import median, stdev
 from typing import Any
 
+import numpy as np
+
 from ..data.sources import SOURCES
 from ..errors import PlasticityError
 from ..metrics.delta_auc.definition import delta_auc
 from ..metrics.plasticity_onset.definition import RULES
-from ..metrics.plasticity_onset.rise import FEWEST_PROBES, FEWEST_PROBES_OF_SEEDS
+from ..metrics.plasticity_onset.rise import FEWEST_PROBES, FEWEST_PROBES_OF_SEEDS, rise_test
 from ..metrics.probe_auc.definition import probe_auc
 from ..models import MODEL_SIZES
 from ..records import PROVENANCE, RunRecord
@@ -118,15 +120,16 @@ class ProbeSeries:
         noise = max(median(errors or [0.0]), self.scatter or 0.0)
         return max(1.0, 1000 * noise / self.best["auc"]) if errors or self.scatter is not None else 5.0
 
-    @property
-    def rises(self) -> bool | None:
+    def change_since(self, other: dict[str, Any]) -> Estimate:
         """
-        Whether the last AUC is above the lowest by more than three standard errors of a difference of two AUCs with
-        the scatter of this run. `None` with fewer than five.
+        The change of AUC from another probe of the run to the last, in percent. Its standard error is that of a
+        difference of two AUCs with the noise of the test for a rise; `None` with fewer than eight probes.
         """
-        if self.scatter is None:
-            return None
-        return self.trained[-1]["auc"] - self.best["auc"] > 3 * math.sqrt(2) * self.scatter
+        aucs = np.array([[probe["auc"] for probe in self.trained]])
+        change = delta_auc(aucs[0, -1].item(), other["auc"])
+        if aucs.shape[1] < FEWEST_PROBES:
+            return Estimate(change)
+        return Estimate(change, 100 * math.sqrt(2) * rise_test(aucs).scatter / other["auc"])
 
     @cached_property
     def onset(self) -> Onset | None:

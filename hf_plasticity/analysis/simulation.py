@@ -11,7 +11,7 @@ import numpy as np
 
 from ..metrics.onset_law.definition import onset_law
 from ..metrics.plasticity_onset.definition import plasticity_onset
-from ..metrics.plasticity_onset.rise import autocorrelated
+from ..metrics.plasticity_onset.rise import autocorrelated, rise_test
 
 
 TASKS_PER_PROBE = 8
@@ -83,6 +83,16 @@ def location_errors(
         "rmse": float(np.sqrt(np.mean(np.square(errors)))),
         "coverage": float(np.mean(held)),
     }
+
+
+def change_coverage(curve: np.ndarray, noise: float, correlation: float, replicates: int, seed: int = 0) -> float:
+    """The share of simulated runs whose change from the first probe to the last is within two standard errors."""
+    rng, held = np.random.default_rng([seed, len(curve)]), 0
+    for _ in range(replicates):
+        aucs = curve + noise * autocorrelated(correlation, (1, len(curve)), rng)
+        error = (aucs[0, -1] - aucs[0, 0]) - (curve[-1] - curve[0])
+        held += abs(error) <= 2 * math.sqrt(2) * rise_test(aucs).scatter
+    return held / replicates
 
 
 def law_of_flat_ladders(sizes: int, seeds: int, probes: int, noise: float, replicates: int, seed: int = 0) -> float:
@@ -168,6 +178,15 @@ def tables(replicates: int) -> str:
         lines.append(
             f"| {probes} | {seeds} | {noise:.0%} | {correlation} | {turn:.0%} | {rise:.0%} | {' | '.join(cells)} |"
         )
+    lines += [
+        "",
+        "| probes | correlation | level: change ± 2 errors | turning: change ± 2 errors |",
+        "|---|---|---|---|",
+    ]
+    for probes, correlation in ((8, 0), (8, 0.5), (16, 0), (16, 0.5), (48, 0), (48, 0.5)):
+        curves = level_curve(probes), turning_curve(probes, 0.06)
+        cells = [f"{change_coverage(curve, 0.02, correlation, replicates):.0%}" for curve in curves]
+        lines.append(f"| {probes} | {correlation} | {' | '.join(cells)} |")
     flat = law_of_flat_ladders(5, 3, 24, 0.02, replicates)
     lines += ["", f"A law is fitted in {flat:.1%} of ladders with five sizes, three seeds and no onset.", ""]
     lines += [

@@ -9,7 +9,7 @@ from .comparison import Comparison, auc_curve, last_shared, mean_at
 from .groups import Group, run_order
 from .onset_view import is_detected, onset_sentence
 from .series import ProbeSeries, auc, is_untrained, label, num_parameters, onset_of_seeds
-from .text import auc_text, compact, listed, plural
+from .text import auc_text, compact, listed, plural, signed_percent
 
 
 SCHEDULES = {None: "", "rotation": " in rotation", "stationary": " mixed uniformly"}
@@ -30,25 +30,27 @@ def run_result(series: Sequence[ProbeSeries]) -> list[str]:
 
 
 def series_result(series: ProbeSeries) -> str:
-    """The onset of one series of probes, and its AUCs."""
+    """How fast the model learns at the last probe of a series, the onset, and the lowest AUC."""
     trained = series.trained
     if len(trained) < 2:
         return f"No result yet: {plural(len(trained), 'probe')} of the trained model, and a trend requires two."
-    best, last, reference, label = series.best, trained[-1], series.reference, series.label
-    text = f"{onset_sentence([series])} AUC was lowest after {label(best)} ({auc_text(auc(best))})"
-    if best is last:
-        text += f", the last probe: {_against(last, reference)} {label(reference)}."
-    else:
-        text += f". After {label(last)}, the last probe, it was {auc_text(auc(last))}"
-        if series.rises is False and not is_detected(series.onset):
-            text += ", which is within the noise."
-        else:
-            text += f": {_against(last, best)} the lowest"
-            text += "." if best is reference else f" and {_against(last, reference)} {label(reference)}."
-    if series.untrained is not None and series.untrained["auc"] < best["auc"]:
-        text += f" The untrained model learned {series.language_name} faster (AUC {auc_text(auc(series.untrained))}, "
-        text += f"{_against(series.untrained, last)} the last probe)."
-    return text
+    best, last, reference = series.best, trained[-1], series.reference
+    speeds = [_speed(series, reference, f"after {series.label(reference)}")]
+    if series.untrained is not None:
+        speeds.insert(0, _speed(series, series.untrained, "the untrained model"))
+    lowest = "at the last probe" if best is last else f"after {series.label(best)}"
+    return (
+        f"After {series.label(last)}, the model learns {series.language_name} {listed(speeds)}. "
+        f"{onset_sentence([series])} AUC was lowest {lowest} ({auc_text(auc(best))})."
+    )
+
+
+def _speed(series: ProbeSeries, other: dict[str, Any], name: str) -> str:
+    """`"12.0 ± 3.9% more slowly than after task 1"`: the AUC of the last probe relative to another."""
+    change, error = series.change_since(other)
+    if error is not None and abs(change) < 2 * error:
+        return f"as fast as {name}, within the noise ({signed_percent(change, error=error)})"
+    return f"{signed_percent(abs(change), error=error)[1:]} {'faster' if change < 0 else 'more slowly'} than {name}"
 
 
 def unit_sentence(run: RunRecord) -> str:
@@ -62,11 +64,6 @@ def unit_sentence(run: RunRecord) -> str:
         return ""
     (first, before), (last, after) = shares[0], shares[-1]
     return f"Dormant MLP units: {first:.0%} after {before}, {last:.0%} after {after}."
-
-
-def _against(probe: dict[str, Any], other: dict[str, Any]) -> str:
-    change = 100 * (probe["auc"] / other["auc"] - 1)
-    return f"{abs(change):.1f}% {'below' if change < 0 else 'above'}"
 
 
 def run_summary(run: RunRecord, series: Sequence[ProbeSeries]) -> str:

@@ -11,6 +11,7 @@ import pytest
 from hf_plasticity.analysis import onset as onset_module
 from hf_plasticity.analysis.onset import Onset, find_onset, probe_scatter
 from hf_plasticity.analysis.simulation import (
+    change_coverage,
     detection_rate,
     falling_curve,
     law_of_flat_ladders,
@@ -145,6 +146,13 @@ def test_correlated_noise_has_few_false_alarms():
 
 def test_the_old_rules_find_onsets_in_noise():
     assert detection_rate(level_curve(24), 1, 0.02, 0.0, "turning_point", replicates=100) > 0.8
+
+
+@pytest.mark.parametrize("curve", [level_curve, falling_curve])
+def test_the_error_of_a_change_covers_it(curve):
+    assert 0.88 <= change_coverage(curve(16), 0.02, 0.0, replicates=200) <= 0.99
+    # Two errors of a difference that ignored the correlation would cover less than 80%.
+    assert 0.82 <= change_coverage(curve(24), 0.02, 0.5, replicates=200) <= 0.97
 
 
 def test_a_true_rise_is_located():
