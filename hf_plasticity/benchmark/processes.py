@@ -134,8 +134,8 @@ def take_turns(
         cases (`list[Case]`): The contenders.
         rounds (`int`): The number of rounds after each start.
         starts (`int`, *optional*, defaults to 1):
-            How often each contender starts anew, with a new model and new memory. The speed of a small model depends
-            on where its tensors lie in memory, by more than 10% (docs/benchmark.md). Several starts average over it.
+            How often each contender starts anew, with a new model and new memory. The times of two starts of the same
+            contender can differ by more than 10% (docs/benchmark.md). Several starts average over this difference.
         timeout (`float`, *optional*): Seconds for all of it.
 
     Returns:

@@ -48,7 +48,7 @@ def training(report: Report, groups: list[tuple[list[Case], int, int]]) -> None:
         "Training",
         ("model, context × batch", "contender", "tokens/s", "speed", "95% interval of the median", "peak memory"),
         "Each contender is a separate process. They take turns of a few optimizer steps, and start anew several "
-        "times, each time with a new model at other places in memory. Speed is the time of the bare loop divided by "
+        "times, each time with a new model. Speed is the time of the bare loop divided by "
         "that of the contender: median and range over the starts, or over the turns of a single start. Peak memory in "
         "MB, of the process on a CPU, of torch's tensors on a GPU. The compiled loop trains as nanoGPT does: "
         "`torch.compile`, and the next batch is fetched while the device computes.",
