@@ -11,7 +11,7 @@ import yaml
 from transformers import HfArgumentParser
 from transformers.hf_argparser import string_to_bool
 
-from .configs import find_config
+from .configs import find_config, installed_configs
 from .errors import PlasticityError
 from .hub_errors import one_line
 from .records import PROVENANCE
@@ -26,16 +26,23 @@ SECTIONS = {
     MACHINE: "the machine: these do not change the results, except for rounding",
     OUTPUT: "logs, files and the Hub",
 }
+# Settings of Transformers that `--help` also shows, with their roles.
+COMMON = {"seed": NUMERICS, "bf16": NUMERICS, "output_dir": OUTPUT, "push_to_hub": OUTPUT, "hub_model_id": OUTPUT}
 
 
 class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
-    """One line for each setting if it fits, without the aliases with hyphens."""
+    """One line for each setting if it fits, with its default and without the aliases with hyphens."""
 
     def __init__(self, prog: str):
         super().__init__(prog, max_help_position=34, width=119)
 
     def _format_action_invocation(self, action: argparse.Action) -> str:
         return action.option_strings[0] if action.option_strings else super()._format_action_invocation(action)
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        # Where the default is None, the text of the setting says what that means.
+        shown = action.default not in (None, argparse.SUPPRESS, "", []) and "efault" not in action.help
+        return action.help + (" (default: %(default)s)" if shown else "")
 
 
 class SettingsParser(HfArgumentParser):
@@ -58,7 +65,8 @@ class SettingsParser(HfArgumentParser):
             usage="%(prog)s [--config FILE] [--SETTING VALUE ...]",
             **kwargs,
         )
-        self.add_argument("--config", metavar="FILE", help="YAML file of settings, or an installed one: micro, paper.")
+        names = ", ".join(installed_configs())
+        self.add_argument("--config", metavar="FILE", help=f"YAML file of settings, or an installed one: {names}.")
         self._roles = {
             one.name: one.metadata["role"]
             for kind in dataclass_types
@@ -71,14 +79,23 @@ class SettingsParser(HfArgumentParser):
                 action.nargs, action.const = "?", True
             if action.dest in refused or (action.option_strings[0].startswith("--no_") and action.nargs == 0):
                 action.help = argparse.SUPPRESS
-        self.add_argument("--help_all", action="store_true", help="Also show the settings of Transformers.")
+        self.add_argument(
+            "--help_all",
+            action="store_true",
+            default=argparse.SUPPRESS,
+            help="Also show the settings of Transformers.",
+        )
 
     def format_help(self, everything: bool = False) -> str:
         """The help text: the settings of this package by role, then those of Transformers if requested."""
         sections: dict[str, list[argparse.Action]] = {title: [] for title in SECTIONS.values()}
         sections["settings of Transformers"] = []
         for action in self._actions:
-            role = "probe" if "probe" in action.dest.split("_") else self._roles.get(action.dest)
+            role = (
+                "probe"
+                if "probe" in action.dest.split("_")
+                else self._roles.get(action.dest) or COMMON.get(action.dest)
+            )
             if role is not None or everything or action.dest in ("help", "config", "help_all"):
                 default = "other" if action.dest in ("help", "config", "help_all") else None
                 title = SECTIONS.get(role or default, "settings of Transformers")

@@ -29,6 +29,8 @@ def test_help_shows_the_settings_of_this_package_by_group_and_those_of_transform
     assert f"\n{groups[-1]}:" not in short and len(short.splitlines()) < 150
     ours, all_of_them = flags_in(short), flags_in(full)
     assert all_of_them[: len(ours)] == ours and {"--size", "--schedule", "--probe_steps"} <= set(ours)
+    assert {"--seed", "--output_dir"} <= set(ours), "settings of Transformers that every run needs"
+    assert "Length of the run in cycles. (default: 3)" in short
     of_transformers = set(all_of_them) - set(ours)
     assert {"--adam_epsilon", "--dataloader_num_workers", "--ddp_timeout"} <= of_transformers
     assert not {f"--{name}" for name in REFUSED} & set(all_of_them), "what is refused is not offered"

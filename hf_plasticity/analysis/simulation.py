@@ -164,7 +164,7 @@ def tables(replicates: int) -> str:
         lines.append(f"| {probes} | {seeds} | 2% | {correlation} | {' | '.join(f'{rate:.0%}' for rate in rates)} |")
     lines += [
         "",
-        "| probes | seeds | noise | correlation | rise from | of | found | bias | RMSE | interval holds it |",
+        "| probes | seeds | noise | correlation | rise starts at | its size | found | bias | RMSE | coverage |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for probes, seeds, noise, correlation, turn, rise in (
@@ -190,7 +190,7 @@ def tables(replicates: int) -> str:
     flat = law_of_flat_ladders(5, 3, 24, 0.02, replicates)
     lines += ["", f"A law is fitted in {flat:.1%} of ladders with five sizes, three seeds and no onset.", ""]
     lines += [
-        "| sizes | seeds | scatter of sizes, seeds | probe every | exponent | as points | 95% interval holds .827 |",
+        "| sizes | seeds | scatter of sizes, seeds | probe every | exponent | as points | coverage |",
         "|---|---|---|---|---|---|---|",
     ]
     for count, seeds, of_sizes, of_seeds, every, length in (

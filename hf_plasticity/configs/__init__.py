@@ -24,6 +24,16 @@ def find_config(name: str, folder: str = "") -> Path:
     installed = FOLDER / folder / f"{name}.yaml"
     if "/" not in name and installed.is_file():
         return installed
-    names = ", ".join(sorted(path.stem for path in (FOLDER / folder).glob("*.yaml")))
+    names = ", ".join(installed_configs(folder))
     setting = "accelerate_config" if folder else "config"
     raise PlasticityError(f"{setting}: '{name}' is neither a file nor an installed configuration ({names})")
+
+
+def installed_configs(folder: str = "") -> list[str]:
+    """
+    The names of the installed configurations.
+
+    Args:
+        folder (`str`, *optional*, defaults to `""`): `"accelerate"` for Accelerate's configurations.
+    """
+    return sorted(path.stem for path in (FOLDER / folder).glob("*.yaml"))

@@ -61,6 +61,7 @@ def render_card(run: RunRecord, repo_id: str, branches: list[str], finished: boo
         languages=[language_name(run, code) for code in run.config.get("languages", [])],
         probe_language=language_name(run, run.config.get("probe_language", "")),
         text=text_of(run),
+        optimizer=optimizer_of(run),
         parameters=num_parameters(run),
         tables=[table(one) for one in series],
         paper=PAPER,
@@ -121,6 +122,13 @@ def text_of(run: RunRecord) -> str:
     return "text that is not named in the records" if source is None else SOURCES[source].describe(run.config)
 
 
+def optimizer_of(run: RunRecord) -> str:
+    """The optimizer of a run; for AdamW with its β."""
+    config = run.config
+    optim = config.get("optim", "adamw")
+    return f"AdamW with β = ({config['adam_beta1']}, {config['adam_beta2']})" if "adamw" in optim else f"`{optim}`"
+
+
 def table(series: ProbeSeries) -> dict[str, Any]:
     """The probes of a series as rows of a table."""
     changes = iter(series.changes)
@@ -128,10 +136,10 @@ def table(series: ProbeSeries) -> dict[str, Any]:
     for probe in series.probes:
         untrained = is_untrained(probe)
         change = "" if untrained else signed_percent(next(changes), 2)
-        cycle = probe.get("cycle")
+        name = series.label(probe).removeprefix("cycle ")
         rows.append(
             [
-                f"step {probe['step']:,}" if cycle is None else f"{cycle} (untrained)" if untrained else str(cycle),
+                f"{name} (untrained)" if untrained else name,
                 missing(probe.get("tokens"), compact),
                 f"{probe['start_loss']:.3f}",
                 f"{probe['final_loss']:.3f}",

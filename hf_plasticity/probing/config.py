@@ -110,10 +110,10 @@ class ProbeConfig:
                 raise PlasticityError(f"probe_{name}: {getattr(self, name)} is not positive")
         for name in ("weight_decay", "max_grad_norm", "adam_epsilon", "seed"):
             if not 0 <= getattr(self, name) < math.inf:
-                raise PlasticityError(f"probe_{name}: {getattr(self, name)} is not a number from 0 up")
+                raise PlasticityError(f"probe_{name}: {getattr(self, name)} is not 0 or more")
         for name in ("adam_beta1", "adam_beta2"):
             if not 0 <= getattr(self, name) < 1:
-                raise PlasticityError(f"probe_{name}: {getattr(self, name)} is not between 0 and 1")
+                raise PlasticityError(f"probe_{name}: {getattr(self, name)} is not a number from 0 to below 1")
         if self.adaptation not in ADAPTATIONS:
             raise PlasticityError(
                 f"probe_adaptation: '{self.adaptation}' is unknown; choose one of {', '.join(ADAPTATIONS)}"

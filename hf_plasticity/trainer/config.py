@@ -143,7 +143,7 @@ class ContinualConfig(ProbeSettings, TrainingArguments):  # type: ignore[misc, v
         False, help="Measure the validation loss on each training language after each cycle.", role=OUTPUT
     )
     diagnose: bool = setting(
-        False, help="Diagnose the network (dormant units, heads, ranks, ...) at every probe.", role=OUTPUT
+        False, help="Diagnose the model (dormant units, heads, ranks, ...) at every probe.", role=OUTPUT
     )
     diagnostics_measures: list[str] | None = setting(
         None, help="Measures of a diagnosis; by default the cheap ones. See docs/diagnostics.md.", role=OUTPUT
@@ -271,7 +271,7 @@ class ContinualConfig(ProbeSettings, TrainingArguments):  # type: ignore[misc, v
             for name, required in (("no_probe", False), ("save_probe_checkpoints", True)):
                 if getattr(self, name) != required:
                     raise PlasticityError(
-                        f"{name}: {getattr(self, name)} is not supported with --probe {DEFERRED}, which requires "
+                        f"{name}: {getattr(self, name)} is not supported with --probe {DEFERRED}, which probes "
                         "saved checkpoints"
                     )
         if not self.restart_warmup and self.lr_scheduler_type not in CONSTANT:

@@ -119,7 +119,7 @@ load_dataset("parquet", data_files="hf://org/plasticity-5m/records/probes.parque
 ## Results
 
 Probes on Vietnamese (full adaptation). AUC is the area under the probe's validation-loss
-curve over its steps, in nats · steps per token. Lower is faster learning. ΔAUC is the change against the first probe of a
+curve over its steps, in nats × steps. Lower is faster learning. ΔAUC is the change relative to the first probe of a
 trained model. It rises when plasticity is lost.
 
 | Cycle | Tokens | Start loss | Final loss | AUC | ΔAUC | Bits per byte |
@@ -142,7 +142,7 @@ trained model. It rises when plasticity is lost.
 | Tokenizer | `Qwen/Qwen3-0.6B` |
 | Schedule | rotation, 3 cycles of 2 task instances |
 | Task instance | 9,537 steps of 524,288 tokens, starting with a fresh optimizer state |
-| Optimizer | AdamW, peak learning rate 0.003, β = (0.9, 0.95), weight decay 0.1 |
+| Optimizer | AdamW with β = (0.9, 0.95), peak learning rate 0.003, weight decay 0.1 |
 | Learning rate | `cosine` with 100 warmup steps, in every task instance |
 | Probe | 9,537 steps, peak learning rate 0.003, loss on 1,280 validation sequences every 95 steps |
 | Repeated text | none: every task instance has fresh text |
@@ -217,6 +217,20 @@ def test_synthetic_languages_are_never_called_natural():
     assert ModelCard(card).data.language is None and ModelCard(card).data.datasets is None
     assert "Vietnamese" not in card and "English" not in card
     assert "| Text | procedurally generated languages, not natural ones" in card
+
+
+def test_the_card_names_the_optimizer_permutation_and_mitigation_of_the_run():
+    run = make_run([], optim="sgd", permute_tokens=True, mitigation=["redo", "l2_init"])
+    card = render_card(run, "org/name", [], finished=True, figure=False)
+    assert "| Optimizer | `sgd`, peak learning rate 0.003, weight decay 0.1 |" in card
+    assert "| Permutation | a separate random permutation" in card and "| Mitigation | redo, l2_init |" in card
+
+
+def test_probes_within_a_cycle_are_named_by_their_task():
+    run = make_run([probe(0, 1.0), probe(0, 1.0, task=1, step=100), probe(1, 1.0)])
+    run.config["provenance"] = {"tasks_per_cycle": 2}
+    card = render_card(run, "org/name", [], finished=True, figure=False)
+    assert [name in card for name in ("| 0 (untrained) |", "| task 1 |", "| 1 |")] == [True] * 3
 
 
 @pytest.mark.parametrize(

@@ -33,7 +33,6 @@ def plasticity_onset(
 
     - `"rise"`: tests whether the curve rises at its end by more than noise ([`rise_test`]). If it does, the onset is
       the minimum of the curve smoothed over the logarithm of the task (a spline by generalized cross-validation).
-      This is the only rule with few false alarms.
     - `"turning_point"`: the task of the smallest AUC, if a later one is larger; of equal minima the last. It finds an
       onset in nearly every noisy curve.
     - `"zero_crossing"`: the task at which ΔAUC returns to zero: the first crossing from below after the smallest AUC,
