@@ -9,6 +9,7 @@ import numpy as np
 
 from ..errors import PlasticityError
 from ..metrics.plasticity_onset.definition import RULES, plasticity_onset
+from ..metrics.plasticity_onset.rise import FEWEST_PROBES, STEEP_PROBES, noise_of
 from ..metrics.probe_auc.definition import probe_auc
 
 
@@ -190,6 +191,28 @@ def probe_scatter(tasks: Sequence[float], areas: Sequence[float]) -> float | Non
     left = 1 - right
     aside = (left * areas[:-2] + right * areas[2:] - areas[1:-1]) / np.sqrt(left**2 + right**2 + 1)
     return float(NORMAL_MEDIAN * np.median(np.abs(aside)))
+
+
+def change_error(tasks: Sequence[float], areas: Sequence[float]) -> float | None:
+    """
+    The standard error of the difference between two areas of a run, in the unit of the areas.
+
+    The noise of an area is that of the test for a rise, which also holds for correlated noise. With fewer than ten
+    probes, the test cannot tell a steep start from noise, so `probe_scatter` is used. Its coverage is simulated
+    (docs/experiments.md).
+
+    Args:
+        tasks (`Sequence[float]`): Task instances (or steps) trained before each probe, increasing.
+        areas (`Sequence[float]`): The area of each probe.
+
+    Returns:
+        `float`: `None` for fewer than eight probes.
+    """
+    if len(areas) < FEWEST_PROBES:
+        return None
+    steep = len(areas) < STEEP_PROBES
+    noise = probe_scatter(tasks, areas) if steep else float(noise_of(np.array([areas], dtype=np.float64))[0])
+    return None if noise is None else math.sqrt(2) * noise
 
 
 def _standard_errors(

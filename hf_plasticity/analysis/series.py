@@ -7,17 +7,15 @@ from functools import cached_property
 from statistics import median, stdev
 from typing import Any
 
-import numpy as np
-
 from ..data.sources import SOURCES
 from ..errors import PlasticityError
 from ..metrics.delta_auc.definition import delta_auc
 from ..metrics.plasticity_onset.definition import RULES
-from ..metrics.plasticity_onset.rise import FEWEST_PROBES, FEWEST_PROBES_OF_SEEDS, rise_test
+from ..metrics.plasticity_onset.rise import FEWEST_PROBES, FEWEST_PROBES_OF_SEEDS
 from ..metrics.probe_auc.definition import probe_auc
 from ..models import MODEL_SIZES
 from ..records import PROVENANCE, RunRecord
-from .onset import Onset, find_onset, probe_scatter
+from .onset import Onset, change_error, find_onset, probe_scatter
 from .text import Estimate, plural
 
 
@@ -122,14 +120,12 @@ class ProbeSeries:
 
     def change_since(self, other: dict[str, Any]) -> Estimate:
         """
-        The change of AUC from another probe of the run to the last, in percent. Its standard error is that of a
-        difference of two AUCs with the noise of the test for a rise; `None` with fewer than eight probes.
+        The change of AUC from another probe of the run to the last, in percent, with the standard error of
+        [`change_error`]; `None` with fewer than eight probes.
         """
-        aucs = np.array([[probe["auc"] for probe in self.trained]])
-        change = delta_auc(aucs[0, -1].item(), other["auc"])
-        if aucs.shape[1] < FEWEST_PROBES:
-            return Estimate(change)
-        return Estimate(change, 100 * math.sqrt(2) * rise_test(aucs).scatter / other["auc"])
+        error = change_error([probe["step"] for probe in self.trained], [probe["auc"] for probe in self.trained])
+        change = delta_auc(self.trained[-1]["auc"], other["auc"])
+        return Estimate(change, None if error is None else 100 * error / other["auc"])
 
     @cached_property
     def onset(self) -> Onset | None:

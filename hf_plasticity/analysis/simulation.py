@@ -11,7 +11,8 @@ import numpy as np
 
 from ..metrics.onset_law.definition import onset_law
 from ..metrics.plasticity_onset.definition import plasticity_onset
-from ..metrics.plasticity_onset.rise import autocorrelated, rise_test
+from ..metrics.plasticity_onset.rise import autocorrelated
+from .onset import change_error
 
 
 TASKS_PER_PROBE = 8
@@ -91,7 +92,7 @@ def change_coverage(curve: np.ndarray, noise: float, correlation: float, replica
     for _ in range(replicates):
         aucs = curve + noise * autocorrelated(correlation, (1, len(curve)), rng)
         error = (aucs[0, -1] - aucs[0, 0]) - (curve[-1] - curve[0])
-        held += abs(error) <= 2 * math.sqrt(2) * rise_test(aucs).scatter
+        held += abs(error) <= 2 * change_error(range(len(curve)), aucs[0])
     return held / replicates
 
 

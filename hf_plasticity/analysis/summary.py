@@ -1,15 +1,15 @@
 """The first lines of a report or a model card: the result, and a description of the runs."""
 
 from collections.abc import Sequence
-from typing import Any
 
 from ..data.sources import SOURCES
+from ..metrics.plasticity_onset.rise import FEWEST_PROBES
 from ..records import RunRecord
 from .comparison import Comparison, auc_curve, last_shared, mean_at
 from .groups import Group, run_order
 from .onset_view import is_detected, onset_sentence
 from .series import ProbeSeries, auc, is_untrained, label, num_parameters, onset_of_seeds
-from .text import auc_text, compact, listed, plural, signed_percent
+from .text import Estimate, auc_text, compact, listed, plural, signed_percent
 
 
 SCHEDULES = {None: "", "rotation": " in rotation", "stationary": " mixed uniformly"}
@@ -17,6 +17,8 @@ SCHEDULES = {None: "", "rotation": " in rotation", "stationary": " mixed uniform
 MOST_NAMES = 3
 # With more configurations, their onsets are only in the table.
 MOST_ONSETS = 6
+# A change in percent that is shown as 0.0%.
+NO_CHANGE = 0.05
 
 
 def run_result(series: Sequence[ProbeSeries]) -> list[str]:
@@ -35,35 +37,57 @@ def series_result(series: ProbeSeries) -> str:
     if len(trained) < 2:
         return f"No result yet: {plural(len(trained), 'probe')} of the trained model, and a trend requires two."
     best, last, reference = series.best, trained[-1], series.reference
-    speeds = [_speed(series, reference, f"after {series.label(reference)}")]
+    after = f"after {series.label(reference)}"
+    others = [(reference, after, f"that {after}")]
     if series.untrained is not None:
-        speeds.insert(0, _speed(series, series.untrained, "the untrained model"))
+        others.insert(0, (series.untrained, "the untrained model", "that of the untrained model"))
+    changes = [series.change_since(other) for other, *_ in others]
+    if changes[0].error is None:
+        differences = [_difference(change, name) for change, (*_, name) in zip(changes, others)]
+        text = f"the AUC on {series.language_name} is {listed(differences)}"
+        text += f" (with fewer than {FEWEST_PROBES} probes, the noise is not known)"
+    else:
+        speeds = [_speed(change, name) for change, (_, name, _) in zip(changes, others)]
+        text = f"the model learns {series.language_name} {listed(speeds)}"
     lowest = "at the last probe" if best is last else f"after {series.label(best)}"
     return (
-        f"After {series.label(last)}, the model learns {series.language_name} {listed(speeds)}. "
-        f"{onset_sentence([series])} AUC was lowest {lowest} ({auc_text(auc(best))})."
+        f"After {series.label(last)}, {text}. {onset_sentence([series])} "
+        f"AUC was lowest {lowest} ({auc_text(auc(best))})."
     )
 
 
-def _speed(series: ProbeSeries, other: dict[str, Any], name: str) -> str:
-    """`"12.0 ± 3.9% more slowly than after task 1"`: the AUC of the last probe relative to another."""
-    change, error = series.change_since(other)
-    if error is not None and abs(change) < 2 * error:
-        return f"as fast as {name}, within the noise ({signed_percent(change, error=error)})"
-    return f"{signed_percent(abs(change), error=error)[1:]} {'faster' if change < 0 else 'more slowly'} than {name}"
+def _speed(change: Estimate, name: str) -> str:
+    """`"12.0 ± 3.9% more slowly than after task 1"`, if the change is more than noise."""
+    if abs(change.value) < max(2 * change.error, NO_CHANGE):
+        shown = signed_percent(change.value, error=change.error)
+        return f"not significantly faster or more slowly than {name} (AUC {shown})"
+    return f"{_percent(change)} {'faster' if change.value < 0 else 'more slowly'} than {name}"
+
+
+def _difference(change: Estimate, name: str) -> str:
+    """`"5.0% below that after cycle 1"`."""
+    if abs(change.value) < NO_CHANGE:
+        return f"equal to {name}"
+    return f"{_percent(change)} {'below' if change.value < 0 else 'above'} {name}"
+
+
+def _percent(change: Estimate) -> str:
+    return signed_percent(abs(change.value), error=change.error).removeprefix("+")
 
 
 def unit_sentence(run: RunRecord) -> str:
-    """The share of dormant MLP units at the first and the last diagnosis; empty if they were not diagnosed."""
-    shares = [
-        (record["measures"]["dormant_units"]["overall"], label(run, record))
-        for record in run.diagnostics
-        if "dormant_units" in record.get("measures", {})
-    ]
-    if len(shares) < 2:
+    """
+    The share of dormant MLP units at the first and the last diagnosis of the same configuration; empty if they were
+    not diagnosed.
+    """
+    diagnoses = [record for record in run.diagnostics if "dormant_units" in record.get("measures", {})]
+    same = [one for one in diagnoses if one["diagnostics_config_hash"] == diagnoses[-1]["diagnostics_config_hash"]]
+    if len(same) < 2:
         return ""
-    (first, before), (last, after) = shares[0], shares[-1]
-    return f"Dormant MLP units: {first:.0%} after {before}, {last:.0%} after {after}."
+    first, last = (
+        f"{one['measures']['dormant_units']['overall']:.0%} after {label(run, one)}" for one in (same[0], same[-1])
+    )
+    return f"Dormant MLP units: {first}, {last}."
 
 
 def run_summary(run: RunRecord, series: Sequence[ProbeSeries]) -> str:

@@ -12,6 +12,7 @@ POWER_QUANTILE = (
     0.8416  # of the normal distribution at 0.8: a rise that is larger by this many standard errors is found in 80%
 )
 FEWEST_PROBES, FEWEST_PROBES_OF_SEEDS = 8, 3
+STEEP_PROBES = 10  # from this number on, the trend of one seed may have a steep start
 CORRELATIONS = np.arange(0, 0.85, 0.05)
 REPLICATES, CALIBRATION_REPLICATES = 1999, 400
 
@@ -70,7 +71,7 @@ def rise_test(aucs: np.ndarray, level: float = LEVEL) -> Rise:
         )
     mean = aucs.mean(0)
     differences = mean @ _contrasts(probes).T
-    scatter, correlation = (float(one) for one in _noise(aucs))
+    scatter, correlation = (float(one) for one in noise_of(aucs))
     if scatter <= 1e-12 * np.abs(mean).max():
         rises = bool(differences.max() > 1e-12 * np.abs(mean).max())
         return Rise(0.0 if rises else 1.0, rises, 0.0, 0.0, 0.0)
@@ -109,7 +110,7 @@ def _errors(probes: int, rho: float) -> np.ndarray:
     return np.sqrt(np.einsum("ci,ij,cj->c", contrasts, rho**lags, contrasts, optimize=True))
 
 
-def _noise(aucs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def noise_of(aucs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Standard deviation and lag-1 autocorrelation of the noise of `(..., seeds, probes)`, the latter biased."""
     seeds, probes = aucs.shape[-2:]
     if seeds > 1:
@@ -127,10 +128,10 @@ def _noise(aucs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 @lru_cache(maxsize=8)
 def _trend(probes: int) -> np.ndarray:
-    """Orthonormal columns that span a smooth trend: `(probes, 4)`; three below ten probes."""
+    """Orthonormal columns that span a smooth trend: `(probes, 4)`; three below `STEEP_PROBES`."""
     k = np.arange(probes)
     columns = [np.ones(probes), k, k**2, 1 / (k + 1)]
-    return np.linalg.qr(np.stack(columns[: 4 if probes >= 10 else 3], axis=1))[0]
+    return np.linalg.qr(np.stack(columns[: 4 if probes >= STEEP_PROBES else 3], axis=1))[0]
 
 
 def _unbiased(correlation: float, seeds: int, probes: int) -> float:
@@ -142,7 +143,7 @@ def _unbiased(correlation: float, seeds: int, probes: int) -> float:
 def _mean_estimates(seeds: int, probes: int) -> np.ndarray:
     rng = np.random.default_rng([seeds, probes])
     shape = (CALIBRATION_REPLICATES, seeds, probes)
-    return np.array([_noise(autocorrelated(rho, shape, rng))[1].mean() for rho in CORRELATIONS])
+    return np.array([noise_of(autocorrelated(rho, shape, rng))[1].mean() for rho in CORRELATIONS])
 
 
 @lru_cache(maxsize=32)
@@ -150,7 +151,7 @@ def _null_distribution(seeds: int, probes: int, rho: float) -> np.ndarray:
     """The statistic of level curves: `(REPLICATES,)`."""
     noise = autocorrelated(rho, (REPLICATES, seeds, probes), np.random.default_rng([seeds, probes, int(100 * rho)]))
     errors = _errors(probes, rho) / np.sqrt(seeds)
-    return (noise.mean(-2) @ _contrasts(probes).T / errors).max(-1) / _noise(noise)[0]
+    return (noise.mean(-2) @ _contrasts(probes).T / errors).max(-1) / noise_of(noise)[0]
 
 
 def autocorrelated(rho: float, shape: Sequence[int], rng: np.random.Generator) -> np.ndarray:
