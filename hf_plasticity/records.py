@@ -48,6 +48,8 @@ PROVENANCE = "provenance"
 CONFIG_FILE = "config.yaml"
 PROBES_FILE = "probes.jsonl"
 PROTOCOLS_FILE = "probe_protocols.json"
+# In each entry of it, in addition to the settings behind the hash: the task instances and cycles of the training.
+TIMELINE = "timeline"
 DIAGNOSTICS_FILE = "diagnostics.jsonl"
 FORGETTING_FILE = "forgetting.jsonl"
 MITIGATIONS_FILE = "mitigations.jsonl"
@@ -417,6 +419,8 @@ class RunRecord:
         forgetting (`list[dict]`): The lines of `forgetting.jsonl`, by step.
         mitigations (`list[dict]`): The lines of `mitigations.jsonl`, by step.
         training_log (`list[dict]`): The Trainer's log: `step`, `loss`, `learning_rate`, `language`, `tokens`, …
+        task_steps (`int`, *optional*): Optimizer steps of a task instance, if the training has task instances.
+        tasks_per_cycle (`int`, *optional*): Task instances of a cycle, if the training has cycles.
     """
 
     name: str
@@ -427,6 +431,8 @@ class RunRecord:
     forgetting: list[dict[str, Any]] = field(default_factory=list)
     mitigations: list[dict[str, Any]] = field(default_factory=list)
     training_log: list[dict[str, Any]] = field(default_factory=list)
+    task_steps: int | None = None
+    tasks_per_cycle: int | None = None
 
     def __repr__(self) -> str:
         kinds = ("probes", "diagnostics", "forgetting", "mitigations", "training_log")
@@ -464,7 +470,8 @@ def read_run(folder: str | os.PathLike) -> RunRecord:
         folder (`str` or `os.PathLike`): The run folder.
 
     Returns:
-        [`RunRecord`]: With the training log of the finished run, or of the newest complete checkpoint.
+        [`RunRecord`]: With the training log of the finished run or of the newest complete checkpoint, whichever has
+            more steps.
 
     Raises:
         [`PlasticityError`]: There is no such folder, or neither a configuration nor a probe in it.
@@ -475,8 +482,6 @@ def read_run(folder: str | os.PathLike) -> RunRecord:
     config, probes = read_config(folder), read_records(folder / PROBES_FILE)
     if config is None and not probes:
         raise PlasticityError(f"'{folder}' is not a run folder: it has neither {CONFIG_FILE} nor {PROBES_FILE}")
-    states = [folder, *(path for path in checkpoints(folder) if is_complete(path))]
-    state = next((path / TRAINER_STATE_FILE for path in states if (path / TRAINER_STATE_FILE).exists()), None)
     return RunRecord(
         name=folder.resolve().name,
         folder=folder,
@@ -485,5 +490,23 @@ def read_run(folder: str | os.PathLike) -> RunRecord:
         diagnostics=sorted(read_records(folder / DIAGNOSTICS_FILE), key=lambda record: record["step"]),
         forgetting=sorted(read_records(folder / FORGETTING_FILE), key=lambda record: record["step"]),
         mitigations=sorted(read_records(folder / MITIGATIONS_FILE), key=lambda record: record["step"]),
-        training_log=read_json(state)["log_history"] if state else [],
+        training_log=_training_log(folder),
+        **_timeline(folder, config or {}),
     )
+
+
+def _training_log(folder: Path) -> list[dict[str, Any]]:
+    """The Trainer's log of the finished run or of the newest complete checkpoint, whichever has more steps."""
+    folders = [folder, *(path for path in checkpoints(folder) if is_complete(path))]
+    states = [read_json(path / TRAINER_STATE_FILE) for path in folders if (path / TRAINER_STATE_FILE).exists()]
+    return max(states, key=lambda state: state.get("global_step") or 0)["log_history"] if states else []
+
+
+def _timeline(folder: Path, config: dict[str, Any]) -> dict[str, int | None]:
+    """The task instances and cycles of a training, from its configuration or, without one, from its probes."""
+    tasks_per_cycle = config.get(PROVENANCE, {}).get("tasks_per_cycle")
+    if tasks_per_cycle is None and (folder / PROTOCOLS_FILE).exists():
+        for protocol in read_json(folder / PROTOCOLS_FILE).values():
+            if TIMELINE in protocol:
+                return protocol[TIMELINE]
+    return {"task_steps": config.get("task_steps"), "tasks_per_cycle": tasks_per_cycle}

@@ -132,6 +132,16 @@ def test_a_run_is_read_with_the_log_of_its_newest_complete_checkpoint(tmp_path):
     assert run.training_log == [{"step": 20, "loss": 1.0}]
 
 
+def test_the_log_of_an_extended_run_is_not_that_of_the_run_before(tmp_path):
+    write_config(tmp_path, {"size": "25K"})
+    for folder, step in ((tmp_path, 10), (tmp_path / "checkpoint-20", 20)):
+        folder.mkdir(exist_ok=True)
+        state = {"global_step": step, "log_history": [{"step": step, "loss": 1.0}]}
+        (folder / "trainer_state.json").write_text(json.dumps(state))
+        (folder / "complete.json").write_text("{}")
+    assert read_run(tmp_path).training_log == [{"step": 20, "loss": 1.0}]
+
+
 def test_a_run_shows_how_many_records_it_has(tmp_path):
     run = RunRecord("mine", tmp_path, probes=[probe(10), probe(20)], training_log=[{"loss": 1.0}])
     assert repr(run) == "RunRecord('mine': 2 probes, 1 training_log)"

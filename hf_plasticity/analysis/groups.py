@@ -26,7 +26,8 @@ class Group(Generic[Member]):
     Runs, or series of probes, that differ only by their seed.
 
     Args:
-        name (`str`): The size, and the settings that distinguish it from other groups of that size and schedule.
+        name (`str`): The size, and the settings other than the schedule that distinguish it from other groups of
+            that size. Groups with the same name differ only by their schedule.
         schedule (`str`, *optional*): The schedule in the configuration.
         num_parameters (`int`, *optional*): Non-embedding parameters; `None` if they are not recorded.
         members (`list`): One for each seed.
@@ -54,12 +55,11 @@ def group_by_seed(
     found: dict[tuple, list[Member]] = {}
     for member in sorted(members, key=lambda member: run_order(run_of(member))):
         run = run_of(member)
-        kind = (run.config.get("size"), run.config.get("schedule"))
-        found.setdefault((kind, *(identity(run) | apart(member)).items()), []).append(member)
+        found.setdefault((run.config.get("size"), *(identity(run) | apart(member)).items()), []).append(member)
     groups = []
-    for (kind, *settings), seeds in found.items():
-        rivals, own = [dict(other) for rival, *other in found if rival == kind], dict(settings)
-        names = dict.fromkeys(name for rival in rivals for name in rival)
+    for (size, *settings), seeds in found.items():
+        rivals, own = [dict(other) for rival, *other in found if rival == size], dict(settings)
+        names = dict.fromkeys(name for rival in rivals for name in rival if name != "schedule")
         differing = [name for name in names if len({rival.get(name) for rival in rivals}) > 1]
         run = run_of(seeds[0])
         parts = [f"{name} {own.get(name, MISSING)}" for name in differing] if run.config else []

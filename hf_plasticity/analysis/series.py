@@ -196,11 +196,15 @@ def shared_unit(records: Iterable[dict[str, Any]]) -> str:
 
 
 def label(run: RunRecord, record: dict[str, Any]) -> str:
-    """The name of a probe or diagnosis: its cycle, its task within a cycle, or its step in a run without cycles."""
-    if record.get("cycle") is None:
+    """
+    The name of the point of a probe or diagnosis: its cycle, its task instance within a cycle, or its step where the
+    training has no task instances, or within one.
+    """
+    if record.get("task") is None or (run.task_steps and record["step"] % run.task_steps):
         return f"step {record['step']:,}"
-    within = record["task"] % (run.config.get(PROVENANCE, {}).get("tasks_per_cycle") or 1)
-    return f"task {record['task']}" if within else f"cycle {record['cycle']}"
+    if record.get("cycle") is None or not run.tasks_per_cycle or record["task"] % run.tasks_per_cycle:
+        return f"task {record['task']}"
+    return f"cycle {record['cycle']}"
 
 
 def language_name(run: RunRecord, code: str) -> str:

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from ..analysis.paired import MOST_SEEDS
-from ..data.schedule import make_schedule
 from ..errors import PlasticityError
 from ..experiment import ExperimentConfig, parse_experiment
+from ..experiment.data import run_schedule
 from ..mitigations import MITIGATIONS
 from ..records import write_atomically
 from ..trainer.config import INLINE
@@ -136,9 +136,7 @@ class Comparison:
 
     @cached_property
     def tasks_per_cycle(self) -> int:
-        training = self.base.training
-        schedule = make_schedule(training.schedule, self.base.data.languages, task_slots=1, blend=training.blend)
-        return schedule.tasks_per_cycle
+        return run_schedule(self.base, batch_size=1).tasks_per_cycle
 
     @property
     def last_step(self) -> int:

@@ -11,7 +11,6 @@ import torch
 from accelerate import PartialState
 
 from .. import __version__
-from ..data.schedule import make_schedule
 from ..distributed import from_main_process, is_main_process
 from ..errors import PlasticityError
 from ..network import num_non_embedding_parameters
@@ -42,7 +41,7 @@ from ..trainer import ContinualTrainer
 from ..trainer.checkpoint import remove_incomplete
 from ..trainer.config import DEFERRED, INLINE
 from .config import ExperimentConfig
-from .data import RunData
+from .data import RunData, run_schedule
 
 
 PACKAGES = ("torch", "transformers", "accelerate", "datasets", "evaluate", "peft", "huggingface-hub", "tokenizers")
@@ -128,8 +127,7 @@ def recorded_threads(folder: str | Path) -> int | None:
 def is_finished(config: ExperimentConfig) -> bool:
     """Whether the training in the run folder has the length of the configuration."""
     training = config.training
-    schedule = make_schedule(training.schedule, config.data.languages, task_slots=1, blend=training.blend)
-    steps = training.cycles * schedule.tasks_per_cycle * training.task_steps
+    steps = training.cycles * run_schedule(config, batch_size=1).tasks_per_cycle * training.task_steps
     return has_finished(training.output_dir, steps)
 
 

@@ -17,7 +17,6 @@ from ..records import (
     FORGETTING_FILE,
     MITIGATIONS_FILE,
     PROBES_FILE,
-    PROVENANCE,
     REPORT_FILE,
     TRAINER_STATE_FILE,
     read_run,
@@ -108,7 +107,7 @@ def show_results(folder: str | Path) -> None:
     report = Path(folder) / REPORT_FILE
     write_report([run], report)
     if run.probes:
-        unit = _unit(run.probes, run.config.get(PROVENANCE, {}).get("tasks_per_cycle"))
+        unit = _unit(run.probes, run.tasks_per_cycle)
         print(f"\n{unit:>5} {'tokens':>16} {'start loss':>10} {'final loss':>10} {'AUC':>12} {'ΔAUC':>8}")
     for probe in run.probes:
         tokens = "" if probe["tokens"] is None else f"{probe['tokens']:,}"

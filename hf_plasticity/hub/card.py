@@ -88,7 +88,6 @@ def metadata(run: RunRecord, series: list[ProbeSeries]) -> ModelCardData:
 def evaluation_results(run: RunRecord, series: ProbeSeries) -> list[EvalResult]:
     """The last probe of a series, for the `model-index`."""
     last, language = series.trained[-1], language_name(run, series.language)
-    after = f"cycle {last['cycle']}" if last.get("cycle") is not None else f"step {last['step']}"
     values = {
         "probe_auc": ("Area under the probe's loss curve", last["auc"]),
         "delta_auc": ("ΔAUC (%)", series.changes[-1]),
@@ -98,7 +97,7 @@ def evaluation_results(run: RunRecord, series: ProbeSeries) -> list[EvalResult]:
     return [
         EvalResult(
             task_type="text-generation",
-            task_name=f"Adaptation to {language} after {after}",
+            task_name=f"Adaptation to {language} after {series.label(last)}",
             dataset_type=datasets[-1] if datasets else run.config.get("source", "unknown"),
             dataset_name=f"{language}, held out",
             metric_type=metric,

@@ -1,6 +1,7 @@
 """`hf-plasticity ladder`: the study at several sizes, seeds and schedules, and one report of all runs."""
 
 import argparse
+import os
 import shlex
 import sys
 from itertools import product
@@ -25,9 +26,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--schedules", nargs="+", default=["rotation"], help="schedules (default: rotation)")
     parser.add_argument("--output_dir", type=Path, default=Path("runs/ladder"), help="parent of the run folders")
     parser.add_argument(
-        "--jobs", type=int, metavar="N", help="runs at the same time (default: one for each GPU, or each CPU core)"
+        "--jobs", type=int, metavar="N", help="runs at the same time (default: as many as the GPUs or CPU cores allow)"
     )
-    parser.add_argument("--num_processes", metavar="N", help="processes of each run, as in `hf-plasticity train`")
+    parser.add_argument(
+        "--num_processes", type=int, metavar="N", help="processes of each run, as in `hf-plasticity train`"
+    )
     parser.add_argument("--accelerate_config", metavar="FILE", help="as in `hf-plasticity train`")
     parser.add_argument("--executor", default="local", help="local (default), or slurm: one cluster job per run")
     parser.add_argument("--timeout_min", type=int, default=240, help="with slurm: time limit; runs are queued again")
@@ -64,7 +67,7 @@ def run_commands(commands: dict[Path, list[str]], options: argparse.Namespace) -
     if options.executor == "slurm":
         return _submit([Job(folder, words) for folder, words in commands.items()], options)
     try:
-        jobs = run_in_parallel(commands, options.jobs)
+        jobs = run_in_parallel(commands, options.jobs, processes=options.num_processes or 1)
     finally:
         write_ladder_report(options.output_dir, list(commands))
     for job in jobs:
@@ -73,30 +76,31 @@ def run_commands(commands: dict[Path, list[str]], options: argparse.Namespace) -
     return 0 if all(job.state == COMPLETE for job in jobs) else 1
 
 
-def run_in_parallel(commands: dict[Path, list[str]], at_once: int | None, of: int | None = None) -> "list[Job]":
+def run_in_parallel(
+    commands: dict[Path, list[str]], at_once: int | None, of: int | None = None, processes: int = 1
+) -> "list[Job]":
     """
     Run the commands of run folders on this machine.
 
     Args:
         commands (`dict[Path, list[str]]`): The command of each run by its folder.
-        at_once (`int`, *optional*): Runs at the same time; one for each GPU, or each CPU core, by default.
+        at_once (`int`, *optional*): Runs at the same time; by default as many as there are GPUs, or CPU cores, for
+            their processes.
         of (`int`, *optional*): The number of runs that share the machine, if `commands` are only the remaining ones.
             Then all runs have the same CPU threads.
+        processes (`int`, *optional*, defaults to 1): Processes of each run.
 
     Returns:
         `list[Job]`: The finished jobs, in the order of `commands`.
     """
     from .jobs import Job, run_jobs
 
-    at_once, share = _share_of_machine(at_once, of or len(commands))
-    jobs = [
-        # Before the settings of the user, which override it.
-        Job(folder, [*words[:4], *share.arguments, *words[4:]], share.environment(number))
-        for number, (folder, words) in enumerate(commands.items())
-    ]
+    at_once, arguments, devices = _share_of_machine(at_once, of or len(commands), processes)
+    # Before the settings of the user, which override them.
+    jobs = [Job(folder, [*words[:4], *arguments, *words[4:]]) for folder, words in commands.items()]
     at_once = min(at_once, len(jobs))
     print(f"{len(jobs)} runs, {at_once} at a time; the output of each is in its folder (log.txt)", flush=True)
-    run_jobs(jobs, at_once)
+    run_jobs(jobs, at_once, devices)
     return jobs
 
 
@@ -130,31 +134,27 @@ def ladder_commands(options: argparse.Namespace) -> dict[Path, list[str]]:
     return commands
 
 
-class _Share:
-    """The share of the machine for each run: CPU threads, or a GPU."""
-
-    def __init__(self, threads: int | None, gpus: int):
-        self.arguments = [] if threads is None else [f"--cpu_threads={threads}"]
-        self.gpus = gpus
-
-    def environment(self, number: int) -> dict[str, str]:
-        """The environment variables of run `number`."""
-        return {"CUDA_VISIBLE_DEVICES": str(number % self.gpus)} if self.gpus > 1 else {}
-
-
-def _share_of_machine(jobs: int | None, runs: int) -> tuple[int, _Share]:
-    """The number of runs at a time, and the share of the machine for each."""
+def _share_of_machine(jobs: int | None, runs: int, processes: int) -> tuple[int, list[str], list[dict[str, str]]]:
+    """
+    The number of runs at a time, the arguments of each, and for several GPUs the environments that select the GPUs of
+    a run.
+    """
     import torch
 
     from ..threads import available_cores
 
     gpus, cores = torch.cuda.device_count(), available_cores()
-    at_once = min(jobs or max(gpus, 1 if gpus else cores), runs)
-    if gpus:
-        return at_once, _Share(None, gpus)
-    if at_once > cores:
-        raise PlasticityError(f"jobs: {at_once} is more than the {cores} CPU cores that are available; use fewer")
-    return at_once, _Share(max(1, cores // at_once), 0)
+    at_once = min(jobs or max(1, (gpus or cores) // processes), runs)
+    if not gpus:
+        if at_once > max(1, cores // processes):
+            needed = at_once * processes
+            raise PlasticityError(f"jobs: {at_once} need {needed} CPU cores, and {cores} are available; use fewer")
+        return at_once, [f"--cpu_threads={max(1, cores // at_once // processes)}"], []
+    # Devices that are already selected for this command, by number or identifier.
+    selected = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+    names = selected if len(selected) == gpus and selected[0] else [str(number) for number in range(gpus)]
+    sets = [names[first : first + processes] for first in range(0, gpus - processes + 1, processes)]
+    return at_once, [], [{"CUDA_VISIBLE_DEVICES": ",".join(names)} for names in sets] if len(sets) > 1 else []
 
 
 def _submit(jobs: "list[Job]", options: argparse.Namespace) -> int:

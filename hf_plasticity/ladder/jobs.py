@@ -32,7 +32,8 @@ class Job:
     Args:
         folder (`Path`): The run folder. The output of the run is written to `log.txt` in it.
         command (`list[str]`): The command.
-        environment (`dict[str, str]`): Environment variables of the run, in addition to those of this process.
+        environment (`dict[str, str]`): Environment variables of the run, in addition to those of this process. Set by
+            [`run_jobs`] when the run starts.
     """
 
     folder: Path
@@ -91,13 +92,15 @@ class Job:
             return [line.strip() for line in log.read().decode("utf-8", "replace").splitlines() if line.strip()]
 
 
-def run_jobs(jobs: Sequence[Job], at_once: int) -> None:
+def run_jobs(jobs: Sequence[Job], at_once: int, devices: Sequence[dict[str, str]] = ()) -> None:
     """
     Run all jobs in order, some at the same time. A failed job does not affect the others.
 
     Args:
         jobs (`Sequence[Job]`): The jobs; their `state` has the result afterwards.
         at_once (`int`): The number of jobs at the same time.
+        devices (`Sequence[dict]`, *optional*): Environments that select devices. A job gets the one with the fewest
+            running jobs.
 
     Raises:
         `KeyboardInterrupt`: By Ctrl-C or SIGTERM, after every running job has saved a checkpoint and ended.
@@ -110,6 +113,8 @@ def run_jobs(jobs: Sequence[Job], at_once: int) -> None:
                     job.poll()
                 running = sum(job.state == RUNNING for job in jobs)
                 for job in [job for job in jobs if job.state == WAITING][: at_once - running]:
+                    if devices:
+                        job.environment = _least_used(devices, jobs)
                     job.start()
                 update()
                 time.sleep(POLL_SECONDS)
@@ -120,6 +125,10 @@ def run_jobs(jobs: Sequence[Job], at_once: int) -> None:
                 if job.process is not None:
                     job.process.wait()
             update()
+
+
+def _least_used(devices: Sequence[dict[str, str]], jobs: Sequence[Job]) -> dict[str, str]:
+    return min(devices, key=lambda one: sum(job.state == RUNNING and job.environment == one for job in jobs))
 
 
 @contextlib.contextmanager

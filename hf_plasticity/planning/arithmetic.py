@@ -174,8 +174,9 @@ def run_compute(study: ExperimentConfig, vocab_size: int, tokens: int, probes: i
         # Frozen matrices need no gradients of their own, only those of their inputs; scores have no weights.
         probe_per_token += 6 * adapters - matrices - head
     evaluation = training.probe_eval_sequences * length * forward
-    evaluations = len(training.probe_config(training.global_batch_tokens // length).evaluation_steps())
-    probe = training.probe_steps * training.global_batch_tokens * probe_per_token + evaluations * evaluation
+    probe_config = training.probe_config(training.global_batch_tokens // length)
+    evaluations = len(probe_config.evaluation_steps())
+    probe = probe_config.steps * probe_config.batch_size * length * probe_per_token + evaluations * evaluation
     evaluated = len(run_schedule(study, batch_size=1).languages) if training.evaluate_forgetting else 0
     flops = {
         "training": tokens * per_token,

@@ -51,7 +51,7 @@ def sequences_needed(
         for language in schedule.languages:
             yield language, "validation", "evaluation", training.probe_eval_sequences
     if not training.no_probe:
-        yield probe_language, "train", "probe", training.probe_steps * batch_size
+        yield probe_language, "train", "probe", training.probe_steps * training.probe_config(batch_size).batch_size
     evaluated = 0 if training.no_probe else training.probe_eval_sequences
     diagnosed = training.diagnostics_sequences if training.diagnose else 0
     if evaluated or diagnosed:

@@ -58,7 +58,8 @@ class PlasticityProbeCallback(PeriodicCallback):
             not results. By default the largest that fits `per_device_train_batch_size` and divides the probe's batch.
         bytes_per_token (`float`, *optional*): Bytes per token of the validation text, for `bits_per_byte`.
         save_checkpoints (`bool`, *optional*, defaults to `False`): Whether to save each probed model as `cycle-003/`
-            (or `task-012/` within a cycle); requires cycles.
+            (or `task-012/` within a cycle); requires cycles. A model that is probed within a task instance, at the
+            end of training, is not saved.
         on_error (`str`, *optional*, defaults to `"raise"`): What to do when a probe diverges: `"raise"` ends the
             training, `"warn"` logs a warning and continues without that probe.
         trainer (`Trainer`, *optional*): The trainer whose `log` receives the scores. By default the one that runs the
@@ -135,8 +136,10 @@ class PlasticityProbeCallback(PeriodicCallback):
     def act(self, step: int, model: nn.Module, tokenizer: Any, folder: Path, args: TrainingArguments) -> None:
         """Probe the model, unless the probe is already recorded."""
         record = next((line for line in self.recorder.records(folder) if line["step"] == step), None)
-        if self.save_checkpoints:
-            checkpoint = folder / self.timeline.checkpoint_name(step)
+        # Checkpoints are named after task instances, so there is none for an end within a task instance.
+        saves = self.save_checkpoints and step % self.timeline.task_steps == 0
+        checkpoint = folder / self.timeline.checkpoint_name(step) if saves else None
+        if checkpoint is not None:
             save_probe_checkpoint(model, checkpoint, tokenizer)
         if record is None:
             try:
@@ -155,7 +158,7 @@ class PlasticityProbeCallback(PeriodicCallback):
                 logger.warning(f"{error}; training continues without this probe")
                 return
             record = self.recorder.write(folder, step, result)
-        if self.save_checkpoints and is_main_process():
+        if checkpoint is not None and is_main_process():
             save_probe_record(checkpoint, record)
         self.log(_scores(record))
 

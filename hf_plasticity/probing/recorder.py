@@ -18,6 +18,7 @@ from ..periodic import Timeline
 from ..records import (
     PROBE_KEY,
     PROBES_FILE,
+    TIMELINE,
     append_record,
     config_hash,
     read_records,
@@ -87,7 +88,8 @@ class ProbeRecorder:
             "probe_config_hash": config_hash(protocol),
         }
         if is_main_process():
-            write_protocol(folder, self._identity["probe_config_hash"], protocol)
+            timeline = {"task_steps": self.timeline.task_steps, "tasks_per_cycle": self.timeline.tasks_per_cycle}
+            write_protocol(folder, self._identity["probe_config_hash"], protocol | {TIMELINE: timeline})
 
     @property
     def identity(self) -> dict[str, Any]:

@@ -145,6 +145,15 @@ def test_the_result_of_two_schedules_is_on_the_first_screen(tmp_path):
     assert first[0] == "AUC" and "rotation" in first[1] and "stationary" in first[1]
 
 
+def test_schedules_with_other_probes_or_settings_are_not_compared(tmp_path):
+    rotation = make_run(tmp_path / "r", {1: 245.0, 2: 249.0})
+    other = [probe(cycle, area, "ffffffffffff") for cycle, area in ((1, 155.0), (2, 157.0))]
+    stationary = make_run(tmp_path / "s", probes=other, schedule="stationary", weight_decay=0.5)
+    first = first_screen(report(rotation, stationary))
+    assert "AUC after cycle 2 was" not in first
+    assert "100K · weight_decay 0.5 · probe ffffffffffff, stationary (1 seed)" in first
+
+
 def test_schedules_are_compared_at_the_last_probe_of_all_seeds(tmp_path):
     runs = [make_run(tmp_path / "r1", {1: 240.0, 2: 250.0}), make_run(tmp_path / "r2", {1: 244.0}, seed=1)]
     runs.append(make_run(tmp_path / "s", {1: 155.0, 2: 157.0}, schedule="stationary"))
@@ -177,7 +186,14 @@ def test_onsets_not_yet_seen_are_drawn_as_bounds(tmp_path):
     [figure] = [svg for name, svg in figures_of(html).items() if name.startswith("onset and size")]
     assert "no onset detected: at least" in figure and "none up to task 112" in text_of(html)
     assert "4000000 (1 seed): No onset of plasticity loss was detected up to task 112" in first_screen(html)
-    assert "requires 3 sizes with a detected onset, and there are 2" in text_of(html)
+    assert "requires 3 sizes with an onset after the first probe, and there are 2" in text_of(html)
+
+
+def test_an_onset_at_the_first_probe_is_a_bound_and_carries_no_law(tmp_path):
+    sizes = {1_000_000: 1, 2_000_000: 4, 4_000_000: 8}
+    text = text_of(report(*(valley(tmp_path / f"run-{size}", size, lowest) for size, lowest in sizes.items())))
+    assert "requires 3 sizes with an onset after the first probe, and there are 2" in text
+    assert "The fitted law" not in text
 
 
 def test_a_size_in_several_configurations_has_no_law(tmp_path):

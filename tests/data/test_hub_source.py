@@ -284,6 +284,8 @@ class TestOpenSource:
         assert isinstance(streamed, HubSource) and (streamed.configs, streamed.text_column) == ("a.{language}", "body")
         mapped = open_source(DataConfig(source="hub", dataset="org/name", dataset_configs='{"yy": "b"}'))
         assert mapped.configs == {"yy": "b"}
+        spaced = open_source(DataConfig(source="hub", dataset="org/name", dataset_configs=' { "yy": "b" }'))
+        assert spaced.configs == {"yy": "b"}
 
     @pytest.mark.parametrize(
         "settings, message",

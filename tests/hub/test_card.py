@@ -31,7 +31,7 @@ def probe(cycle, auc, **changes):
 
 
 def make_run(probes, **settings):
-    return RunRecord("plasticity-5m", Path("nowhere"), CONFIG | settings, probes)
+    return RunRecord("plasticity-5m", Path("nowhere"), CONFIG | settings, probes, task_steps=9537, tasks_per_cycle=2)
 
 
 # ΔAUC by hand: 34,300 is 2% below the 35,000 of cycle 1, 35,875 is 2.5% above.
@@ -227,8 +227,7 @@ def test_the_card_names_the_optimizer_permutation_and_mitigation_of_the_run():
 
 
 def test_probes_within_a_cycle_are_named_by_their_task():
-    run = make_run([probe(0, 1.0), probe(0, 1.0, task=1, step=100), probe(1, 1.0)])
-    run.config["provenance"] = {"tasks_per_cycle": 2}
+    run = make_run([probe(0, 1.0), probe(0, 1.0, task=1, step=9537), probe(1, 1.0)])
     card = render_card(run, "org/name", [], finished=True, figure=False)
     assert [name in card for name in ("| 0 (untrained) |", "| task 1 |", "| 1 |")] == [True] * 3
 

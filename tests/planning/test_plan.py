@@ -342,6 +342,19 @@ def test_a_micro_batch_that_does_not_divide_is_refused_with_the_share_of_a_proce
         smallest("25K", "--per_device_train_batch_size=3")
 
 
+def test_a_probe_with_its_own_batch_takes_its_own_text_and_time(capsys):
+    one, four = (planned(capsys, *SMALL, f"--probe_batch_size={batch}", "--probe_eval_every=4") for batch in (4, 16))
+    steps = [
+        next(row["sequences"] for row in plan["text"] if row["use"] == "probe" and row["split"] == "train")
+        for plan in (one, four)
+    ]
+    assert steps == [4 * 4, 4 * 16]
+    # Two evaluations of four sequences by a forward pass, and a step is three of them.
+    evaluations = 2 * 4
+    ratio = (3 * 4 * 16 + evaluations) / (3 * 4 * 4 + evaluations)
+    assert four["plan"]["compute"]["probes"] / one["plan"]["compute"]["probes"] == pytest.approx(ratio)
+
+
 def test_probes_after_task_instances_count(capsys):
     plan = planned(capsys, *SMALL, "--probe_every_tasks=2", "--cycles=3")["plan"]
     assert plan["tasks"] == 6 and plan["probes"] == 1 + 3  # after 0, 2, 4 and 6

@@ -22,8 +22,9 @@ from transformers import (
 from transformers.modeling_outputs import CausalLMOutput
 
 from hf_plasticity import PlasticityError
+from hf_plasticity.analysis.series import label
 from hf_plasticity.probing import ProbeDivergedError, run_probe
-from hf_plasticity.records import read_records
+from hf_plasticity.records import read_records, read_run
 from support.own_script import EVALUATION, ROWS, TRAIN, KillAt, Killed, own_trainer, own_training, probes, short_probe
 from support.tiny import VOCABULARY, random_blocks, tiny_model
 from support.trainers import assert_same, final_state
@@ -79,6 +80,21 @@ def test_the_protocol_is_saved_with_the_records(tmp_path):
     assert {record["probe_config_hash"] for record in recorded(tmp_path)} == {name}
     assert (protocol["weight_decay"], protocol["steps"], protocol["language"]) == (0.3, 4, "vi")
     assert (protocol["trained"], protocol["precision"]) == ("all", "float32")
+
+
+def test_the_end_within_a_task_instance_is_probed_but_does_not_replace_a_checkpoint(tmp_path):
+    tasks = {"unit": "tasks", "every": 1, "task_steps": 4, "tasks_per_cycle": 2, "save_checkpoints": True}
+    own_training(tmp_path, probes(**tasks), max_steps=6)
+    assert steps(tmp_path) == [0, 4, 6]
+    assert sorted(path.name for path in tmp_path.glob("*-0*")) == ["cycle-000", "task-001"]
+    assert json.loads((tmp_path / "task-001" / "probe.json").read_text())["step"] == 4
+
+
+def test_probes_are_named_after_the_task_instances_and_cycles_of_the_training(tmp_path):
+    own_training(tmp_path, probes(unit="steps", every=2, task_steps=4, tasks_per_cycle=2), max_steps=10)
+    run = read_run(tmp_path)
+    names = [label(run, record) for record in run.probes]
+    assert names == ["cycle 0", "step 2", "task 1", "step 6", "cycle 1", "step 10"]
 
 
 # The trained parameters are recorded.

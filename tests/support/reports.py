@@ -47,8 +47,9 @@ def make_run(folder, areas=AREAS, size="100K", probes=None, parameters=None, log
     else:
         settings = {"size": size, "schedule": "rotation", "languages": ["en", "fr"], "source": "local", "seed": 0}
         settings |= {"cycles": 3, "weight_decay": 0.1, "hub_token": "hf_secret"} | config
+        settings["provenance"] = {"tasks_per_cycle": 8} | settings.get("provenance", {})
         if parameters:
-            settings["provenance"] = {"num_non_embedding_parameters": parameters, "versions": {"torch": "2.13.0"}}
+            settings["provenance"] |= {"num_non_embedding_parameters": parameters, "versions": {"torch": "2.13.0"}}
         (folder / "config.yaml").write_text(yaml.safe_dump(settings))
     (folder / "probes.jsonl").write_text("".join(json.dumps(one) + "\n" for one in probes))
     if log:

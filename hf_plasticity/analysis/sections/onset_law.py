@@ -46,13 +46,13 @@ def onset_section(groups: Sequence[Group[ProbeSeries]], name: str) -> Section:
         section.notes.append(f"No onset was detected ({name}), so there is none to compare with the size.")
         return section
     law, caption = None, "Each mark is a size, its seeds taken together."
-    detected = sum(map(is_detected, onsets))
+    measured = sum(is_detected(onset) and not onset.at_first_probe for onset in onsets)
     if len(known) > len(set(sizes)):
         section.text.append("No law was fitted: a size occurs with several configurations.")
-    elif detected < FEWEST_SIZES:
+    elif measured < FEWEST_SIZES:
         section.text.append(
-            f"No law was fitted: it requires {FEWEST_SIZES} sizes with a detected onset, and there "
-            f"{'is' if detected == 1 else 'are'} {detected}."
+            f"No law was fitted: it requires {FEWEST_SIZES} sizes with an onset after the first probe, and there "
+            f"{'is' if measured == 1 else 'are'} {measured}."
         )
     else:
         try:

@@ -108,7 +108,8 @@ class HubSource(Source):
                 "'org/name'"
             )
         configs = config.dataset_configs
-        if configs is not None and configs.startswith('{"'):
+        # A template may also begin with a brace.
+        if configs is not None and configs.lstrip().startswith("{") and not configs.startswith("{language}"):
             try:
                 configs = json.loads(configs)
             except json.JSONDecodeError as error:
