@@ -208,7 +208,7 @@ def variance_table(groups: Arms) -> Iterator[str]:
             f"{fmean(scatter(one) for one in seeds):.1f}%",
             f"{100 * explained_by_start_loss(seeds):.0f}%",
             repeat_scatter(seeds),
-            f"{seed_scatter(seeds):.1f}%",
+            seed_scatter(seeds),
             f"{100 * fmean(descent(one) for one in seeds):.0f}%",
         ]
         yield f"| {size} | {name} | {' | '.join(cells)} |"
@@ -311,10 +311,14 @@ def repeat_scatter(seeds: Sequence[ProbeSeries]) -> str:
     return f"{100 * math.sqrt(fmean(spread**2 for spread in spreads)):.1f}%"
 
 
-def seed_scatter(seeds: Sequence[ProbeSeries]) -> float:
-    """Of the AUCs of several seeds at the same position, of which the scatter within a run is a part."""
+def seed_scatter(seeds: Sequence[ProbeSeries]) -> str:
+    """
+    Of the AUCs of several seeds at the same position, of which the scatter within a run is a part; empty for one seed.
+    """
+    if len(seeds) == 1:
+        return ""
     rows = zip(*([record["auc"] for record in one.trained] for one in seeds))
-    return 100 * math.sqrt(fmean((stdev(row) / fmean(row)) ** 2 for row in rows))
+    return f"{100 * math.sqrt(fmean((stdev(row) / fmean(row)) ** 2 for row in rows)):.1f}%"
 
 
 def descent(series: ProbeSeries) -> float:
@@ -328,8 +332,10 @@ def first_to_last(seeds: Sequence[ProbeSeries], measure: str, text: str) -> str:
 
 
 def estimate(values: Sequence[float], text: str = "{:.2f}", unit: str = "") -> str:
-    """Mean and standard error."""
-    error = text.replace("+", "").format(stdev(values) / math.sqrt(len(values))) if len(values) > 1 else "?"
+    """Mean and standard error; one value has none."""
+    if len(values) == 1:
+        return f"{text.format(values[0])}{unit}"
+    error = text.replace("+", "").format(stdev(values) / math.sqrt(len(values)))
     return f"{text.format(fmean(values))} ± {error}{unit}"
 
 
@@ -347,15 +353,18 @@ def draw_permuted(groups: Arms) -> None:
         axes.axhline(untrained, color=GRAY, linestyle="--", linewidth=1, label="untrained")
         finish(axes, size, "task instances trained")
     figure.axes[0].set_ylabel("mean loss of the probe (AUC / steps)")
-    handles = {label: line for axes in figure.axes for line, label in zip(*axes.get_legend_handles_labels())}
-    figure.legend(handles.values(), handles, loc="outside lower center", ncols=len(handles), frameon=False, fontsize=9)
+    shared_legend(figure)
     figure.savefig(ROOT / "docs" / "images" / "permuted-auc.png", dpi=130)
 
 
 def draw_scaled(groups: Arms) -> None:
-    """Mean loss and final loss of the probes against training tokens, with the onset that the paper's law gives."""
+    """
+    Mean loss and final loss of the probes against training tokens, with the onset that the paper's law gives. Without
+    groups of a single seed, whose curves are mostly noise.
+    """
+    groups = {key: seeds for key, seeds in groups.items() if len(seeds) > 1}
     sizes = list(dict.fromkeys(size for size, _ in groups))
-    figure = Figure(figsize=(10, 3.2 * len(sizes)), layout="constrained")
+    figure = Figure(figsize=(10, 3.5 * len(sizes)), layout="constrained")
     for row, size in zip(figure.subplots(len(sizes), 2, squeeze=False), sizes):
         here = {name: seeds for (one, name), seeds in groups.items() if one == size}
         law = 65_000 * parameters(next(iter(here.values()))[0]) ** 0.827 / 1e6
@@ -365,8 +374,14 @@ def draw_scaled(groups: Arms) -> None:
             axes.axvline(law, color=GRAY, linestyle="--", linewidth=1, label="onset by the paper's law")
             finish(axes, size, "training tokens (millions)")
             axes.set_ylabel(f"{title} (nats per byte)")
-            axes.legend(fontsize=8, frameon=False)
+    shared_legend(figure)
     figure.savefig(ROOT / "docs" / "images" / "scaled-auc.png", dpi=130)
+
+
+def shared_legend(figure: Figure) -> None:
+    """One legend for all axes, below them."""
+    handles = {label: line for axes in figure.axes for line, label in zip(*axes.get_legend_handles_labels())}
+    figure.legend(handles.values(), handles, loc="outside lower center", ncols=len(handles), frameon=False, fontsize=9)
 
 
 def draw_band(
