@@ -29,11 +29,12 @@ PERMUTED_ARMS = {
     (False, "rotation", 0.1): "rotation (control)",
     (False, "stationary", 0.1): "stationary text (control)",
 }
-# Of those in results/scaled: the schedule, and whether every task instance restarts optimizer and warmup.
+# Of those in results/scaled: the schedule, whether task instances restart optimizer and warmup, the weight decay.
 SCALED_ARMS = {
-    ("rotation", True): "rotation",
-    ("stationary", True): "stationary text",
-    ("stationary", False): "stationary text, no restarts",
+    ("rotation", True, 0.1): "rotation",
+    ("rotation", True, 0.0): "rotation, weight decay 0",
+    ("stationary", True, 0.1): "stationary text",
+    ("stationary", False, 0.1): "stationary text, no restarts",
 }
 # The figures show only these kinds.
 COLORS = {
@@ -41,6 +42,7 @@ COLORS = {
     "rotation (control)": "#3a8f5c",
     "stationary text (control)": "#2c6fbb",
     "rotation": "#c0392b",
+    "rotation, weight decay 0": "#d68910",
     "stationary text": "#2c6fbb",
     "stationary text, no restarts": "#3a8f5c",
 }
@@ -101,7 +103,7 @@ def scaled_arms() -> Arms:
     """The runs of the paper's regime, of each size and kind."""
 
     def kind(config: dict) -> str:
-        return SCALED_ARMS[config["schedule"], config["restart_warmup"]]
+        return SCALED_ARMS[config["schedule"], config["restart_warmup"], config["weight_decay"]]
 
     return arms(read("scaled"), kind, list(SCALED_ARMS.values()))
 

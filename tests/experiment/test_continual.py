@@ -15,7 +15,7 @@ from support.runs import assert_same_run
 def test_a_run_ends_with_a_table_and_the_path_of_its_report(finished):
     folder, process = finished
     lines = process.stdout.rstrip().split("\n")
-    [start] = [number for number, line in enumerate(lines) if line.split()[:1] == ["cycle"]]
+    [start] = [number for number, line in enumerate(lines) if line.split()[:2] == ["cycle", "tokens"]]
     header, untrained, first, second = lines[start : start + 4]
     *_, place, report, following = lines
     words = " ".join(lines[start + 4 : -3])
