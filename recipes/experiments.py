@@ -383,7 +383,8 @@ def draw_scaled(groups: Arms) -> None:
 def shared_legend(figure: Figure) -> None:
     """One legend for all axes, below them."""
     handles = {label: line for axes in figure.axes for line, label in zip(*axes.get_legend_handles_labels())}
-    figure.legend(handles.values(), handles, loc="outside lower center", ncols=len(handles), frameon=False, fontsize=9)
+    columns = len(handles) if len(handles) < 5 else 3
+    figure.legend(handles.values(), handles, loc="outside lower center", ncols=columns, frameon=False, fontsize=9)
 
 
 def draw_band(
