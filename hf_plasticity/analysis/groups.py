@@ -14,6 +14,9 @@ from .text import MISSING, Estimate
 
 
 SEEDS = ("seed", "data_seed")
+# Settings that earlier versions recorded, with the only value that is supported now. Any other setting that a record
+# does not have may have had another value.
+REMOVED = {"use_liger_kernel": False}
 # With two seeds, the 95% interval of a mean is more than twelve times as wide as the distance of the seeds.
 FEWEST_SEEDS, LEVEL = 3, 0.95
 
@@ -62,8 +65,7 @@ def group_by_seed(
         names = dict.fromkeys(name for rival in rivals for name in rival if name != "schedule")
         differing = [name for name in names if len({rival.get(name) for rival in rivals}) > 1]
         run = run_of(seeds[0])
-        off = {name: "False" if any(rival.get(name) == "True" for rival in rivals) else MISSING for name in differing}
-        parts = [f"{name} {own.get(name, off[name])}" for name in differing] if run.config else []
+        parts = [f"{name} {own.get(name, MISSING)}" for name in differing] if run.config else []
         name = str(run.config.get("size") or run.config.get("model") or run.name)
         groups.append(Group(" · ".join([name, *parts]), run.config.get("schedule"), num_parameters(run), seeds))
     return groups
@@ -78,15 +80,14 @@ def run_order(run: RunRecord) -> tuple:
 def identity(run: RunRecord) -> dict[str, str]:
     """
     The settings that identify a run, except its seed: those in its list `provenance.numerics`, or all settings without
-    such a list. A setting that is off (false or null) equals one that the record does not have, because another
-    version wrote it. A run without a configuration is different from all others.
+    such a list. A run without a configuration is different from all others.
     """
     if not run.config:
         return {"folder": str(run.folder)}
     listed = "numerics" in (run.config.get(PROVENANCE) or {})
     settings = numerics_of(run.config) if listed else run.config
-    known = {name: value for name, value in settings.items() if value is not None and value is not False}
-    return {name: str(known[name]) for name in sorted(known) if name not in (*SEEDS, PROVENANCE)}
+    ignored = (*SEEDS, PROVENANCE, *(name for name, value in REMOVED.items() if settings.get(name) == value))
+    return {name: str(settings[name]) for name in sorted(settings) if name not in ignored}
 
 
 def mean_curve(seeds: Sequence[dict[float, Estimate]]) -> dict[float, Estimate]:

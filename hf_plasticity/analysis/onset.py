@@ -210,9 +210,9 @@ def change_error(tasks: Sequence[float], areas: Sequence[float]) -> float | None
     """
     if len(areas) < FEWEST_PROBES:
         return None
-    steep = len(areas) < STEEP_PROBES
-    noise = probe_scatter(tasks, areas) if steep else float(noise_of(np.array([areas], dtype=np.float64))[0])
-    return None if noise is None else math.sqrt(2) * noise
+    if len(areas) < STEEP_PROBES:
+        return math.sqrt(2) * probe_scatter(tasks, areas)
+    return math.sqrt(2) * float(noise_of(np.array([areas], dtype=np.float64))[0])
 
 
 def _standard_errors(

@@ -97,11 +97,15 @@ def change_coverage(curve: np.ndarray, noise: float, correlation: float, replica
 
 
 def law_of_flat_ladders(sizes: int, seeds: int, probes: int, noise: float, replicates: int, seed: int = 0) -> float:
-    """The share of ladders without an onset in which a law is fitted, because three sizes have a detected onset."""
+    """
+    The share of ladders without an onset in which a law is fitted, because three sizes have an onset after the first
+    probe.
+    """
     rng, laws = np.random.default_rng([seed, sizes]), 0
     for _ in range(replicates):
         ladders = level_curve(probes) + noise * rng.standard_normal((sizes, seeds, probes))
-        laws += sum(not find("rise", curves, noise)["censored"] for curves in ladders) >= 3
+        onsets = [find("rise", curves, noise) for curves in ladders]
+        laws += sum(not onset["censored"] and not onset["at_first_probe"] for onset in onsets) >= 3
     return laws / replicates
 
 

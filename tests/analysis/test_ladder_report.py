@@ -66,14 +66,14 @@ def test_an_fp32_run_and_a_bf16_run_are_never_pooled(tmp_path):
     assert [row[0] for row in rows[1:]] == ["100K · bf16 False", "100K · bf16 True"]
 
 
-def test_a_setting_that_is_off_equals_one_that_an_older_record_does_not_have(tmp_path):
-    listed = [*NUMERICS, "permute_tokens"]
-    folders = [
-        recorded(tmp_path / "old", seed=1),
-        recorded(tmp_path / "off", listed, seed=2, permute_tokens=False),
-        recorded(tmp_path / "on", listed, seed=3, permute_tokens=True),
-    ]
-    assert grouped(*folders) == [("100K · permute_tokens False", 2), ("100K · permute_tokens True", 1)]
+def test_only_removed_settings_may_be_missing_in_the_record_of_another_version(tmp_path):
+    now = recorded(tmp_path / "now", seed=1)
+    off = recorded(tmp_path / "off", [*NUMERICS, "use_liger_kernel"], seed=2, use_liger_kernel=False)
+    on = recorded(tmp_path / "on", [*NUMERICS, "use_liger_kernel"], seed=3, use_liger_kernel=True)
+    assert grouped(now, off, on) == [("100K · use_liger_kernel –", 2), ("100K · use_liger_kernel True", 1)]
+    # A record from before this setting had restarts.
+    without = recorded(tmp_path / "without", [*NUMERICS, "restart_warmup"], seed=4, restart_warmup=False)
+    assert grouped(now, without) == [("100K · restart_warmup –", 1), ("100K · restart_warmup False", 1)]
 
 
 def test_without_a_list_of_settings_all_except_the_seed_identify_a_run(tmp_path):
