@@ -26,8 +26,8 @@ Run the study: a GPT-2-style model rotates through languages and is probed on a 
 
 Without arguments, this runs the configuration `quickstart`: a micro model on generated text, two minutes on a laptop,
 without downloads. With arguments, settings that are neither given nor in --config have the defaults below. The same
-command in the same folder resumes the run. --num_processes and --accelerate_config (single, ddp, fsdp2, multi_node, or
-a file) start it with `accelerate launch`.
+command in the same folder resumes the run. --num_processes and --accelerate_config (single, ddp, fsdp2, or a file)
+start it with `accelerate launch`.
 """
 QUICKSTART = ["--config", "quickstart"]
 PROBE = """

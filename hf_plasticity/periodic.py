@@ -106,11 +106,11 @@ class Timeline:
                 raise PlasticityError(f"unit: '{unit}' requires a training that counts epochs")
             return max(1, round(every * max_steps / epochs))
         if self.task_steps is None:
-            raise PlasticityError(f"task_steps: required for every {every} {unit}")
+            raise PlasticityError(f"task_steps: missing; the unit '{unit}' requires the steps of a task instance")
         if unit == "tasks":
             return every * self.task_steps
         if self.cycle_steps is None:
-            raise PlasticityError(f"tasks_per_cycle: required for every {every} cycles")
+            raise PlasticityError("tasks_per_cycle: missing; the unit 'cycles' requires the task instances of a cycle")
         return every * self.cycle_steps
 
 

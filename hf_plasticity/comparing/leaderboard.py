@@ -214,7 +214,10 @@ def _check_probes(entries: Sequence[Entry]) -> None:
     results = [one for entry in entries for one in entry.results.values() if one is not None]
     hashes = {one.probe_config_hash for one in results}
     if len(hashes) > 1:
-        raise PlasticityError(f"the final runs have {len(hashes)} different probes ({', '.join(sorted(hashes))})")
+        raise PlasticityError(
+            f"output_dir: the final runs have {len(hashes)} different probes ({', '.join(sorted(hashes))}), whose "
+            "AUCs cannot be compared; choose another folder"
+        )
 
 
 def _logs(entry: Entry) -> np.ndarray:

@@ -100,7 +100,7 @@ class Comparison:
         if shared := sorted(set(self.seeds) & set(self.tune_seeds)):
             raise PlasticityError(f"tune_seeds: {shared[0]} is also a seed of the final runs; choose other seeds")
         if len(self.seeds) > MOST_SEEDS:
-            raise PlasticityError(f"seeds: {len(self.seeds)} are more than {MOST_SEEDS}")
+            raise PlasticityError(f"seeds: {len(self.seeds)} are more than {MOST_SEEDS}, the most for an exact test")
         if self.trials < 1:
             raise PlasticityError(f"trials: {self.trials} is not a positive number")
         self._check_base()
@@ -122,7 +122,10 @@ class Comparison:
             raise PlasticityError(f"cycle: {self.cycle} is not between 1 and the {training.cycles} cycles of a run")
         period, unit = training.probe_period
         if (self.last_cycle * (self.tasks_per_cycle if unit == "tasks" else 1)) % period:
-            raise PlasticityError(f"cycle: no probe is due after cycle {self.last_cycle}, but every {period} {unit}")
+            raise PlasticityError(
+                f"cycle: no probe is due after cycle {self.last_cycle}, because the model is probed every {period} "
+                f"{unit}; choose another cycle, or change probe_every_{unit}"
+            )
 
     @cached_property
     def base(self) -> ExperimentConfig:

@@ -42,8 +42,8 @@ def train_tokenizer(texts: Iterator[str], vocab_size: int) -> PreTrainedTokenize
     """
     if vocab_size < 258:
         raise PlasticityError(
-            f"vocab_size: {vocab_size} leaves no token to train besides the 256 bytes and the end of text; use 258 "
-            "or more, or use the tokenizer 'byte'"
+            f"train_tokenizer: {vocab_size} leaves no token to train besides the 256 bytes and the end of text; use "
+            "258 or more, or use the tokenizer 'byte'"
         )
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -54,8 +54,8 @@ def train_tokenizer(texts: Iterator[str], vocab_size: int) -> PreTrainedTokenize
     tokenizer.train_from_iterator(texts, trainer)
     if tokenizer.get_vocab_size() < vocab_size - 1:
         raise PlasticityError(
-            f"vocab_size: {vocab_size} tokens cannot be trained on so little text, only "
-            f"{tokenizer.get_vocab_size() + 1}; give more text or a smaller vocabulary"
+            f"train_tokenizer: {vocab_size} tokens cannot be trained on so little text, only "
+            f"{tokenizer.get_vocab_size() + 1}; give more text or a smaller number"
         )
     return _with_end_of_text(tokenizer)
 

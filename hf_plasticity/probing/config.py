@@ -122,7 +122,10 @@ class ProbeConfig:
             raise PlasticityError(
                 f"probe_warmup_steps: {self.warmup_steps} is not between 0 and the {self.steps} probe steps"
             )
-        learning_rate_shape(self.lr_scheduler_type, self.steps, self.warmup_steps, self.lr_scheduler_kwargs)
+        try:
+            learning_rate_shape(self.lr_scheduler_type, self.steps, self.warmup_steps, self.lr_scheduler_kwargs)
+        except PlasticityError as error:
+            raise PlasticityError(f"probe_{error}") from None
 
     def _check_types(self) -> None:
         for name, kind in typing.get_type_hints(ProbeConfig).items():
@@ -180,8 +183,11 @@ def probe_settings(**defaults: Any) -> type:
         **defaults: Defaults by the names of [`ProbeConfig`].
     """
     kinds, known = typing.get_type_hints(ProbeConfig), {one.name: one for one in dataclasses.fields(ProbeConfig)}
+    decided = {"steps": "those of a task instance", "eval_every": "a hundredth of the probe"}
     fields = []
     for name in _flags():
-        kind = kinds[name] if name in defaults else kinds[name] | None
-        fields.append((f"probe_{name}", kind, setting(defaults.get(name), help=known[name].metadata["help"])))
+        kind, text = kinds[name], known[name].metadata["help"]
+        if name not in defaults:
+            kind, text = kind | None, f"{text.removesuffix('.')}; {decided.get(name, 'as in training')} by default."
+        fields.append((f"probe_{name}", kind, setting(defaults.get(name), help=text)))
     return dataclasses.make_dataclass("ProbeSettings", fields)

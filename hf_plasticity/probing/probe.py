@@ -261,7 +261,9 @@ def _adapt(
             losses.append(validation_loss(model, share.eval_blocks, config.eval_sequences, share.micro_batch_size))
             bar.set_postfix(loss=f"{losses[-1]:.4f}")
             if not math.isfinite(losses[-1]):
-                raise ProbeDivergedError(f"the probe's validation loss is {losses[-1]} after {step} probe steps")
+                raise ProbeDivergedError(
+                    f"the probe's validation loss is {losses[-1]} after {step} probe steps; lower its learning rate"
+                )
             model.train()
         if step < config.steps:
             for group in optimizer.param_groups:

@@ -99,9 +99,9 @@ class SuiteConfig(SuiteProbeSettings):  # type: ignore[misc, valid-type]
     )
     allow_duplicates: bool = setting(False, help="Allow checkpoints with the same weights.", role=LENGTH)
     share: str | None = setting(
-        None, help="What several processes share: checkpoints, or the batch of one at a time.", role=MACHINE
+        None, help="What several processes share: checkpoints (default), or batch (default with FSDP2).", role=MACHINE
     )
-    output_dir: str | None = setting(None, help="Run folder.", role=OUTPUT)
+    output_dir: str | None = setting(None, help="Run folder; runs/probe-<model> by default.", role=OUTPUT)
     tokens_per_step: int | None = setting(None, help="Training tokens of a step of the suite.")
     per_device_train_batch_size: int | None = setting(None, help="Sequences in one forward pass.", role=MACHINE)
     cpu_threads: int | None = setting(None, help="CPU threads of each process; all cores by default.", role=MACHINE)

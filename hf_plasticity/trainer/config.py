@@ -321,7 +321,8 @@ class ContinualConfig(ProbeSettings, TrainingArguments):  # type: ignore[misc, v
         """
         if self.n_gpu > 1:
             raise PlasticityError(
-                f"{self.n_gpu} GPUs are visible to one process; start with `accelerate launch`, or hide all but one"
+                f"num_processes: {self.n_gpu} GPUs are visible to one process; use --num_processes {self.n_gpu}, or "
+                "select one GPU with CUDA_VISIBLE_DEVICES=0"
             )
         batch, micro_batch_size, accumulation_steps = divide_batch(
             self.global_batch_tokens, context_length, self.world_size, self.micro_batch_size

@@ -58,9 +58,9 @@ class StopOnSignal(TrainerCallback):
             signal.signal(signum, signal.SIG_DFL)
             os.kill(os.getpid(), signum)
         self.received = signum
-        name = signal.Signals(signum).name
+        name, times = signal.Signals(signum).name, "again" if signum == signal.SIGINT else "twice"
         print(
-            f"\n{name}: the run stops after the next step; press Ctrl-C again to end it immediately",
+            f"\n{name}: the run stops after the next step; press Ctrl-C {times} to end it immediately",
             file=sys.stderr,
             flush=True,
         )

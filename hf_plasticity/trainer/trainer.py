@@ -299,8 +299,8 @@ class ContinualTrainer(Trainer):
     def _check_finite(self, loss: float) -> None:
         if not math.isfinite(loss):
             raise TrainingDivergedError(
-                f"training loss is {loss} {self._where()}; lower learning_rate or max_grad_norm; the last checkpoint "
-                "is kept"
+                f"training loss is {loss} {self._where()}; lower learning_rate or max_grad_norm, and choose "
+                "another output_dir; the last checkpoint is kept"
             )
 
     def _check_weights(self) -> None:
@@ -308,8 +308,8 @@ class ContinualTrainer(Trainer):
         finite = [torch.isfinite(local(parameter)).all() for parameter in self.model.parameters()]
         if not torch.stack(finite).all():
             raise TrainingDivergedError(
-                f"weights are not finite {self._where()}; lower learning_rate or max_grad_norm; the last checkpoint "
-                "is kept"
+                f"weights are not finite {self._where()}; lower learning_rate or max_grad_norm, and choose "
+                "another output_dir; the last checkpoint is kept"
             )
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:

@@ -110,10 +110,10 @@ class TestTrainedTokenizer:
         assert len(fingerprints) == 1
 
     def test_too_few_tokens_or_too_little_text(self):
-        with pytest.raises(PlasticityError, match=r"^vocab_size: 257 leaves no token to train"):
+        with pytest.raises(PlasticityError, match=r"^train_tokenizer: 257 leaves no token to train"):
             train_tokenizer(iter(["text"]), 257)
         with pytest.raises(
-            PlasticityError, match=r"^vocab_size: 1000 tokens cannot be trained on so little text, only 2"
+            PlasticityError, match=r"^train_tokenizer: 1000 tokens cannot be trained on so little text, only 2"
         ):
             train_tokenizer(iter(["hello hello"]), 1000)
 
