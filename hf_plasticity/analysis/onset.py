@@ -37,7 +37,7 @@ class Onset:
             first and infinity after the last.
         interval (`tuple[float, float]`, *optional*): The 95% interval; for the rule `"rise"`.
         p_value (`float`, *optional*): The p-value of the test for a rise; for the rule `"rise"`.
-        detectable_rise (`float`, *optional*): The lasting rise, in percent, that would have been detected with a
+        detectable_rise (`float`, *optional*): The steady rise, in percent, that would have been detected with a
             probability of 80%; for the rule `"rise"`.
     """
 
@@ -212,7 +212,7 @@ def change_error(tasks: Sequence[float], areas: Sequence[float]) -> float | None
         return None
     if len(areas) < STEEP_PROBES:
         return math.sqrt(2) * probe_scatter(tasks, areas)
-    return math.sqrt(2) * float(noise_of(np.array([areas], dtype=np.float64))[0])
+    return math.sqrt(2) * noise_of(np.array([areas], dtype=np.float64)).scatter
 
 
 def _standard_errors(

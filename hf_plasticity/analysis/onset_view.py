@@ -24,7 +24,7 @@ def onset_sentence(seeds: Sequence[ProbeSeries]) -> str:
     if not is_detected(onset):
         text = f"No onset of plasticity loss was detected up to task {onset.task:,.4g}"
         if onset.detectable_rise is not None:
-            text += f" (a lasting rise of {onset.detectable_rise:.2g}% would have been detected with 80% probability)"
+            text += f" (a steady rise of {onset.detectable_rise:.2g}% would have been detected with 80% probability)"
         return f"{text}."
     return f"Onset of plasticity loss: {onset_words(onset)}."
 

@@ -8,6 +8,7 @@ from ..errors import PlasticityError
 from ..metrics.plasticity_onset.definition import RULES
 from ..records import CONFIG_FILE, PROBES_FILE, RunRecord
 from .comparison import comparisons
+from .groups import SEEDS, identity
 from .page import Page, Section, write_page
 from .sections.compared import comparison_section, runs_section
 from .sections.configuration import configuration_section
@@ -129,15 +130,24 @@ def is_run(folder: Path) -> bool:
 
 def check_runs(runs: Sequence[RunRecord]) -> None:
     """
-    Check that there are no duplicate runs, and that every probe has the fields that a report requires.
+    Check that no run is there twice, as one folder or as two copies, and that every probe has the fields that a report
+    requires.
 
     Raises:
         [`PlasticityError`]: A check fails.
     """
     folders = [run.folder.resolve() for run in runs]
+    known: dict[tuple, RunRecord] = {}
     for run, folder in zip(runs, folders):
         if folders.count(folder) > 1:
             raise PlasticityError(f"runs: '{run.folder}' is named twice; it would count as two seeds")
+        seeds = tuple(run.config.get(name) for name in SEEDS)
+        other = known.setdefault((*identity(run).items(), *seeds), run)
+        if other is not run:
+            raise PlasticityError(
+                f"runs: '{other.folder}' and '{run.folder}' have the same settings and the same seed "
+                f"({run.config.get('seed')}), and would count as two seeds; name one of them"
+            )
         for probe in run.probes:
             lacking = [name for name in NEEDED if probe.get(name) is None]
             if lacking:

@@ -50,13 +50,24 @@ def find(rule: str, curves: np.ndarray, noise: float) -> dict:
 
 
 def detection_rate(
-    curve: np.ndarray, seeds: int, noise: float, correlation: float, rule: str, replicates: int, seed: int = 0
+    curve: np.ndarray,
+    seeds: int,
+    noise: float,
+    correlation: float,
+    rule: str,
+    replicates: int,
+    seed: int = 0,
+    shared: float = 0.0,
 ) -> float:
-    """The share of simulated runs in which a rule finds an onset."""
+    """
+    The share of simulated runs in which a rule finds an onset. `shared` is the standard deviation of further noise
+    that is the same for all seeds, such as the effect of the text that a model was trained on last.
+    """
     rng = np.random.default_rng([seed, seeds, len(curve)])
     found = 0
     for _ in range(replicates):
         curves = curve + noise * autocorrelated(correlation, (seeds, len(curve)), rng)
+        curves += shared * rng.standard_normal(len(curve))
         found += not find(rule, curves, noise)["censored"]
     return found / replicates
 
@@ -153,20 +164,26 @@ def law_errors(
 def tables(replicates: int) -> str:
     """All simulations as Markdown tables."""
     lines = [
-        "| probes | seeds | noise | correlation | level: rise | falling: rise | level: statistical | turning_point |",
-        "|---|---|---|---|---|---|---|---|",
+        "| probes | seeds | noise | shared | correlation | level: rise | falling: rise | level: statistical "
+        "| turning_point |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
-    for probes, seeds, correlation in (
-        (8, 1, 0), (24, 1, 0), (24, 1, 0.5), (48, 1, 0), (48, 1, 0.5),
-        (3, 3, 0), (4, 3, 0), (16, 5, 0), (24, 3, 0), (24, 3, 0.5), (24, 5, 0), (24, 5, 0.5),
+    for probes, seeds, shared, correlation in (
+        (8, 1, 0, 0), (24, 1, 0, 0), (24, 1, 0, 0.5), (48, 1, 0, 0), (48, 1, 0, 0.5),
+        (3, 3, 0, 0), (4, 3, 0, 0), (8, 3, 0, 0), (16, 5, 0, 0), (24, 3, 0, 0), (24, 3, 0, 0.5), (24, 5, 0, 0),
+        (24, 5, 0, 0.5), (4, 3, 0.02, 0), (8, 3, 0.02, 0), (16, 5, 0.02, 0), (24, 3, 0.02, 0), (24, 5, 0.02, 0),
     ):  # fmt: skip
         rates = [
-            detection_rate(level_curve(probes), seeds, 0.02, correlation, "rise", replicates),
-            detection_rate(falling_curve(probes), seeds, 0.02, correlation, "rise", replicates),
-            detection_rate(level_curve(probes), seeds, 0.02, correlation, "statistical", replicates),
-            detection_rate(level_curve(probes), seeds, 0.02, correlation, "turning_point", replicates),
+            detection_rate(curve(probes), seeds, 0.02, correlation, rule, replicates, shared=shared)
+            for curve, rule in (
+                (level_curve, "rise"),
+                (falling_curve, "rise"),
+                (level_curve, "statistical"),
+                (level_curve, "turning_point"),
+            )
         ]
-        lines.append(f"| {probes} | {seeds} | 2% | {correlation} | {' | '.join(f'{rate:.0%}' for rate in rates)} |")
+        cells = [f"{rate:.0%}" for rate in rates]
+        lines.append(f"| {probes} | {seeds} | 2% | {shared:.0%} | {correlation} | {' | '.join(cells)} |")
     lines += [
         "",
         "| probes | seeds | noise | correlation | rise starts at | its size | found | bias | RMSE | coverage |",

@@ -164,13 +164,42 @@ def test_flat_ladders_have_no_law():
     assert law_of_flat_ladders(sizes=5, seeds=3, probes=24, noise=0.02, replicates=60) <= 0.05
 
 
-def test_a_rise_as_large_as_the_detectable_one_is_found_in_most_cases():
-    rng, hits = np.random.default_rng(0), 0
-    level = find_onset([probes(100 + rng.normal(size=24)) for _ in range(3)])
+@pytest.mark.parametrize(("count", "seeds"), [(12, 1), (24, 1), (24, 3)])
+def test_a_rise_as_large_as_the_detectable_one_is_found_in_most_cases(count, seeds):
+    rng, ramp = np.random.default_rng(0), np.clip((np.arange(count) - count // 2 + 1) / (count - count // 2), 0, None)
+
+    def run(rise):
+        return find_onset([probes(100 + rise * ramp + rng.normal(size=count)) for _ in range(seeds)])
+
+    detectable = np.mean([run(0).detectable_rise for _ in range(50)])
+    assert 0.65 <= np.mean([not run(detectable).censored for _ in range(100)]) <= 0.95
+
+
+@pytest.mark.parametrize(("count", "seeds"), [(12, 1), (24, 1), (12, 3)])
+def test_a_jump_is_found_however_large_it_is(count, seeds):
+    rng = np.random.default_rng(0)
+    for height in (20, 1000):
+        jump = np.where(np.arange(count) < count // 2, 0, height)
+        assert not find_onset([probes(100 + jump + rng.normal(size=count)) for _ in range(seeds)]).censored
+
+
+@pytest.mark.parametrize(("count", "seeds", "shared"), [(24, 3, 0.02), (16, 5, 0.04), (8, 3, 0.04)])
+def test_noise_that_all_seeds_share_has_few_false_alarms(count, seeds, shared):
+    # A test that compares the rise with the differences between seeds finds one in half of these curves.
+    assert detection_rate(level_curve(count), seeds, 0.02, 0.0, "rise", replicates=200, shared=shared) <= 0.12
+
+
+def test_the_language_that_was_trained_last_is_not_a_rise():
+    rng, found = np.random.default_rng(0), 0
     for _ in range(100):
-        step = np.where(np.arange(24) < 12, 0, level.detectable_rise)
-        hits += not find_onset([probes(100 + step + rng.normal(size=24)) for _ in range(3)]).censored
-    assert 0.65 <= hits / 100 <= 0.95
+        languages = np.tile(rng.uniform(-1, 1, size=8), 3)
+        found += not find_onset([probes(100 + languages + 0.5 * rng.normal(size=24)) for _ in range(3)]).censored
+    assert found <= 10
+
+
+def test_a_copy_is_not_another_seed():
+    with pytest.raises(PlasticityError, match="two seeds have the same areas"):
+        find_onset([probes([100, 90, 95, 99])] * 2)
 
 
 def test_the_rise_test_requires_enough_probes_to_estimate_the_noise():

@@ -105,7 +105,7 @@ def test_first_figures_are_auc_and_then_delta_auc(full_run):
         ({1: 60.0}, "No result yet: 1 probe of the trained model"),
         ({1: 60.0, 2: 54.0, 3: 57.0}, "No onset of plasticity loss can be stated: 3 probes of 1 seed are too few"),
         (dict(enumerate([*NOISY, 101.0, 100.0, 101.0])), "No onset of plasticity loss was detected up to task 64 (a "
-         "lasting rise of"),
+         "steady rise of"),
         (dict(enumerate([*NOISY, 150.0])), "the AUC on Vietnamese is 25.0% above that of the untrained model and "
          "50.0% above that after cycle 1 (with fewer than 8 probes, the noise is not known)."),
         ({0: 50.0, 1: 60.0, 2: 54.0, 3: 60.0}, "is 20.0% above that of the untrained model and equal to that after"),
@@ -329,7 +329,7 @@ def test_command_writes_into_the_run_folder_by_default(full_run, capsys):
 
 
 def test_mistakes_are_one_line_and_status_2(tmp_path, capsys):
-    run, empty = make_run(tmp_path / "run"), tmp_path / "empty"
+    run, copy, empty = make_run(tmp_path / "run"), make_run(tmp_path / "copy"), tmp_path / "empty"
     empty.mkdir()
     broken = make_run(tmp_path / "broken", probes=[{"step": 80, "losses": [1.0]}])
     page = str(tmp_path / "page.html")
@@ -337,6 +337,7 @@ def test_mistakes_are_one_line_and_status_2(tmp_path, capsys):
         ([str(tmp_path / "nowhere")], "does not exist"),
         ([str(empty)], "is not a run folder"),
         ([str(run), str(run), "-o", page], "is named twice"),
+        ([str(run), str(copy), "-o", page], "have the same settings and the same seed (0)"),
         ([str(broken), "-o", page], "the probe of step 80: it lacks language, adaptation"),
         ([str(run), "-o", page, "--onset-rule", "guess"], "'guess' is unknown"),
         ([str(run), "-o", str(run / "config.yaml" / "page.html")], "cannot be written"),

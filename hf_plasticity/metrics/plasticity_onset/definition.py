@@ -72,8 +72,8 @@ def plasticity_onset(
         - `interval` (`tuple[float, float]` or `None`): for `"rise"`, if found, the 95% interval of the minimum: its
           locations in the smoothed curve with resampled noise, extended to include `between`.
         - `p_value` (`float` or `None`): for `"rise"`, the p-value of the test.
-        - `detectable_rise` (`float` or `None`): for `"rise"`, the lasting rise from the middle of the curve that the
-          test finds in 80% of cases, in percent of the smallest AUC of the mean curve.
+        - `detectable_rise` (`float` or `None`): for `"rise"`, the height of a steady rise over the second half of
+          the curve that the test finds in 80% of cases, in percent of the smallest AUC of the mean curve.
 
     Raises:
         `ValueError`: An unknown rule, fewer than two points, lengths that differ, a value that is not finite, tasks
@@ -147,12 +147,15 @@ def _one_onset(tasks, curves, reference, stderrs, rule, level, z) -> dict[str, A
         onset = _zero_crossing(tasks, mean - base)
     else:
         onset = _statistical(tasks, mean, _mean_errors(stderrs, len(mean)), z)
-    before, after = tasks[tasks < (tasks[-1] if onset is None else onset)], tasks[tasks > (onset or math.inf)]
+    before, after = (
+        tasks[tasks < (tasks[-1] if onset is None else onset)],
+        tasks[tasks > (math.inf if onset is None else onset)],
+    )
     between = (float(before[-1]) if len(before) else 0.0, float(after[0]) if len(after) else math.inf)
     if onset is None:
         between = (float(tasks[-1]), math.inf)
     elif rise is not None:
-        interval = _interval(tasks, mean, rise, len(curves), between)
+        interval = _interval(tasks, mean, rise, between)
     return {
         "plasticity_onset": float(tasks[-1] if onset is None else onset),
         "censored": onset is None,
@@ -203,11 +206,9 @@ def _roughness(tasks: tuple[float, ...]) -> tuple[np.ndarray, np.ndarray]:
     return roughness.clip(0), vectors
 
 
-def _interval(
-    tasks: np.ndarray, mean: np.ndarray, rise: Rise, seeds: int, between: tuple[float, float]
-) -> tuple[float, float]:
+def _interval(tasks: np.ndarray, mean: np.ndarray, rise: Rise, between: tuple[float, float]) -> tuple[float, float]:
     trend, rng = smooth(tasks, mean), np.random.default_rng(len(tasks))
-    noise = autocorrelated(rise.correlation, (RESAMPLES, len(tasks)), rng) * rise.scatter / math.sqrt(seeds)
+    noise = autocorrelated(rise.correlation, (RESAMPLES, len(tasks)), rng) * rise.scatter
     places = tasks[smoothed_minimum(tasks, trend + noise)]
     low, high = np.quantile(places, [(1 - INTERVAL) / 2, (1 + INTERVAL) / 2], method="inverted_cdf")
     return min(float(low), between[0]), max(float(high), between[1])

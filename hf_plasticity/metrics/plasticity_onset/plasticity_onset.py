@@ -36,7 +36,7 @@ Returns:
     between (pair of `float`, or a list): The probes before and after the onset.
     interval (pair of `float`, or a list): For "rise": the 95% interval of the onset; None without an onset.
     p_value (`float` or a list): For "rise": the p-value of the test.
-    detectable_rise (`float` or a list): For "rise": the lasting rise that is found in 80% of cases, in percent.
+    detectable_rise (`float` or a list): For "rise": the steady rise that is found in 80% of cases, in percent.
 Examples:
     >>> import evaluate
     >>> plasticity_onset = evaluate.load("plasticity_onset")

@@ -7,12 +7,9 @@ from functools import lru_cache
 import numpy as np
 
 
-LEVEL = 0.05
-POWER_QUANTILE = (
-    0.8416  # of the normal distribution at 0.8: a rise that is larger by this many standard errors is found in 80%
-)
+LEVEL, POWER = 0.05, 0.8
 FEWEST_PROBES, FEWEST_PROBES_OF_SEEDS = 8, 3
-STEEP_PROBES = 10  # from this number on, the trend of one seed may have a steep start
+STEEP_PROBES = 10  # from this number on, the trend of one curve may have a steep start
 CORRELATIONS = np.arange(0, 0.85, 0.05)
 REPLICATES, CALIBRATION_REPLICATES = 1999, 400
 
@@ -25,10 +22,11 @@ class Rise:
     Args:
         p_value (`float`): The probability of a rise at least this large in a curve that does not rise.
         detected (`bool`): Whether `p_value` is at most the level.
-        scatter (`float`): Standard deviation of one AUC about the trend, in the unit of the AUCs.
+        scatter (`float`): Standard deviation of the noise of the curve, or of the mean curve of several seeds, in the
+            unit of the AUCs.
         correlation (`float`): Of the noise of neighboring probes.
-        detectable (`float`): A lasting rise from the middle of the curve, in the unit of the AUCs, that the test
-            finds in 80% of cases.
+        detectable (`float`): The height of a steady rise over the second half of the curve, in the unit of the AUCs,
+            that the test finds in 80% of cases.
     """
 
     p_value: float
@@ -46,11 +44,14 @@ def rise_test(aucs: np.ndarray, level: float = LEVEL) -> Rise:
     mean of the probes from i to j, over all i < j. On a curve that never rises, these differences are positive only
     because of noise. The level curve is the worst case, so the null distribution is that of a level curve (as in the
     test of monotonicity of Dümbgen & Spokoiny 2001, Annals of Statistics 29, 124-152). It is simulated, with normal
-    noise of the same autocorrelation, from which the scatter and the autocorrelation are estimated in the same way.
+    noise of the same autocorrelation, from which the scatter is estimated in the same way.
 
-    With several seeds, the noise is estimated from their differences from the mean curve. With one seed, it is
-    estimated from the differences from a smooth trend (a constant, a line, a parabola and a hyperbola for the steep
-    start). The estimated autocorrelation is corrected for its bias, which is simulated.
+    The noise of one curve is estimated from its differences from a trend: a constant, a line, a parabola, a hyperbola
+    for the steep start, and one jump. The noise of several seeds is estimated from their differences from the mean
+    curve. That does not include what all seeds share, such as the effect of the text that they were trained on last.
+    If the mean curve has significantly more noise about its trend than the seeds explain (at a level of 5%), it is
+    therefore tested as one curve. With fewer than eight probes, this cannot be seen. The bias of the estimated scatter
+    and autocorrelation is simulated and corrected.
 
     Args:
         aucs (`np.ndarray` of shape `(seeds, probes)`): The areas. One row for each seed, the same probes in each.
@@ -60,7 +61,8 @@ def rise_test(aucs: np.ndarray, level: float = LEVEL) -> Rise:
         [`Rise`]: The result.
 
     Raises:
-        `ValueError`: Too few probes to estimate the noise: eight of one seed, or three of each of several seeds.
+        `ValueError`: Too few probes to estimate the noise: eight of one seed, or three of each of several seeds. Or
+            two rows are equal.
     """
     seeds, probes = aucs.shape
     fewest = FEWEST_PROBES if seeds == 1 else FEWEST_PROBES_OF_SEEDS
@@ -69,89 +71,183 @@ def rise_test(aucs: np.ndarray, level: float = LEVEL) -> Rise:
             f"aucs: {probes} probes of {seeds} seed{'s' if seeds > 1 else ''}; a test for a rise requires "
             f"{FEWEST_PROBES} probes of one seed, or {FEWEST_PROBES_OF_SEEDS} of each of several"
         )
-    mean = aucs.mean(0)
-    differences = mean @ _contrasts(probes).T
-    scatter, correlation = (float(one) for one in noise_of(aucs))
-    if scatter <= 1e-12 * np.abs(mean).max():
-        rises = bool(differences.max() > 1e-12 * np.abs(mean).max())
+    if len(np.unique(aucs, axis=0)) < seeds:
+        raise ValueError("aucs: two seeds have the same areas; a copy of a run is not another seed")
+    noise = noise_of(aucs)
+    mean, smallest = aucs.mean(0), 1e-12 * np.abs(aucs).max()
+    if noise.scatter <= smallest:
+        rises = bool(largest_rise(mean, np.ones((probes, probes))) > smallest)
         return Rise(0.0 if rises else 1.0, rises, 0.0, 0.0, 0.0)
-    rho = _unbiased(correlation, seeds, probes)
-    errors = scatter * _errors(probes, rho) / np.sqrt(seeds)
-    null = _null_distribution(seeds, probes, rho)
-    p_value = float((1 + np.sum(null >= (differences / errors).max())) / (len(null) + 1))
-    middle = _errors(probes, rho)[_middle(probes)] * scatter / np.sqrt(seeds)
-    detectable = (np.quantile(null, 1 - level) + POWER_QUANTILE) * middle
-    return Rise(p_value, p_value <= level, scatter, rho, float(detectable))
+    statistic = largest_rise(mean, errors_of_rises(probes, noise.correlation)) / noise.scatter
+    null = _null_distribution(noise.curves, probes, noise.correlation)
+    p_value = float((1 + np.sum(null >= statistic)) / (len(null) + 1))
+    detectable = noise.scatter * _detectable_rise(noise.curves, probes, noise.correlation, level)
+    return Rise(p_value, p_value <= level, noise.scatter, noise.correlation, detectable)
 
 
-@lru_cache(maxsize=8)
-def _contrasts(probes: int) -> np.ndarray:
-    """One row for each pair i < j: the mean from probe j on, minus the mean from i to j. `(pairs, probes)`."""
-    rows = np.zeros((probes * (probes - 1) // 2, probes))
-    for row, (i, j) in zip(rows, _pairs(probes)):
-        row[j:], row[i:j] = 1 / (probes - j), -1 / (j - i)
-    return rows
+@dataclass(frozen=True)
+class Noise:
+    """
+    The noise of a curve, or of the mean curve of several seeds.
+
+    Args:
+        scatter (`float`): Its standard deviation.
+        correlation (`float`): Of neighboring probes; one of `CORRELATIONS`.
+        curves (`int`): The number of curves that it was estimated from: the seeds, or 1 for the mean curve.
+    """
+
+    scatter: float
+    correlation: float
+    curves: int
 
 
-def _pairs(probes: int) -> list[tuple[int, int]]:
-    return [(i, j) for j in range(1, probes) for i in range(j)]
+def noise_of(aucs: np.ndarray) -> Noise:
+    """The noise of the mean of `(seeds, probes)`, as [`rise_test`] describes."""
+    seeds, probes = aucs.shape
+    noise = _estimated_noise(aucs)
+    if seeds > 1 and probes >= FEWEST_PROBES:
+        of_mean = _estimated_noise(aucs.mean(0, keepdims=True))
+        if of_mean.scatter > noise.scatter * _largest_ratio(seeds, probes, noise.correlation):
+            return of_mean
+    return noise
 
 
-def _middle(probes: int) -> int:
-    """The contrast between the second half and the first."""
-    return _pairs(probes).index((0, (probes + 1) // 2))
+@lru_cache(maxsize=64)
+def _largest_ratio(seeds: int, probes: int, rho: float) -> float:
+    """
+    The scatter of the mean curve about its trend, where that estimated from the differences between seeds is 1, that
+    noise without a shared part exceeds with the probability `LEVEL`.
+    """
+    rng = np.random.default_rng([seeds, probes, round(100 * rho), 2])
+    aucs = autocorrelated(rho, (REPLICATES, seeds, probes), rng)
+    ratios = _scatter(aucs.mean(1, keepdims=True), rho) / _scatter(aucs, rho)
+    return float(np.quantile(ratios, 1 - LEVEL))
 
 
-@lru_cache(maxsize=32)
-def _errors(probes: int, rho: float) -> np.ndarray:
-    """Standard errors of the contrasts for noise of unit variance and autocorrelation `rho`: `(pairs,)`."""
-    lags = np.abs(np.subtract.outer(np.arange(probes), np.arange(probes)))
-    contrasts = _contrasts(probes)
-    return np.sqrt(np.einsum("ci,ij,cj->c", contrasts, rho**lags, contrasts, optimize=True))
+def _estimated_noise(aucs: np.ndarray) -> Noise:
+    scatter, correlation = _moments(aucs)
+    scatters, correlations = _expected_moments(*aucs.shape)
+    nearest = int(np.argmin(np.abs(correlations - correlation)))
+    return Noise(float(scatter / scatters[nearest]), float(CORRELATIONS[nearest]), len(aucs))
 
 
-def noise_of(aucs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Standard deviation and lag-1 autocorrelation of the noise of `(..., seeds, probes)`, the latter biased."""
+def _moments(aucs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The scatter and the lag-1 autocorrelation of the noise of the mean of `(..., seeds, probes)`, both biased."""
     seeds, probes = aucs.shape[-2:]
     if seeds > 1:
         residuals = aucs - aucs.mean(-2, keepdims=True)
         residuals = residuals - residuals.mean(-1, keepdims=True)  # a seed may be better at all probes
-        freedom = (seeds - 1) * (probes - 1)
     else:
-        trend = _trend(probes)
+        trend, jumps = _trend(probes)
         residuals = aucs - aucs @ trend @ trend.T
-        freedom = probes - trend.shape[1]
+        heights = residuals @ jumps.T
+        largest = np.abs(heights).argmax(-1, keepdims=True)
+        residuals = residuals - np.take_along_axis(heights, largest, -1) * jumps[largest[..., 0]]
     squares = (residuals**2).sum((-1, -2))
     neighbors = (residuals[..., 1:] * residuals[..., :-1]).sum((-1, -2))
-    return np.sqrt(squares / freedom), neighbors / np.maximum(squares, np.finfo(float).tiny)
+    return np.sqrt(squares), neighbors / np.maximum(squares, np.finfo(float).tiny)
 
 
-@lru_cache(maxsize=8)
-def _trend(probes: int) -> np.ndarray:
-    """Orthonormal columns that span a smooth trend: `(probes, 4)`; three below `STEEP_PROBES`."""
+@lru_cache(maxsize=16)
+def _trend(probes: int) -> tuple[np.ndarray, np.ndarray]:
+    """
+    Orthonormal columns that span a smooth trend, `(probes, 4)` (three below `STEEP_PROBES`), and the jumps after each
+    probe but the outer ones, orthogonal to it and of unit length: `(probes - 3, probes)`.
+    """
     k = np.arange(probes)
     columns = [np.ones(probes), k, k**2, 1 / (k + 1)]
-    return np.linalg.qr(np.stack(columns[: 4 if probes >= STEEP_PROBES else 3], axis=1))[0]
+    trend = np.linalg.qr(np.stack(columns[: 4 if probes >= STEEP_PROBES else 3], axis=1))[0]
+    jumps = (k >= np.arange(2, probes - 1)[:, None]).astype(float)
+    jumps -= jumps @ trend @ trend.T
+    return trend, jumps / np.linalg.norm(jumps, axis=1, keepdims=True)
 
 
-def _unbiased(correlation: float, seeds: int, probes: int) -> float:
-    """The autocorrelation whose estimate is `correlation` on average, to the nearest of `CORRELATIONS`."""
-    return float(CORRELATIONS[np.argmin(np.abs(_mean_estimates(seeds, probes) - correlation))])
+@lru_cache(maxsize=16)
+def _expected_moments(curves: int, probes: int) -> tuple[np.ndarray, np.ndarray]:
+    """
+    For noise with each of `CORRELATIONS`: the estimated scatter, where that of the mean is 1, and the mean estimated
+    autocorrelation.
+    """
+    rng, shape = np.random.default_rng([curves, probes]), (CALIBRATION_REPLICATES, curves, probes)
+    simulated = [_moments(np.sqrt(curves) * autocorrelated(rho, shape, rng)) for rho in CORRELATIONS]
+    scatters = [np.sqrt(np.mean(scatter**2)) for scatter, _ in simulated]
+    return np.array(scatters), np.array([correlation.mean() for _, correlation in simulated])
 
 
-@lru_cache(maxsize=8)
-def _mean_estimates(seeds: int, probes: int) -> np.ndarray:
-    rng = np.random.default_rng([seeds, probes])
-    shape = (CALIBRATION_REPLICATES, seeds, probes)
-    return np.array([noise_of(autocorrelated(rho, shape, rng))[1].mean() for rho in CORRELATIONS])
+def largest_rise(curves: np.ndarray, errors: np.ndarray) -> np.ndarray:
+    """
+    The largest difference, divided by its error, between the mean from probe j on and the mean from i to j: one for
+    each curve of `(..., probes)`. `errors` has one row for each j and one column for each i.
+    """
+    probes = curves.shape[-1]
+    sums = (curves - curves.mean(-1, keepdims=True)).cumsum(-1)
+    sums = np.concatenate([np.zeros_like(sums[..., :1]), sums], axis=-1)
+    largest = np.full(curves.shape[:-1], -np.inf)
+    for j in range(1, probes):
+        after = (sums[..., -1:] - sums[..., j : j + 1]) / (probes - j)
+        before = (sums[..., j : j + 1] - sums[..., :j]) / (j - np.arange(j))
+        largest = np.maximum(largest, ((after - before) / errors[j, :j]).max(-1))
+    return largest
 
 
 @lru_cache(maxsize=32)
-def _null_distribution(seeds: int, probes: int, rho: float) -> np.ndarray:
-    """The statistic of level curves: `(REPLICATES,)`."""
-    noise = autocorrelated(rho, (REPLICATES, seeds, probes), np.random.default_rng([seeds, probes, int(100 * rho)]))
-    errors = _errors(probes, rho) / np.sqrt(seeds)
-    return (noise.mean(-2) @ _contrasts(probes).T / errors).max(-1) / noise_of(noise)[0]
+def errors_of_rises(probes: int, rho: float) -> np.ndarray:
+    """
+    Standard errors of the differences of [`largest_rise`] for noise of unit variance and autocorrelation `rho`:
+    `(probes, probes)`, infinite for i >= j.
+    """
+    k = np.arange(probes)
+    sums = np.zeros((probes + 1, probes + 1))  # of the covariances of all probes before two of them
+    sums[1:, 1:] = (rho ** np.abs(k[:, None] - k)).cumsum(0).cumsum(1)
+    errors = np.full((probes, probes), np.inf)
+    for j in range(1, probes):
+        i, after, before = np.arange(j), probes - j, j - np.arange(j)
+        variance_after = sums[probes, probes] - 2 * sums[probes, j] + sums[j, j]
+        variance_before = sums[j, j] - 2 * sums[j, i] + sums[i, i]
+        covariance = sums[probes, j] - sums[probes, i] - sums[j, j] + sums[j, i]
+        errors[j, :j] = np.sqrt(
+            variance_after / after**2 + variance_before / before**2 - 2 * covariance / (after * before)
+        )
+    return errors
+
+
+@lru_cache(maxsize=64)
+def _null_distribution(curves: int, probes: int, rho: float) -> np.ndarray:
+    """The statistic of level curves, from the lowest to the highest: `(REPLICATES,)`."""
+    rng = np.random.default_rng([curves, probes, round(100 * rho)])
+    return np.sort(_simulated_statistics(autocorrelated(rho, (REPLICATES, curves, probes), rng), rho))
+
+
+def _simulated_statistics(aucs: np.ndarray, rho: float) -> np.ndarray:
+    """The statistic of simulated runs `(n, curves, probes)` with a known autocorrelation."""
+    return largest_rise(aucs.mean(1), errors_of_rises(aucs.shape[-1], rho)) / _scatter(aucs, rho)
+
+
+def _scatter(aucs: np.ndarray, rho: float) -> np.ndarray:
+    """The scatter of the mean of `(n, curves, probes)` with a known autocorrelation."""
+    expected = _expected_moments(*aucs.shape[-2:])[0]
+    return _moments(aucs)[0] / expected[int(np.argmin(np.abs(CORRELATIONS - rho)))]
+
+
+@lru_cache(maxsize=64)
+def _detectable_rise(curves: int, probes: int, rho: float, level: float) -> float:
+    """The steady rise over the second half that is found with the probability `POWER`, where the scatter is 1."""
+    null, rng = _null_distribution(curves, probes, rho), np.random.default_rng([curves, probes, round(100 * rho), 1])
+    # The smallest statistic with a p-value of at most the level.
+    threshold = null[-int(level * (len(null) + 1))] if level * (len(null) + 1) >= 1 else np.inf
+    noise = np.sqrt(curves) * autocorrelated(rho, (CALIBRATION_REPLICATES, curves, probes), rng)
+    start = probes // 2
+    ramp = np.clip((np.arange(probes) - start + 1) / (probes - start), 0, None)
+    low, high = 0.0, 1.0
+    while np.mean(_simulated_statistics(noise + high * ramp, rho) > threshold) < POWER:
+        low, high = high, 2 * high
+        if high > 1e6:
+            return np.inf
+    while high - low > 0.01 * high:
+        middle = (low + high) / 2
+        found = np.mean(_simulated_statistics(noise + middle * ramp, rho) > threshold) >= POWER
+        low, high = (low, middle) if found else (middle, high)
+    return high
 
 
 def autocorrelated(rho: float, shape: Sequence[int], rng: np.random.Generator) -> np.ndarray:
