@@ -1,5 +1,6 @@
 """Tokenizers: bytes, trained on the text of a run, or loaded from a folder or the Hub; and documents to tokens."""
 
+import contextlib
 import functools
 import hashlib
 import json
@@ -118,7 +119,8 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
 
 def encode_documents(tokenizer: PreTrainedTokenizerBase, documents: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     """
-    Tokenize documents on all cores, without special tokens. The name of a special token in a document is plain text.
+    Tokenize documents on all cores, without special tokens, whole and without padding. The name of a special token in a
+    document is plain text.
 
     Args:
         tokenizer (`PreTrainedTokenizerBase`): A fast tokenizer.
@@ -131,17 +133,32 @@ def encode_documents(tokenizer: PreTrainedTokenizerBase, documents: Sequence[str
     if _is_byte_tokenizer(tokenizer):
         encoded = [document.encode() for document in documents]
         return np.frombuffer(b"".join(encoded), dtype=np.uint8).astype(np.int32), _lengths(encoded)
-    backend = tokenizer.backend_tokenizer
-    before = backend.encode_special_tokens
-    backend.encode_special_tokens = True
-    try:
+    with _plain(tokenizer.backend_tokenizer) as backend:
         # Not `tokenizer(documents)`, which builds masks and offsets, and warns about documents longer than the model's
         # context.
         encoded = [encoding.ids for encoding in backend.encode_batch_fast(documents, add_special_tokens=False)]
-    finally:
-        backend.encode_special_tokens = before
     lengths = _lengths(encoded)
     return np.fromiter(chain.from_iterable(encoded), dtype=np.int32, count=lengths.sum()), lengths
+
+
+@contextlib.contextmanager
+def _plain(backend: Tokenizer) -> Iterator[Tokenizer]:
+    """
+    The tokenizer without truncation, padding and special tokens. A call of the Transformers tokenizer leaves its
+    truncation and padding in the backend, and saving the tokenizer saves them.
+    """
+    special, truncation, padding = backend.encode_special_tokens, backend.truncation, backend.padding
+    backend.encode_special_tokens = True
+    backend.no_truncation()
+    backend.no_padding()
+    try:
+        yield backend
+    finally:
+        backend.encode_special_tokens = special
+        if truncation is not None:
+            backend.enable_truncation(**truncation)
+        if padding is not None:
+            backend.enable_padding(**padding)
 
 
 def join_documents(tokenizer: PreTrainedTokenizerBase, documents: Sequence[str]) -> np.ndarray:

@@ -32,6 +32,20 @@ def tokenizer(request):
     return byte_tokenizer() if request.param == "byte" else request.getfixturevalue("bpe")
 
 
+def test_documents_are_whole_whatever_the_last_call_of_the_tokenizer_was(bpe, tmp_path):
+    documents = ["the quick brown foxes jump over lazy dogs", "foxes"]
+    tokens, lengths = encode_documents(bpe, documents)
+    bpe.save_pretrained(tmp_path / "clean")
+    truncated = AutoTokenizer.from_pretrained(tmp_path / "clean")
+    truncated.pad_token = truncated.eos_token
+    ids = truncated(documents, truncation=True, max_length=4, padding="max_length").input_ids
+    truncated.save_pretrained(tmp_path / "saved")
+    for tokenizer in (truncated, load_tokenizer(str(tmp_path / "saved"))):
+        found = encode_documents(tokenizer, documents)
+        assert found[0].tolist() == tokens.tolist() and found[1].tolist() == lengths.tolist()
+    assert truncated.backend_tokenizer.encode(documents[0]).ids == ids[0], "the tokenizer has changed for its user"
+
+
 class TestByteTokenizer:
     def test_ids_are_the_bytes(self):
         tokenizer = byte_tokenizer()
