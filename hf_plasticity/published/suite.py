@@ -109,6 +109,7 @@ def _begin(suite: SuiteConfig, data: DataConfig, stack: contextlib.ExitStack) ->
     stack.enter_context(run_lock(suite.output_dir))
     _check_folder(suite, data)
     found = find_checkpoints(suite)
+    _check_steps(suite, found)
     check_weights(suite, found)
     if data.tokenizer is None:
         check_tokenizers(suite, found)
@@ -147,6 +148,23 @@ def _check_folder(suite: SuiteConfig, data: DataConfig) -> None:
         raise PlasticityError(
             f"output_dir: '{suite.output_dir}' belongs to other probes ({'; '.join(different)}); choose another folder"
         )
+
+
+def _check_steps(suite: SuiteConfig, found: dict[int, str]) -> None:
+    """Check that checkpoints that were probed before have the same steps as now, because records are kept by step."""
+    recorded = (read_config(suite.output_dir) or {}).get(PROVENANCE, {}).get("checkpoints", {})
+    steps = {name: step for step, name in recorded.items()}
+    for step, name in found.items():
+        if recorded.get(step, name) != name:
+            raise PlasticityError(
+                f"revisions: '{name}' has the step {step}, as which '{suite.output_dir}' has '{recorded[step]}'; choose "
+                "another output_dir"
+            )
+        if steps.get(name, step) != step:
+            raise PlasticityError(
+                f"step: '{name}' has the step {step} now, and {steps[name]} in '{suite.output_dir}'; choose another "
+                "output_dir"
+            )
 
 
 def _check_text(suite: SuiteConfig, data: DataConfig, text: dict[str, str]) -> None:

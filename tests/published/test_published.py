@@ -265,6 +265,19 @@ def test_an_earlier_revision_that_is_added_becomes_the_reference(tmp_path):
     ] == [b'{"step": 7']
 
 
+def test_a_checkpoint_never_takes_the_place_of_a_recorded_one(tmp_path):
+    suite = save_suite(tmp_path / "suite", "gpt2")
+    for name, new in (("step0", "stage1-step0"), ("step4", "stage1-step4"), ("step16", "stage2-step4")):
+        (suite / name).rename(suite / new)
+    before = probe(suite, tmp_path / "run", "--revisions", "stage1*").probes
+    with pytest.raises(PlasticityError, match="'stage2-step4' has the step 4, as which '.*' has 'stage1-step4'"):
+        probe(suite, tmp_path / "run", "--revisions", "stage2*")
+    probe(suite / "stage2-step4", tmp_path / "single", "--step=4")
+    with pytest.raises(PlasticityError, match=r"^step: 'stage2-step4' has the step 8 now, and 4 in"):
+        probe(suite / "stage2-step4", tmp_path / "single", "--step=8")
+    assert load_run(tmp_path / "run").probes == before and len(load_run(tmp_path / "single").probes) == 1
+
+
 def test_checkpoints_are_diagnosed_if_requested(tmp_path):
     suite = save_suite(tmp_path / "suite", "neox")
     flags = ["--diagnose", "--diagnostics_sequences=4"]
