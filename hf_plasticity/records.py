@@ -400,6 +400,16 @@ def finished_steps(folder: str | os.PathLike) -> int | None:
     return read_json(state).get("global_step") if state.exists() else None
 
 
+def finished_steps_of_run(folder: str | os.PathLike) -> int | None:
+    """
+    As [`finished_steps`], but `None` also for a run that was finished and is longer in its configuration now.
+    """
+    config, steps = read_config(folder), finished_steps(folder)
+    if config is None or steps is None:
+        return None
+    return steps if steps >= config["cycles"] * config[PROVENANCE]["tasks_per_cycle"] * config["task_steps"] else None
+
+
 def has_finished(folder: str | os.PathLike, steps: int) -> bool:
     """Whether the training in a run folder is finished and has this many optimizer steps."""
     return (finished_steps(folder) or 0) >= steps

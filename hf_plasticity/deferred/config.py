@@ -72,6 +72,8 @@ def parse_deferred(arguments: Sequence[str] | None = None, description: str | No
     [config] = SettingsParser((DeferredConfig,), description=description).parse(arguments)
     if config.model is None:
         raise PlasticityError("model: missing; name the folder or the repository of a run")
+    if not config.follow:
+        raise PlasticityError("follow: False; leave it out to probe published checkpoints")
     if not config.poll_seconds > 0:
         raise PlasticityError(f"poll_seconds: {config.poll_seconds} is not a positive number")
     if config.share not in (CHECKPOINTS, BATCH):

@@ -14,7 +14,7 @@ from ..records import (
     LOCK_FILE,
     PROVENANCE,
     checkpoint_name,
-    has_finished,
+    finished_steps_of_run,
     probed_checkpoints,
     read_config,
 )
@@ -97,11 +97,7 @@ class DeferredFolder:
 
 def is_finished(folder: Path) -> bool:
     """Whether the training in a run folder has the length of its configuration."""
-    config = read_config(folder)
-    if config is None:
-        return False
-    length = config["cycles"] * config[PROVENANCE]["tasks_per_cycle"] * config["task_steps"]
-    return has_finished(folder, length)
+    return finished_steps_of_run(folder) is not None
 
 
 def check_deferred(name: str, config: Mapping[str, Any]) -> None:

@@ -16,7 +16,7 @@ from .. import __version__
 from ..data.opening import open_blocks, open_source
 from ..data.tokenizers import load_tokenizer
 from ..diagnostics import DiagnosticsConfig
-from ..distributed import from_main_process, is_main_process, start_processes
+from ..distributed import from_main_process, is_main_process, rank_and_world_size, start_processes
 from ..errors import PlasticityError
 from ..experiment.config import ExperimentConfig, parse_experiment
 from ..experiment.run import show_results
@@ -26,6 +26,7 @@ from ..periodic import Timeline
 from ..probing.checkpoint import restore_probe_records
 from ..probing.recorder import ProbeRecorder
 from ..published.checkpoints import load_model
+from ..published.config import BATCH
 from ..published.prober import CheckpointProber, make_accelerator
 from ..records import DEFERRED_LOCK_FILE, PROVENANCE, checkpoint_task, differences, read_config, run_lock
 from ..threads import choose_threads, set_threads
@@ -155,10 +156,12 @@ class DeferredProber:
             )
         self.tasks_per_cycle = provenance["tasks_per_cycle"]
         self.timeline = Timeline(training.task_steps, self.tasks_per_cycle, training.global_batch_tokens)
+        sequences = training.global_batch_tokens // text.context_length
+        processes = rank_and_world_size()[1] if deferred.share == BATCH else 1
         self.recorder = ProbeRecorder(
             train_blocks,
             eval_blocks,
-            training.probe_config(training.global_batch_tokens // text.context_length),
+            training.probe_config(sequences),
             text.probe_language,
             self.timeline,
             eval_blocks.bytes_per_token(training.probe_eval_sequences),
@@ -176,7 +179,8 @@ class DeferredProber:
             diagnostics_blocks=eval_blocks.first(training.diagnostics_sequences, "diagnostics_sequences")
             if training.diagnose
             else None,
-            micro_batch_size=training.micro_batch_size,
+            # As in the run: a probe takes at most as many sequences as a training step.
+            largest_micro_batch_size=training.micro_batch_size or max(1, sequences // processes),
             show_progress=not deferred.disable_tqdm,
         )
         if is_main_process():

@@ -25,7 +25,7 @@ from ..records import (
     PROVENANCE,
     TRAINER_STATE_FILE,
     append_record,
-    finished_steps,
+    finished_steps_of_run,
     numerics_of,
     read_config,
     write_atomically,
@@ -202,7 +202,7 @@ class DeferredRepository(DeferredFolder):
                     self._seen[name] = self._repository.upload(name, probed, f"Probe of {name}")
                     self._recorded.add(name)
             self._look()
-            finished_at = finished_steps(self.folder)
+            finished_at = finished_steps_of_run(self.folder)
             branches = sorted(self._seen, key=lambda name: (len(name), name))
             has_model = finished_at is not None
             files = main_files(self.folder, self.name, self._repository.run_id, branches, finished_at, has_model)

@@ -20,6 +20,7 @@ from ..records import (
     DEFERRED_LOCK_FILE,
     DIAGNOSTICS_FILE,
     FORGETTING_FILE,
+    HUB_FILE,
     INITIAL_WEIGHTS_FILE,
     MITIGATIONS_FILE,
     PROBES_FILE,
@@ -44,6 +45,10 @@ from .config import ExperimentConfig
 from .data import RunData, run_schedule
 
 
+# What a start without a training checkpoint leaves, besides the untrained checkpoint.
+OF_A_START = (
+    PROBES_FILE, PROTOCOLS_FILE, DIAGNOSTICS_FILE, MITIGATIONS_FILE, INITIAL_WEIGHTS_FILE, HUB_FILE, CONFIG_FILE,
+)  # fmt: skip
 PACKAGES = ("torch", "transformers", "accelerate", "datasets", "evaluate", "peft", "huggingface-hub", "tokenizers")
 
 
@@ -87,7 +92,7 @@ def _take_folder(config: ExperimentConfig, stack: contextlib.ExitStack) -> None:
             f"output_dir: '{folder}' belongs to another run ({'; '.join(different)}); choose another folder"
         )
     if different:
-        _clear(Path(folder))
+        _clear(config, different)
         return
     remove_incomplete(folder)
     if recorded.get("probe") == DEFERRED and config.training.probe == INLINE:
@@ -112,11 +117,26 @@ def has_started(folder: str | Path) -> bool:
     return any(record.get("step", 1) > 0 for lines in records for record in lines)
 
 
-def _clear(folder: Path) -> None:
-    """Delete the records and the untrained checkpoint of a start without a training checkpoint."""
-    for name in (PROBES_FILE, PROTOCOLS_FILE, DIAGNOSTICS_FILE, MITIGATIONS_FILE, INITIAL_WEIGHTS_FILE, CONFIG_FILE):
-        (folder / name).unlink(missing_ok=True)
-    shutil.rmtree(folder / cycle_name(0), ignore_errors=True)
+def _clear(config: ExperimentConfig, different: list[str]) -> None:
+    """
+    Delete the records, the untrained checkpoint and the upload state of a start without a training checkpoint.
+
+    Raises:
+        [`PlasticityError`]: A separate probe process has read the settings of that start.
+    """
+    folder = Path(config.training.output_dir)
+    with contextlib.ExitStack() as stack:
+        if config.training.probe == DEFERRED:
+            try:
+                stack.enter_context(run_lock(folder, DEFERRED_LOCK_FILE))
+            except PlasticityError:
+                raise PlasticityError(
+                    f"output_dir: a probe process follows '{folder}' with other settings ({'; '.join(different)}); "
+                    "stop it and start it again after the run, or choose another folder"
+                ) from None
+        for name in OF_A_START:
+            (folder / name).unlink(missing_ok=True)
+        shutil.rmtree(folder / cycle_name(0), ignore_errors=True)
 
 
 def recorded_threads(folder: str | Path) -> int | None:

@@ -14,7 +14,10 @@ from ..records import RunRecord, cycle_name, probed_checkpoints
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-RECORDS = ["*.jsonl", records.CONFIG_FILE, records.TRAINER_STATE_FILE, records.PROTOCOLS_FILE]
+RECORDS = [
+    records.PROBES_FILE, records.DIAGNOSTICS_FILE, records.FORGETTING_FILE, records.MITIGATIONS_FILE,
+    records.CONFIG_FILE, records.TRAINER_STATE_FILE, records.PROTOCOLS_FILE,
+]  # fmt: skip
 
 
 def load_run(run: str | Path, revision: str | None = None) -> RunRecord:
@@ -44,11 +47,9 @@ def load_run(run: str | Path, revision: str | None = None) -> RunRecord:
         if revision is not None:
             raise PlasticityError(f"revision: '{revision}' cannot be chosen in the folder '{run}'")
         return records.read_run(run)
-    from huggingface_hub import snapshot_download
-
     repo_id = str(run)
     try:
-        folder = snapshot_download(repo_id, revision=revision, allow_patterns=RECORDS)
+        folder = _download_records(repo_id, revision)
     except Exception as error:
         explanation = explain_hub_error(repo_id, "model", error)
         if explanation is None:
@@ -60,6 +61,25 @@ def load_run(run: str | Path, revision: str | None = None) -> RunRecord:
         raise PlasticityError(f"run: '{repo_id}' on the Hub has neither a configuration nor a probe") from None
     record.name = repo_id
     return record
+
+
+def _download_records(repo_id: str, revision: str | None) -> Path:
+    """
+    The folder of the downloaded records. With `HF_HUB_OFFLINE=1` it is that of the last download; otherwise a Hub that
+    fails is an error, because an earlier download may lack the newest records.
+    """
+    from huggingface_hub import HfApi, constants, snapshot_download
+
+    from .repository import download, with_timeout
+
+    folder = Path(snapshot_download(repo_id, revision=revision, allow_patterns=RECORDS))
+    if constants.HF_HUB_OFFLINE:
+        return folder
+    # If the Hub fails, `snapshot_download` returns what is on this machine (seen in huggingface_hub 2.4.0).
+    api = HfApi()
+    commit = with_timeout(api).model_info(repo_id, revision=revision).sha
+    download(api, repo_id, RECORDS, commit)
+    return folder.with_name(commit)
 
 
 def load_probe_checkpoint(

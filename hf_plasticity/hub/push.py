@@ -23,7 +23,7 @@ from ..records import (
     PROBES_FILE,
     PROVENANCE,
     checkpoint_name,
-    finished_steps,
+    finished_steps_of_run,
     numerics_of,
     read_config,
     read_records,
@@ -107,7 +107,7 @@ def push_run(folder: str | Path, repository: RunRepository) -> None:
         download_records(folder, repository, there[MAIN])
     # Read before the checkpoints are listed: when the run is finished, all of them exist, so that `main` is marked as
     # finished only after all branches are uploaded.
-    finished_at = finished_steps(folder)
+    finished_at = finished_steps_of_run(folder)
     cycles = {name: probed for name, probed in saved_checkpoints(folder).items() if probed or deferred}
     for name, probed in cycles.items():
         if name not in pushed or (probed and name in unprobed):

@@ -99,6 +99,7 @@ class CheckpointProber:
         diagnostics_blocks (`np.ndarray` of shape `(N, T)`, *optional*): Token ids for diagnoses; without them there
             are no diagnoses.
         micro_batch_size (`int`, *optional*): Sequences in one forward pass on one process; its whole share by default.
+        largest_micro_batch_size (`int`, *optional*): The most sequences in one forward pass, instead of their number.
         show_progress (`bool`, *optional*, defaults to `True`): Whether the main process shows a bar for each probe.
         skip_damaged (`bool`, *optional*, defaults to `False`): Whether to leave out checkpoints that cannot be loaded.
 
@@ -118,6 +119,7 @@ class CheckpointProber:
         diagnostics: DiagnosticsConfig | None = None,
         diagnostics_blocks: np.ndarray | None = None,
         micro_batch_size: int | None = None,
+        largest_micro_batch_size: int | None = None,
         show_progress: bool = True,
         skip_damaged: bool = False,
     ):
@@ -128,7 +130,7 @@ class CheckpointProber:
         self.rank, self.world_size = rank_and_world_size()
         self.together = share == BATCH
         self.diagnostics, self.diagnostics_blocks = diagnostics or DiagnosticsConfig(), diagnostics_blocks
-        self.micro_batch_size = micro_batch_size
+        self.micro_batch_size, self.largest_micro_batch_size = micro_batch_size, largest_micro_batch_size
         self.show_progress = show_progress and is_main_process()
         self.head_loss = head_loss
         self.skip_damaged, self.skipped = skip_damaged, dict[int, str]()
@@ -207,7 +209,11 @@ class CheckpointProber:
             )
         if task.to_probe:
             measured.probe = self.recorder.measure(
-                model, task.step, self.micro_batch_size, show_progress=self.show_progress
+                model,
+                task.step,
+                self.micro_batch_size,
+                self.largest_micro_batch_size,
+                show_progress=self.show_progress,
             )
         # The prepared model has a reference to itself, and `free_memory` collects garbage before it drops its
         # references (seen in accelerate 1.15.0). The next model requires the memory.

@@ -209,13 +209,15 @@ class ContinualConfig(ProbeSettings, TrainingArguments):  # type: ignore[misc, v
         self.per_device_train_batch_size = self.per_device_train_batch_size or 1
         self._resolve_mitigations()
         if isinstance(self.lr_scheduler_kwargs, str):
+            given = self.lr_scheduler_kwargs
             try:
-                self.lr_scheduler_kwargs = json.loads(self.lr_scheduler_kwargs)
+                self.lr_scheduler_kwargs = json.loads(given)
             except ValueError:
+                self.lr_scheduler_kwargs = None
+            if not isinstance(self.lr_scheduler_kwargs, dict):
                 raise PlasticityError(
-                    f"lr_scheduler_kwargs: '{self.lr_scheduler_kwargs}' is not a JSON object, such as "
-                    '{"num_decay_steps": 100}'
-                ) from None
+                    f"lr_scheduler_kwargs: '{given}' is not a JSON object, such as {{\"num_decay_steps\": 100}}"
+                )
         learning_rate_shape(self.lr_scheduler_type, self.task_steps, self.warmup_steps, self.lr_scheduler_kwargs)
         # Without this, several CPU processes of one launch do not join a group (seen in accelerate 1.15.0; reported in
         # https://github.com/huggingface/accelerate/issues/2741).
@@ -274,6 +276,11 @@ class ContinualConfig(ProbeSettings, TrainingArguments):  # type: ignore[misc, v
                         f"{name}: {getattr(self, name)} is not supported with --probe {DEFERRED}, which probes "
                         "saved checkpoints"
                     )
+            if self.neftune_noise_alpha is not None:
+                raise PlasticityError(
+                    f"neftune_noise_alpha: {self.neftune_noise_alpha} is not supported with --probe {DEFERRED}; a "
+                    "checkpoint does not have the noise"
+                )
         if not self.restart_warmup and self.lr_scheduler_type not in CONSTANT:
             raise PlasticityError(
                 f"restart_warmup: without restarts lr_scheduler_type must be one of {', '.join(CONSTANT)}, not "

@@ -2,6 +2,7 @@
 
 import re
 import shutil
+from unittest.mock import Mock
 
 import pytest
 import yaml
@@ -10,6 +11,7 @@ from torch.testing import assert_close
 from hf_plasticity import PlasticityError, load_run
 from hf_plasticity.experiment import parse_experiment
 from hf_plasticity.records import DEFERRED_LOCK_FILE, run_lock
+from hf_plasticity.trainer import ContinualTrainer
 from support.following import FLAGS, FOLLOW, assert_same, follow, train, wait_until
 from support.launch import CONTINUAL, FSDP2_ON_CPU, KILLED, PROBE, launch, launch_killed, start
 from support.runs import recorded, weights
@@ -155,6 +157,7 @@ def test_runs_without_deferred_probes_are_errors_on_one_line(
             ["--probe=deferred", "--save_probe_checkpoints=false"],
             "save_probe_checkpoints: False is not supported with --probe deferred",
         ),
+        (["--probe=deferred", "--neftune_noise_alpha=5"], "neftune_noise_alpha: 5.0 is not supported with"),
     ):
         with pytest.raises(PlasticityError, match=message):
             parse_experiment([*FLAGS, *flags])
@@ -166,6 +169,29 @@ def test_a_run_cannot_start_inline_during_deferred_probes(deferred):
         pytest.raises(PlasticityError, match="is in use by another process; wait for it, stop it"),
     ):
         train(deferred, "--cycles=3")
+
+
+def test_a_run_does_not_change_its_settings_under_a_probe_process(tmp_path, monkeypatch):
+    folder = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(ContinualTrainer, "training_step", Mock(side_effect=PlasticityError("loss: not finite")))
+        with pytest.raises(PlasticityError, match="loss: not finite"):
+            train(folder, "--probe=deferred")
+    before = sorted(path.name for path in folder.iterdir())
+    message = r"^output_dir: a probe process follows '.*' with other settings \(learning_rate is .*\); stop it"
+    with run_lock(folder, DEFERRED_LOCK_FILE), pytest.raises(PlasticityError, match=message):
+        train(folder, "--probe=deferred", "--learning_rate=0.02")
+    assert sorted(path.name for path in folder.iterdir() if path.name != DEFERRED_LOCK_FILE) == [
+        name for name in before if name != DEFERRED_LOCK_FILE
+    ]
+
+
+def test_a_probe_batch_larger_than_a_training_step_has_the_result_of_inline_probes(tmp_path):
+    flags = ["--probe_batch_size=6", "--per_device_train_batch_size=4"]
+    for folder, kind in ((tmp_path / "inline", "inline"), (tmp_path / "deferred", "deferred")):
+        train(folder, *flags, f"--probe={kind}")
+    follow(tmp_path / "deferred")
+    assert_same(tmp_path / "deferred", tmp_path / "inline")
 
 
 @pytest.mark.slow

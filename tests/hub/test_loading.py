@@ -6,6 +6,7 @@ import datasets
 import pytest
 import torch
 import yaml
+from huggingface_hub import constants
 
 from hf_plasticity import PlasticityError, load_probe_checkpoint, load_run
 from hf_plasticity.cli import main
@@ -100,6 +101,18 @@ def test_what_does_not_exist_is_an_error_on_one_line(hub, run_folder, on_the_hub
         with pytest.raises(PlasticityError, match=message) as caught:
             mistake()
         assert "\n" not in str(caught.value)
+
+
+def test_an_earlier_download_is_used_only_offline(hub, on_the_hub, monkeypatch):
+    before = load_run(on_the_hub).probes
+    hub.stop()
+    try:
+        with pytest.raises(PlasticityError, match=f"the Hub cannot be reached for '{on_the_hub}'"):
+            load_run(on_the_hub)
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+        assert load_run(on_the_hub).probes == before
+    finally:
+        hub.start()
 
 
 def test_an_unreachable_hub_is_an_error_on_one_line(hub, repo_id):
