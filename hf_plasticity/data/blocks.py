@@ -218,6 +218,10 @@ class Blocks:
                 self._open.cache_clear()
                 self._verified.discard(shard)
 
+    def refresh(self) -> None:
+        """Read the index again, which other processes, such as the workers of a DataLoader, may have extended."""
+        self._read_index()
+
     def documents(self) -> Iterator[str]:
         """The documents of the prepared blocks of this split, in order, read from the source again."""
         following = self._index["next"]

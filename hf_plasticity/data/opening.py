@@ -6,6 +6,7 @@ from huggingface_hub import constants
 from transformers import PreTrainedTokenizerBase
 
 from ..errors import PlasticityError
+from ..records import config_hash
 from .blocks import Blocks
 from .config import DataConfig
 from .sources import SOURCES, Source, source_class
@@ -36,15 +37,34 @@ def open_source(data: DataConfig) -> Source:
 
 
 def open_blocks(
-    data: DataConfig, source: Source, language: str, tokenizer: PreTrainedTokenizerBase, show_progress: bool
+    data: DataConfig,
+    source: Source,
+    language: str,
+    tokenizer: PreTrainedTokenizerBase,
+    show_progress: bool,
+    streamed_by: str | None = None,
 ) -> tuple[Blocks, Blocks]:
     """
     Training and validation blocks of a language. Nothing is prepared yet.
+
+    Args:
+        data ([`DataConfig`]): The text.
+        source ([`Source`]): Its source.
+        language (`str`): A language of the source.
+        tokenizer (`PreTrainedTokenizerBase`): The tokenizer.
+        show_progress (`bool`): Whether to show progress bars.
+        streamed_by (`str`, *optional*): The run folder of the run that streams the training blocks. They have a folder
+            of their own, because another run would miss blocks that this one deletes.
 
     Raises:
         [`PlasticityError`]: The source does not have the language, or cannot be reached.
     """
     cache = data.data_cache_dir or os.path.join(constants.HF_HOME, "hf_plasticity", "blocks")
+    own = (
+        cache
+        if streamed_by is None
+        else os.path.join(cache, f"streamed-{config_hash({'folder': os.path.abspath(streamed_by)})}")
+    )
     train, validation = (
         Blocks(
             source,
@@ -52,7 +72,7 @@ def open_blocks(
             split,
             tokenizer,
             data.context_length,
-            cache,
+            own if split == "train" else cache,
             data.validation_fraction,
             show_progress=show_progress,
         )

@@ -91,6 +91,8 @@ class TrainingStream(Dataset):
         passes = {}
         for language, used in self.schedule.sequences_used(slot // self.schedule.task_slots).items():
             blocks = self.blocks[language]
+            if used > len(blocks) and not blocks.exhausted:
+                blocks.refresh()
             if blocks.exhausted and used > len(blocks):
                 passes[language] = round(used / len(blocks), 3)
         return passes
@@ -129,6 +131,13 @@ class TrainingStream(Dataset):
         if self.schedule.fresh_languages and before >= 0:
             finished = self.blocks[self.schedule.language(before)]
             finished.release(0, len(finished))
+
+    def delete(self) -> None:
+        """Delete the blocks that `streaming` has kept, at the end of the run. They can be prepared again."""
+        for language in self.schedule.languages:
+            blocks = self.blocks[language]
+            blocks.refresh()
+            blocks.release(0, len(blocks))
 
     def __getitems__(self, slots: Sequence[int]) -> dict[str, torch.Tensor]:
         """A batch: `input_ids` and `labels`, the same tensor of shape `(len(slots), context_length)`."""

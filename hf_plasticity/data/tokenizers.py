@@ -119,8 +119,8 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
 
 def encode_documents(tokenizer: PreTrainedTokenizerBase, documents: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     """
-    Tokenize documents on all cores, without special tokens, whole and without padding. The name of a special token in a
-    document is plain text.
+    Tokenize documents on all cores, without special tokens, whole and without padding. The name of a special token in
+    a document is plain text.
 
     Args:
         tokenizer (`PreTrainedTokenizerBase`): A fast tokenizer.
@@ -136,9 +136,9 @@ def encode_documents(tokenizer: PreTrainedTokenizerBase, documents: Sequence[str
     with _plain(tokenizer.backend_tokenizer) as backend:
         # Not `tokenizer(documents)`, which builds masks and offsets, and warns about documents longer than the model's
         # context.
-        encoded = [encoding.ids for encoding in backend.encode_batch_fast(documents, add_special_tokens=False)]
-    lengths = _lengths(encoded)
-    return np.fromiter(chain.from_iterable(encoded), dtype=np.int32, count=lengths.sum()), lengths
+        tokens = [encoding.ids for encoding in backend.encode_batch_fast(documents, add_special_tokens=False)]
+    lengths = _lengths(tokens)
+    return np.fromiter(chain.from_iterable(tokens), dtype=np.int32, count=lengths.sum()), lengths
 
 
 @contextlib.contextmanager

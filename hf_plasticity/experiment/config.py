@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..arguments import SettingsParser
+from ..data.blocks import check_context_length
 from ..data.config import DataConfig
 from ..data.schedule import make_schedule
 from ..data.sources import source_class
@@ -100,6 +101,7 @@ def parse_experiment(
     )
     model, data, training = parser.parse(sys.argv[1:] if arguments is None else arguments, settings)
     model_size(model.size)
+    check_context_length(data.context_length)
     source = source_class(data.source)
     data.languages = data.languages or list(source.default_languages)
     data.probe_language = data.probe_language or source.default_probe_language

@@ -98,7 +98,15 @@ def open_run_data(config: ExperimentConfig, source: Source, tokenizer: PreTraine
 
     @cache
     def both_splits(language: str) -> tuple[Blocks, Blocks]:
-        return open_blocks(config.data, source, language, tokenizer, not config.training.disable_tqdm)
+        streamed = config.data.streaming and language != config.data.probe_language
+        return open_blocks(
+            config.data,
+            source,
+            language,
+            tokenizer,
+            show_progress=not config.training.disable_tqdm,
+            streamed_by=config.training.output_dir if streamed else None,
+        )
 
     for language in languages:
         both_splits(language)

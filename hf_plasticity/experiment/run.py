@@ -190,6 +190,8 @@ def run_experiment(config: ExperimentConfig) -> None:
             trainer.add_callback(PushCallback(pusher, trainer.timeline, *config.training.probe_period))
         trainer.train(resume_from_checkpoint=True)
         trainer.save_state()
+        if config.data.streaming and is_main_process():
+            trainer.train_dataset.delete()
         if is_main_process():
             show_results(folder)
             if config.training.probe == DEFERRED:

@@ -90,6 +90,22 @@ def test_the_last_boundary_of_a_gradual_run_is_prepared_with_it(tmp_path):
     assert len(make_stream(tmp_path, "rotation", tasks=4, documents=documents)) == 48
 
 
+def test_passes_over_text_that_another_process_has_prepared_are_counted(tmp_path):
+    one, other = (make_stream(tmp_path, tasks=30, documents=30, allow_repeats=True, streaming=True) for _ in range(2))
+    for _ in batches(other):  # as the workers of a DataLoader
+        pass
+    assert one.epochs(len(one)) == other.epochs(len(other)) and set(one.epochs(len(one))) == {"a", "b"}
+
+
+def test_a_finished_run_leaves_no_streamed_blocks(tmp_path):
+    stream = make_stream(tmp_path, streaming=True)
+    first = stream.__getitems__(range(BATCH))["input_ids"]
+    assert list(tmp_path.rglob("*.bin"))
+    stream.delete()
+    assert not list(tmp_path.rglob("*.bin"))
+    assert stream.__getitems__(range(BATCH))["input_ids"].equal(first), "a longer run prepares them again"
+
+
 @pytest.mark.parametrize("streaming", [False, True])
 def test_a_language_without_a_block_is_an_error(tmp_path, streaming):
     source = ListedSource(a=["x"])
