@@ -29,6 +29,8 @@ def divide_batch(
     (256, 8, 4)
     ```
     """
+    if context_length < 1:
+        raise PlasticityError(f"context_length: {context_length} is not a positive number")
     batch, rest = divmod(global_batch_tokens, context_length)
     if rest or not batch:
         raise PlasticityError(

@@ -6,6 +6,8 @@ from pathlib import Path
 from statistics import fmean, median
 from typing import Any
 
+import numpy as np
+
 from ..errors import PlasticityError
 from ..ladder.jobs import LOG_FILE
 from ..records import PROVENANCE, RunRecord, read_run
@@ -63,7 +65,7 @@ def read_result(folder: Path, step: int) -> Result:
     return Result(
         auc=probes[0]["auc"],
         delta_auc=probes[0]["delta_auc"],
-        training_loss=fmean(entry["loss"] for entry in entries),
+        training_loss=_mean_loss(run, entries),
         forgetting_loss=fmean(forgetting[0]["losses"].values()) if forgetting else None,
         ms_per_step=1000 * run.config["global_batch_tokens"] / median(speeds) if speeds else None,
         touched=sum(amount_touched(event) for event in run.mitigations if event["step"] <= step),
@@ -75,6 +77,14 @@ def read_result(folder: Path, step: int) -> Result:
 def amount_touched(event: dict[str, Any]) -> int:
     """How many units, or entries of tensors, an event of `mitigations.jsonl` reset or changed."""
     return sum(len(one) if isinstance(one, list) else one for one in event["touched"].values())
+
+
+def _mean_loss(run: RunRecord, entries: list[dict[str, Any]]) -> float:
+    """The mean over steps of logged losses, each of which is the mean since the entry before it."""
+    steps = [0, *(entry["step"] for entry in run.training_log if "loss" in entry)]
+    before = dict(zip(steps[1:], steps))
+    lengths = [entry["step"] - before[entry["step"]] for entry in entries]
+    return float(np.average([entry["loss"] for entry in entries], weights=lengths))
 
 
 def _state_bytes(run: RunRecord) -> int | None:

@@ -101,8 +101,9 @@ class DiagnosticsCallback(PeriodicCallback):
             PartialState().wait_for_everyone()
         elif not path.exists():
             raise PlasticityError(
-                f"track_initialization: '{path}' does not exist, and the run resumes at step {state.global_step}, "
-                "so the initial weights are not available; pass track_initialization=False"
+                f"diagnose: '{path}' does not exist, and the run resumes at step {state.global_step}, so the initial "
+                "weights are not available; diagnose from the start of a run (in your own script, pass "
+                "track_initialization=False)"
             )
 
     def act(self, step: int, model: nn.Module, tokenizer: Any, folder: Path, args: TrainingArguments) -> None:

@@ -155,6 +155,8 @@ class Mitigation:
         self._matrices = [name for name in non_embedding_parameters(model) if self._parameters[name].ndim == 2]
         if self.requires_float32:
             self._check_float32()
+        if getattr(self, "exact_moments", False) and any("betas" not in group for group in optimizer.param_groups):
+            raise PlasticityError(f"mitigation_args: exact_moments of {self.name} requires Adam or AdamW")
         self.start()
 
     def detach(self) -> None:
@@ -387,5 +389,14 @@ def sum_over_processes(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def sum_of_shards(tensor: torch.Tensor, parameter: nn.Parameter) -> torch.Tensor:
-    """Sum the values of all processes for a sharded parameter; for another parameter, return the value."""
-    return sum_over_processes(tensor) if isinstance(parameter, DTensor) else tensor
+    """
+    Sum the values of all processes for a sharded parameter, those of equal shards once; for another parameter, return
+    the value.
+    """
+    if not isinstance(parameter, DTensor):
+        return tensor
+    total, mesh = sum_over_processes(tensor), parameter.device_mesh
+    replicas = math.prod(
+        mesh.size(dim) for dim, placement in enumerate(parameter.placements) if placement.is_replicate()
+    )
+    return total / replicas if total.is_floating_point() else total // replicas

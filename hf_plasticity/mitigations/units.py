@@ -179,8 +179,6 @@ class UnitMitigation(Mitigation):
             self.check_trained({s.name: s.parameter for s in layer.units.outgoing.slices(everything)})
         self.activity = UnitActivity(self.layers, self.watched)
         self._undo.append(self.activity.remove)
-        if self.exact_moments and any("betas" not in group for group in self.optimizer.param_groups):
-            raise PlasticityError("mitigation_args: exact_moments requires Adam or AdamW")
         self.activity.watching = self.watches(1)
 
     def watches(self, step: int) -> bool:

@@ -144,8 +144,7 @@ class PlasticityProbeCallback(PeriodicCallback):
         if record is None:
             try:
                 result = self.recorder.measure(
-                    # The wrapped model is the compiled one if the training compiles.
-                    model if self.trainer is None else self.trainer.model_wrapped,
+                    self._wrapped(model),
                     step,
                     self.micro_batch_size,
                     largest_micro_batch_size=args.per_device_train_batch_size,
@@ -161,6 +160,11 @@ class PlasticityProbeCallback(PeriodicCallback):
         if checkpoint is not None and is_main_process():
             save_probe_record(checkpoint, record)
         self.log(_scores(record))
+
+    def _wrapped(self, model: nn.Module) -> nn.Module:
+        """The model as training calls it: the compiled one if it compiles, but without copies on other GPUs."""
+        wrapped = model if self.trainer is None else self.trainer.model_wrapped
+        return wrapped.module if isinstance(wrapped, nn.DataParallel) else wrapped
 
 
 def _scores(record: dict[str, Any]) -> dict[str, float]:

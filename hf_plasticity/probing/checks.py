@@ -28,9 +28,9 @@ def without_compilation(model: nn.Module) -> nn.Module:
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
-    """The model inside DDP and `torch.compile`."""
+    """The model inside DDP, `nn.DataParallel` and `torch.compile`."""
     model = without_compilation(model)
-    return without_compilation(model.module) if isinstance(model, DistributedDataParallel) else model
+    return without_compilation(model.module) if isinstance(model, DistributedDataParallel | nn.DataParallel) else model
 
 
 def without_adapters(model: nn.Module) -> nn.Module:

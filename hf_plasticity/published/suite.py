@@ -157,8 +157,8 @@ def _check_steps(suite: SuiteConfig, found: dict[int, str]) -> None:
     for step, name in found.items():
         if recorded.get(step, name) != name:
             raise PlasticityError(
-                f"revisions: '{name}' has the step {step}, as which '{suite.output_dir}' has '{recorded[step]}'; choose "
-                "another output_dir"
+                f"revisions: '{name}' has the step {step}, as which '{suite.output_dir}' has '{recorded[step]}'; "
+                "choose another output_dir"
             )
         if steps.get(name, step) != step:
             raise PlasticityError(

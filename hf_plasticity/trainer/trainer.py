@@ -327,7 +327,11 @@ class ContinualTrainer(Trainer):
         """
         if self.accelerator.distributed_type not in DDP:
             return
-        batch = self.train_dataset.__getitems__(range(self.args.per_device_train_batch_size))
+        # Not text of the run, which may have been deleted with `streaming`.
+        tokens = torch.zeros(
+            self.args.per_device_train_batch_size, self.train_dataset.context_length, dtype=torch.long
+        )
+        batch = {"input_ids": tokens, "labels": tokens}
         self.accelerator.gradient_state._set_sync_gradients(True)
         with preserve_model(self.model, parameters=False):
             super().training_step(self.model_wrapped, batch, self._get_num_items_in_batch([], self.args.device))

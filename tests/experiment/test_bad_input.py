@@ -30,6 +30,7 @@ FLAGS = [*TINY, "--disable_tqdm=true", "--use_cpu"]
         ("--languages syn1 syn1", "languages: 'syn1 syn1' has a duplicate"),
         ("--lr_scheduler_type waves", "lr_scheduler_type: 'waves' is unknown; choose one of linear"),
         ("--warmup_steps 99", "warmup_steps: 99 is not between 0 and the 80 steps"),
+        ("--context_length 0", "context_length: 0 leaves no token to predict; use 2 or more"),
         ("--learning_rate -1", "learning_rate: -1.0 is not a positive number"),
         (
             "--config missing.yaml",

@@ -8,7 +8,7 @@ import torch
 from transformers import BloomConfig, BloomForCausalLM
 
 from hf_plasticity import PlasticityError
-from hf_plasticity.mitigations import CBP, SNR, Grama, RandomReset, Redo
+from hf_plasticity.mitigations import CBP, SNR, SWR, Grama, RandomReset, Redo
 from hf_plasticity.mitigations.snr import gap_bin, longest_gap
 from hf_plasticity.network import InitialDistribution, find_structure, preserve_model
 from support.mitigated import copy_of, logits_of, make_optimizer, train
@@ -300,6 +300,12 @@ def test_a_model_that_is_not_trained_is_refused(model):
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     with pytest.raises(PlasticityError, match="optimizer: it does not update a parameter"):
         Redo().attach(model, torch.optim.AdamW(trained))
+
+
+@pytest.mark.parametrize("kind", [Redo, SWR])
+def test_exact_moments_require_adam(model, kind):
+    with pytest.raises(PlasticityError, match=f"exact_moments of {kind.name} requires Adam or AdamW"):
+        kind(exact_moments=True).attach(model, torch.optim.RMSprop(model.parameters()))
 
 
 def adam_of_an_entry(gradients, lr, betas, eps):

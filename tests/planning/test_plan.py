@@ -328,6 +328,7 @@ def test_the_time_of_deferred_probes_is_not_the_runs(capsys):
         (["--tokens_per_second=-1"], "tokens_per_second: -1.0 is not a positive number"),
         (["--tokens_per_second=5", "--measure"], "tokens_per_second: 5.0 is given and --measure too; leave one out"),
         (["--vocab_size=9"], "vocab_size: 9 is less than the tokenizer's 257 tokens"),
+        (["--context_length=0"], "context_length: 0 leaves no token to predict"),
         (["--tokenizer=no/such"], "tokenizer: there is no 'no/such' on the Hub"),
     ],
 )

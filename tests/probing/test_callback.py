@@ -1,6 +1,7 @@
 """The probe in the training script of a user: records, logs, errors, and the unchanged training."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -24,6 +25,7 @@ from transformers.modeling_outputs import CausalLMOutput
 from hf_plasticity import PlasticityError
 from hf_plasticity.analysis.series import label
 from hf_plasticity.probing import ProbeDivergedError, run_probe
+from hf_plasticity.probing.checks import unwrapped
 from hf_plasticity.records import read_records, read_run
 from support.own_script import EVALUATION, ROWS, TRAIN, KillAt, Killed, own_trainer, own_training, probes, short_probe
 from support.tiny import VOCABULARY, random_blocks, tiny_model
@@ -47,6 +49,12 @@ def with_adapters(model=None, **settings):
         tiny_model("llama") if model is None else model,
         LoraConfig(task_type="CAUSAL_LM", r=2, target_modules="all-linear", **settings),
     )
+
+
+def test_a_model_with_copies_on_several_gpus_is_probed_on_one(tmp_path):
+    model, probe = tiny_model(), probes()
+    probe.trainer = SimpleNamespace(model_wrapped=torch.nn.DataParallel(model))
+    assert probe._wrapped(model) is model and unwrapped(probe.trainer.model_wrapped) is model
 
 
 # A record belongs to one training.

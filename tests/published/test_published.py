@@ -270,7 +270,7 @@ def test_a_checkpoint_never_takes_the_place_of_a_recorded_one(tmp_path):
     for name, new in (("step0", "stage1-step0"), ("step4", "stage1-step4"), ("step16", "stage2-step4")):
         (suite / name).rename(suite / new)
     before = probe(suite, tmp_path / "run", "--revisions", "stage1*").probes
-    with pytest.raises(PlasticityError, match="'stage2-step4' has the step 4, as which '.*' has 'stage1-step4'"):
+    with pytest.raises(PlasticityError, match=r"'stage2-step4' has the step 4, as which '.*' has 'stage1-step4'"):
         probe(suite, tmp_path / "run", "--revisions", "stage2*")
     probe(suite / "stage2-step4", tmp_path / "single", "--step=4")
     with pytest.raises(PlasticityError, match=r"^step: 'stage2-step4' has the step 8 now, and 4 in"):

@@ -74,6 +74,7 @@ def test_a_refused_field_has_one_value(name):
         ({"max_grad_norm": float("nan")}, "max_grad_norm: nan is invalid; use"),
         ({"learning_rate": float("inf")}, "learning_rate: inf is not "),
         ({"lr_scheduler_kwargs": "{bad"}, "lr_scheduler_kwargs: '{bad' is not a JSON object"),
+        ({"lr_scheduler_kwargs": "[1]"}, "lr_scheduler_kwargs: '[1]' is not a JSON object"),
         ({"accelerator_config": {"split_batches": True}}, "split_batches True is not supported, leave it out"),
         ({"accelerator_config": '{"split_batches": true}'}, "split_batches True is not supported, leave it out"),
         ({"accelerator_config": {"dispatch_batches": True}}, "dispatch_batches True is not supported, leave it out"),
