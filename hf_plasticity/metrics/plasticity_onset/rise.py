@@ -8,6 +8,7 @@ import numpy as np
 
 
 LEVEL, POWER = 0.05, 0.8
+SHARED_LEVEL = 0.2  # of the comparison that decides whether all seeds share noise
 FEWEST_PROBES, FEWEST_PROBES_OF_SEEDS = 8, 3
 STEEP_PROBES = 10  # from this number on, the trend of one curve may have a steep start
 CORRELATIONS = np.arange(0, 0.85, 0.05)
@@ -49,9 +50,10 @@ def rise_test(aucs: np.ndarray, level: float = LEVEL) -> Rise:
     The noise of one curve is estimated from its differences from a trend: a constant, a line, a parabola, a hyperbola
     for the steep start, and one jump. The noise of several seeds is estimated from their differences from the mean
     curve. That does not include what all seeds share, such as the effect of the text that they were trained on last.
-    If the mean curve has significantly more noise about its trend than the seeds explain (at a level of 5%), it is
-    therefore tested as one curve. With fewer than eight probes, this cannot be seen. The bias of the estimated scatter
-    and autocorrelation is simulated and corrected.
+    If the mean curve is rougher than the differences between seeds explain, it is therefore also tested as one curve,
+    and the larger p-value counts. The roughness is the mean square of second differences, and the level of this
+    comparison is 20%. With fewer than eight probes, noise that all seeds share cannot be seen. The bias of the
+    estimated scatter and autocorrelation is simulated and corrected.
 
     Args:
         aucs (`np.ndarray` of shape `(seeds, probes)`): The areas. One row for each seed, the same probes in each.
@@ -73,15 +75,27 @@ def rise_test(aucs: np.ndarray, level: float = LEVEL) -> Rise:
         )
     if len(np.unique(aucs, axis=0)) < seeds:
         raise ValueError("aucs: two seeds have the same areas; a copy of a run is not another seed")
+    rise = _test(aucs, level)
+    if seeds > 1 and probes >= FEWEST_PROBES:
+        expected = _roughness_without_shared_noise(seeds, probes, rise.correlation)
+        if _roughness(aucs) > expected:
+            as_one_curve = _test(aucs.mean(0, keepdims=True), level)
+            rise = max(rise, as_one_curve, key=lambda one: one.p_value)
+    return rise
+
+
+def _test(aucs: np.ndarray, level: float) -> Rise:
+    """The test with the noise of the curve if there is one, or else with that between seeds."""
+    curves, probes = aucs.shape
     noise = noise_of(aucs)
     mean, smallest = aucs.mean(0), 1e-12 * np.abs(aucs).max()
     if noise.scatter <= smallest:
         rises = bool(largest_rise(mean, np.ones((probes, probes))) > smallest)
         return Rise(0.0 if rises else 1.0, rises, 0.0, 0.0, 0.0)
     statistic = largest_rise(mean, errors_of_rises(probes, noise.correlation)) / noise.scatter
-    null = _null_distribution(noise.curves, probes, noise.correlation)
+    null = _null_distribution(curves, probes, noise.correlation)
     p_value = float((1 + np.sum(null >= statistic)) / (len(null) + 1))
-    detectable = noise.scatter * _detectable_rise(noise.curves, probes, noise.correlation, level)
+    detectable = noise.scatter * _detectable_rise(curves, probes, noise.correlation, level)
     return Rise(p_value, p_value <= level, noise.scatter, noise.correlation, detectable)
 
 
@@ -93,42 +107,39 @@ class Noise:
     Args:
         scatter (`float`): Its standard deviation.
         correlation (`float`): Of neighboring probes; one of `CORRELATIONS`.
-        curves (`int`): The number of curves that it was estimated from: the seeds, or 1 for the mean curve.
     """
 
     scatter: float
     correlation: float
-    curves: int
 
 
 def noise_of(aucs: np.ndarray) -> Noise:
-    """The noise of the mean of `(seeds, probes)`, as [`rise_test`] describes."""
-    seeds, probes = aucs.shape
-    noise = _estimated_noise(aucs)
-    if seeds > 1 and probes >= FEWEST_PROBES:
-        of_mean = _estimated_noise(aucs.mean(0, keepdims=True))
-        if of_mean.scatter > noise.scatter * _largest_ratio(seeds, probes, noise.correlation):
-            return of_mean
-    return noise
-
-
-@lru_cache(maxsize=64)
-def _largest_ratio(seeds: int, probes: int, rho: float) -> float:
     """
-    The scatter of the mean curve about its trend, where that estimated from the differences between seeds is 1, that
-    noise without a shared part exceeds with the probability `LEVEL`.
+    The noise of the mean of `(seeds, probes)`: of one curve about its trend, or of several seeds from their
+    differences from the mean.
     """
-    rng = np.random.default_rng([seeds, probes, round(100 * rho), 2])
-    aucs = autocorrelated(rho, (REPLICATES, seeds, probes), rng)
-    ratios = _scatter(aucs.mean(1, keepdims=True), rho) / _scatter(aucs, rho)
-    return float(np.quantile(ratios, 1 - LEVEL))
-
-
-def _estimated_noise(aucs: np.ndarray) -> Noise:
     scatter, correlation = _moments(aucs)
     scatters, correlations = _expected_moments(*aucs.shape)
     nearest = int(np.argmin(np.abs(correlations - correlation)))
-    return Noise(float(scatter / scatters[nearest]), float(CORRELATIONS[nearest]), len(aucs))
+    return Noise(float(scatter / scatters[nearest]), float(CORRELATIONS[nearest]))
+
+
+def _roughness(aucs: np.ndarray) -> np.ndarray:
+    """
+    The mean square of the second differences of the mean of `(..., seeds, probes)`, where that of a seed's difference
+    from the mean is 1. A trend hardly contributes.
+    """
+    mean = aucs.mean(-2, keepdims=True)
+    of_mean, of_differences = ((np.diff(curves, n=2, axis=-1) ** 2).sum((-1, -2)) for curves in (mean, aucs - mean))
+    return of_mean / np.maximum(of_differences, np.finfo(float).tiny)
+
+
+@lru_cache(maxsize=64)
+def _roughness_without_shared_noise(seeds: int, probes: int, rho: float) -> float:
+    """The roughness that noise without a shared part exceeds with the probability `SHARED_LEVEL`."""
+    rng = np.random.default_rng([seeds, probes, round(100 * rho), 2])
+    roughness = _roughness(autocorrelated(rho, (REPLICATES, seeds, probes), rng))
+    return float(np.quantile(roughness, 1 - SHARED_LEVEL))
 
 
 def _moments(aucs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
