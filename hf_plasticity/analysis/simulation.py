@@ -165,7 +165,7 @@ def tables(replicates: int) -> str:
     """All simulations as Markdown tables."""
     lines = [
         "| probes | seeds | noise | shared | correlation | level: rise | falling: rise | level: statistical "
-        "| turning_point |",
+        "| level: turning_point |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for probes, seeds, shared, correlation in (
@@ -223,5 +223,7 @@ def tables(replicates: int) -> str:
         sizes = SIZES[:: len(SIZES) // count][:count]
         found = law_errors(sizes, seeds, of_sizes, of_seeds, every, length, max(50, replicates // 4))
         cells = [f"{found['exponent']:.2f}", f"{found['as_points']:.2f}", f"{found['coverage']:.0%}"]
-        lines.append(f"| {count} | {seeds} | {of_sizes}, {of_seeds} | {every} tasks | {' | '.join(cells)} |")
+        lines.append(
+            f"| {count} | {seeds} | {of_sizes}, {of_seeds} | {every} task{'s' if every > 1 else ''} | {' | '.join(cells)} |"
+        )
     return "\n".join(lines)
