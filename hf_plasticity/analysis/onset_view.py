@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from matplotlib.axes import Axes
 
+from ..metrics.plasticity_onset.rise import FEWEST_PROBES
 from .figures import ACCENT
 from .onset import Onset
 from .series import ProbeSeries, onset_of_seeds
@@ -25,8 +26,16 @@ def onset_sentence(seeds: Sequence[ProbeSeries]) -> str:
         text = f"No onset of plasticity loss was detected up to task {onset.task:,.4g}"
         if onset.detectable_rise is not None:
             text += f" (a steady rise of {onset.detectable_rise:.2g}% would have been detected with 80% probability)"
-        return f"{text}."
-    return f"Onset of plasticity loss: {onset_words(onset)}."
+        return f"{text}{_assumption(seeds, onset)}."
+    return f"Onset of plasticity loss: {onset_words(onset)}{_assumption(seeds, onset)}."
+
+
+def _assumption(seeds: Sequence[ProbeSeries], onset: Onset) -> str:
+    """What a test with few probes of several seeds assumes."""
+    shared = set.intersection(*({probe["task"] for probe in series.trained} for series in seeds))
+    if onset.p_value is None or len(seeds) == 1 or len(shared) >= FEWEST_PROBES:
+        return ""
+    return f", if the seeds share no noise (not known with fewer than {FEWEST_PROBES} probes)"
 
 
 def onset_words(onset: Onset) -> str:

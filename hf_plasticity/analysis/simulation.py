@@ -67,7 +67,7 @@ def detection_rate(
     found = 0
     for _ in range(replicates):
         curves = curve + noise * autocorrelated(correlation, (seeds, len(curve)), rng)
-        curves += shared * rng.standard_normal(len(curve))
+        curves += shared * autocorrelated(correlation, (1, len(curve)), rng)
         found += not find(rule, curves, noise)["censored"]
     return found / replicates
 
@@ -172,6 +172,7 @@ def tables(replicates: int) -> str:
         (8, 1, 0, 0), (24, 1, 0, 0), (24, 1, 0, 0.5), (48, 1, 0, 0), (48, 1, 0, 0.5),
         (3, 3, 0, 0), (4, 3, 0, 0), (8, 3, 0, 0), (16, 5, 0, 0), (24, 3, 0, 0), (24, 3, 0, 0.5), (24, 5, 0, 0),
         (24, 5, 0, 0.5), (4, 3, 0.02, 0), (8, 3, 0.02, 0), (16, 5, 0.02, 0), (24, 3, 0.02, 0), (24, 5, 0.02, 0),
+        (16, 5, 0.02, 0.5), (24, 5, 0.02, 0.5),
     ):  # fmt: skip
         rates = [
             detection_rate(curve(probes), seeds, 0.02, correlation, rule, replicates, shared=shared)
@@ -223,7 +224,6 @@ def tables(replicates: int) -> str:
         sizes = SIZES[:: len(SIZES) // count][:count]
         found = law_errors(sizes, seeds, of_sizes, of_seeds, every, length, max(50, replicates // 4))
         cells = [f"{found['exponent']:.2f}", f"{found['as_points']:.2f}", f"{found['coverage']:.0%}"]
-        lines.append(
-            f"| {count} | {seeds} | {of_sizes}, {of_seeds} | {every} task{'s' if every > 1 else ''} | {' | '.join(cells)} |"
-        )
+        period = f"{every} task{'s' if every > 1 else ''}"
+        lines.append(f"| {count} | {seeds} | {of_sizes}, {of_seeds} | {period} | {' | '.join(cells)} |")
     return "\n".join(lines)

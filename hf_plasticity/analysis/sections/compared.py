@@ -46,7 +46,8 @@ def groups_table(groups: Sequence[Group[ProbeSeries]], reference: str) -> Table:
     return Table(
         columns,
         rows,
-        "Means over seeds. ±: one standard error over seeds, or over the repeats of one seed. Onset of the mean curve",
+        "Means over seeds. ±: one standard error over seeds, or over repeats of one seed. Onset of the mean curve. "
+        "Each is tested on its own; about one in twenty curves that do not rise has an onset",
     )
 
 

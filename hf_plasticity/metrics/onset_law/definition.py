@@ -121,7 +121,9 @@ def leave_one_out(sizes: np.ndarray, onsets: np.ndarray, low: np.ndarray, high: 
     """Mean relative error of each of `MODELS` at sizes that were left out of the fit; see `onset_law`."""
     left_out, measured = np.unique(sizes), (low > 0) & np.isfinite(high)
     folds = [sizes != size for size in left_out]
-    if any(len(np.unique(sizes[fold & measured])) < 2 for fold in folds):
+    # As in `fit_line`: a size is measured if all its seeds are.
+    known = {size for size in left_out if measured[sizes == size].all()}
+    if any(len(known & set(sizes[fold])) < 2 for fold in folds):
         return None
     errors = {}
     for name, (log_size, log_onset) in MODELS.items():

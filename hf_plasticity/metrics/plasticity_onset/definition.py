@@ -7,12 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from .rise import LEVEL, Rise, autocorrelated, rise_test
+from .rise import LEVEL, Rise, errors_of_rises, largest_rise, rise_test
 
 
 RULES = ("rise", "turning_point", "zero_crossing", "statistical")
 FEWEST_TO_SMOOTH = 5
-INTERVAL, RESAMPLES = 0.95, 199
 
 
 def plasticity_onset(
@@ -69,8 +68,9 @@ def plasticity_onset(
         - `at_first_probe` (`bool`): the onset is the first probed task: an upper bound.
         - `between` (`tuple[float, float]`): the probes before and after it, between which a curve without noise has
           its minimum: 0 before the first, infinity after the last.
-        - `interval` (`tuple[float, float]` or `None`): for `"rise"`, if found, the 95% interval of the minimum: its
-          locations in the smoothed curve with resampled noise, extended to include `between`.
+        - `interval` (`tuple[float, float]` or `None`): for `"rise"`, if found, the 95% interval of the minimum: the
+          probes with neither a significant rise before them nor a significant fall after them, extended to the probes
+          beside them.
         - `p_value` (`float` or `None`): for `"rise"`, the p-value of the test.
         - `detectable_rise` (`float` or `None`): for `"rise"`, the height of a steady rise over the second half of
           the curve that the test finds in 80% of cases, in percent of the smallest AUC of the mean curve.
@@ -131,7 +131,7 @@ def _one_onset(tasks, curves, reference, stderrs, rule, level, z) -> dict[str, A
         position = np.flatnonzero(np.diff(tasks) <= 0)[0]
         raise ValueError(f"tasks: {tasks[position + 1]:g} comes after {tasks[position]:g}; tasks must increase")
     mean = np.mean(curves, axis=0)
-    rise, interval = None, None
+    rise, place, interval = None, None, None
     if rule == "rise":
         if tasks[0] <= 0:
             raise ValueError(f"tasks: {tasks[0]:g} is not positive; leave out the untrained model")
@@ -155,7 +155,7 @@ def _one_onset(tasks, curves, reference, stderrs, rule, level, z) -> dict[str, A
     if onset is None:
         between = (float(tasks[-1]), math.inf)
     elif rise is not None:
-        interval = _interval(tasks, mean, rise, between)
+        interval = _interval(tasks, mean, rise, int(place))
     return {
         "plasticity_onset": float(tasks[-1] if onset is None else onset),
         "censored": onset is None,
@@ -163,7 +163,7 @@ def _one_onset(tasks, curves, reference, stderrs, rule, level, z) -> dict[str, A
         "between": between,
         "interval": interval,
         "p_value": None if rise is None else rise.p_value,
-        "detectable_rise": None if rise is None else float(100 * rise.detectable / mean.min()),
+        "detectable_rise": None if rise is None or mean.min() <= 0 else float(100 * rise.detectable / mean.min()),
     }
 
 
@@ -206,12 +206,24 @@ def _roughness(tasks: tuple[float, ...]) -> tuple[np.ndarray, np.ndarray]:
     return roughness.clip(0), vectors
 
 
-def _interval(tasks: np.ndarray, mean: np.ndarray, rise: Rise, between: tuple[float, float]) -> tuple[float, float]:
-    trend, rng = smooth(tasks, mean), np.random.default_rng(len(tasks))
-    noise = autocorrelated(rise.correlation, (RESAMPLES, len(tasks)), rng) * rise.scatter
-    places = tasks[smoothed_minimum(tasks, trend + noise)]
-    low, high = np.quantile(places, [(1 - INTERVAL) / 2, (1 + INTERVAL) / 2], method="inverted_cdf")
-    return min(float(low), between[0]), max(float(high), between[1])
+def _interval(tasks: np.ndarray, mean: np.ndarray, rise: Rise, place: int) -> tuple[float, float]:
+    """
+    All probes at which the curve may have its minimum, extended to the probes beside them: those with neither a
+    significant rise before them nor a significant fall after them. The threshold is that of the whole curve, which is
+    conservative for its parts.
+    """
+    probes, errors = len(mean), rise.scatter * errors_of_rises(len(mean), rise.correlation)
+    possible = [place]
+    for k in range(probes if rise.scatter else 0):
+        risen = k > 0 and largest_rise(mean[: k + 1], errors[probes - k - 1 :, probes - k - 1 :]) > rise.threshold
+        falls = k < probes - 1 and largest_rise(mean[k:][::-1], errors[k:, k:]) > rise.threshold
+        if not risen and not falls:
+            possible.append(k)
+    low, high = min(possible), max(possible)
+    return (
+        float(tasks[low - 1]) if low else 0.0,
+        float(tasks[high + 1]) if high < probes - 1 else math.inf,
+    )
 
 
 def _turning_point(tasks: np.ndarray, aucs: np.ndarray) -> float | None:

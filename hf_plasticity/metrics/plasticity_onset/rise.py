@@ -13,6 +13,8 @@ FEWEST_PROBES, FEWEST_PROBES_OF_SEEDS = 8, 3
 STEEP_PROBES = 10  # from this number on, the trend of one curve may have a steep start
 CORRELATIONS = np.arange(0, 0.85, 0.05)
 REPLICATES, CALIBRATION_REPLICATES = 1999, 400
+# The distance of two seeds in mean steps from probe to probe, below which one is a copy of the other with rounding.
+NEARLY_EQUAL = 1e-3
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,7 @@ class Rise:
         correlation (`float`): Of the noise of neighboring probes.
         detectable (`float`): The height of a steady rise over the second half of the curve, in the unit of the AUCs,
             that the test finds in 80% of cases.
+        threshold (`float`): The largest standardized difference that is not significant.
     """
 
     p_value: float
@@ -35,6 +38,7 @@ class Rise:
     scatter: float
     correlation: float
     detectable: float
+    threshold: float
 
 
 def rise_test(aucs: np.ndarray, level: float = LEVEL) -> Rise:
@@ -63,8 +67,8 @@ def rise_test(aucs: np.ndarray, level: float = LEVEL) -> Rise:
         [`Rise`]: The result.
 
     Raises:
-        `ValueError`: Too few probes to estimate the noise: eight of one seed, or three of each of several seeds. Or
-            two rows are equal.
+        `ValueError`: An area is not finite. Too few probes to estimate the noise: eight of one seed, or three of each
+            of several seeds. Two rows are equal, or nearly equal.
     """
     seeds, probes = aucs.shape
     fewest = FEWEST_PROBES if seeds == 1 else FEWEST_PROBES_OF_SEEDS
@@ -73,7 +77,9 @@ def rise_test(aucs: np.ndarray, level: float = LEVEL) -> Rise:
             f"aucs: {probes} probes of {seeds} seed{'s' if seeds > 1 else ''}; a test for a rise requires "
             f"{FEWEST_PROBES} probes of one seed, or {FEWEST_PROBES_OF_SEEDS} of each of several"
         )
-    if len(np.unique(aucs, axis=0)) < seeds:
+    if not np.isfinite(aucs).all():
+        raise ValueError("aucs: an area is not finite")
+    if seeds > 1 and _nearest(aucs) < NEARLY_EQUAL * np.abs(np.diff(aucs, axis=1)).mean():
         raise ValueError("aucs: two seeds have the same areas; a copy of a run is not another seed")
     rise = _test(aucs, level)
     if seeds > 1 and probes >= FEWEST_PROBES:
@@ -84,6 +90,11 @@ def rise_test(aucs: np.ndarray, level: float = LEVEL) -> Rise:
     return rise
 
 
+def _nearest(aucs: np.ndarray) -> float:
+    """The smallest distance between two of `(seeds, probes)`: the mean absolute difference."""
+    return min(float(np.abs(aucs[other] - aucs[one]).mean()) for one in range(len(aucs)) for other in range(one))
+
+
 def _test(aucs: np.ndarray, level: float) -> Rise:
     """The test with the noise of the curve if there is one, or else with that between seeds."""
     curves, probes = aucs.shape
@@ -91,12 +102,13 @@ def _test(aucs: np.ndarray, level: float) -> Rise:
     mean, smallest = aucs.mean(0), 1e-12 * np.abs(aucs).max()
     if noise.scatter <= smallest:
         rises = bool(largest_rise(mean, np.ones((probes, probes))) > smallest)
-        return Rise(0.0 if rises else 1.0, rises, 0.0, 0.0, 0.0)
+        return Rise(0.0 if rises else 1.0, rises, 0.0, 0.0, 0.0, 0.0)
     statistic = largest_rise(mean, errors_of_rises(probes, noise.correlation)) / noise.scatter
     null = _null_distribution(curves, probes, noise.correlation)
     p_value = float((1 + np.sum(null >= statistic)) / (len(null) + 1))
     detectable = noise.scatter * _detectable_rise(curves, probes, noise.correlation, level)
-    return Rise(p_value, p_value <= level, noise.scatter, noise.correlation, detectable)
+    threshold = float(np.quantile(null, 1 - level))
+    return Rise(p_value, p_value <= level, noise.scatter, noise.correlation, detectable, threshold)
 
 
 @dataclass(frozen=True)
@@ -163,12 +175,12 @@ def _moments(aucs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def _trend(probes: int) -> tuple[np.ndarray, np.ndarray]:
     """
     Orthonormal columns that span a smooth trend, `(probes, 4)` (three below `STEEP_PROBES`), and the jumps after each
-    probe but the outer ones, orthogonal to it and of unit length: `(probes - 3, probes)`.
+    probe but the last two, orthogonal to it and of unit length: `(probes - 2, probes)`.
     """
     k = np.arange(probes)
     columns = [np.ones(probes), k, k**2, 1 / (k + 1)]
     trend = np.linalg.qr(np.stack(columns[: 4 if probes >= STEEP_PROBES else 3], axis=1))[0]
-    jumps = (k >= np.arange(2, probes - 1)[:, None]).astype(float)
+    jumps = (k >= np.arange(1, probes - 1)[:, None]).astype(float)
     jumps -= jumps @ trend @ trend.T
     return trend, jumps / np.linalg.norm(jumps, axis=1, keepdims=True)
 
@@ -222,43 +234,54 @@ def errors_of_rises(probes: int, rho: float) -> np.ndarray:
     return errors
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=256)
 def _null_distribution(curves: int, probes: int, rho: float) -> np.ndarray:
     """The statistic of level curves, from the lowest to the highest: `(REPLICATES,)`."""
     rng = np.random.default_rng([curves, probes, round(100 * rho)])
-    return np.sort(_simulated_statistics(autocorrelated(rho, (REPLICATES, curves, probes), rng), rho))
+    return np.sort(_statistics(autocorrelated(rho, (REPLICATES, curves, probes), rng), rho))
 
 
-def _simulated_statistics(aucs: np.ndarray, rho: float) -> np.ndarray:
-    """The statistic of simulated runs `(n, curves, probes)` with a known autocorrelation."""
-    return largest_rise(aucs.mean(1), errors_of_rises(aucs.shape[-1], rho)) / _scatter(aucs, rho)
-
-
-def _scatter(aucs: np.ndarray, rho: float) -> np.ndarray:
-    """The scatter of the mean of `(n, curves, probes)` with a known autocorrelation."""
-    expected = _expected_moments(*aucs.shape[-2:])[0]
-    return _moments(aucs)[0] / expected[int(np.argmin(np.abs(CORRELATIONS - rho)))]
+def _statistics(aucs: np.ndarray, rho: float) -> np.ndarray:
+    """The statistic of runs `(n, curves, probes)` with a known autocorrelation."""
+    expected = _expected_moments(*aucs.shape[-2:])[0][int(np.argmin(np.abs(CORRELATIONS - rho)))]
+    return largest_rise(aucs.mean(1), errors_of_rises(aucs.shape[-1], rho)) / (_moments(aucs)[0] / expected)
 
 
 @lru_cache(maxsize=64)
 def _detectable_rise(curves: int, probes: int, rho: float, level: float) -> float:
     """The steady rise over the second half that is found with the probability `POWER`, where the scatter is 1."""
-    null, rng = _null_distribution(curves, probes, rho), np.random.default_rng([curves, probes, round(100 * rho), 1])
-    # The smallest statistic with a p-value of at most the level.
-    threshold = null[-int(level * (len(null) + 1))] if level * (len(null) + 1) >= 1 else np.inf
+    rng = np.random.default_rng([curves, probes, round(100 * rho), 1])
     noise = np.sqrt(curves) * autocorrelated(rho, (CALIBRATION_REPLICATES, curves, probes), rng)
     start = probes // 2
     ramp = np.clip((np.arange(probes) - start + 1) / (probes - start), 0, None)
     low, high = 0.0, 1.0
-    while np.mean(_simulated_statistics(noise + high * ramp, rho) > threshold) < POWER:
+    while _detected(noise + high * ramp, level).mean() < POWER:
         low, high = high, 2 * high
         if high > 1e6:
             return np.inf
     while high - low > 0.01 * high:
         middle = (low + high) / 2
-        found = np.mean(_simulated_statistics(noise + middle * ramp, rho) > threshold) >= POWER
-        low, high = (low, middle) if found else (middle, high)
+        low, high = (low, middle) if _detected(noise + middle * ramp, level).mean() >= POWER else (middle, high)
     return high
+
+
+def _detected(aucs: np.ndarray, level: float) -> np.ndarray:
+    """Whether [`rise_test`] finds a rise in each of the runs `(n, curves, probes)`."""
+    _, curves, probes = aucs.shape
+    correlations = _moments(aucs)[1]
+    nearest = np.abs(_expected_moments(curves, probes)[1] - correlations[:, None]).argmin(1)
+    found = np.zeros(len(aucs), dtype=bool)
+    for place in np.unique(nearest):
+        rho, chosen = float(CORRELATIONS[place]), nearest == place
+        null = _null_distribution(curves, probes, rho)
+        # The smallest statistic with a p-value of at most the level.
+        most = int(level * (len(null) + 1))
+        found[chosen] = _statistics(aucs[chosen], rho) > (null[-most] if most else np.inf)
+        if curves > 1 and probes >= FEWEST_PROBES:
+            rough = chosen & (_roughness(aucs) > _roughness_without_shared_noise(curves, probes, rho))
+            if rough.any():
+                found[rough] &= _detected(aucs[rough].mean(1, keepdims=True), level)
+    return found
 
 
 def autocorrelated(rho: float, shape: Sequence[int], rng: np.random.Generator) -> np.ndarray:
