@@ -1,6 +1,7 @@
 """The base class of periodic callbacks: probes, diagnoses, evaluations, checkpoints."""
 
 import copy
+import math
 import numbers
 import sys
 from collections.abc import Iterator
@@ -76,7 +77,9 @@ class Timeline:
             return f"task {step // self.task_steps}"
         return f"cycle {step // self.cycle_steps}"
 
-    def steps_between(self, every: float, unit: str, max_steps: int | None = None, epochs: float | None = None) -> int:
+    def steps_between(
+        self, every: float, unit: str, max_steps: int | None = None, epoch_steps: int | None = None
+    ) -> int:
         """
         Optimizer steps between two points.
 
@@ -84,8 +87,8 @@ class Timeline:
             every (`int` or `float`): Units between two points. With the unit `"steps"`, a number below 1 is a share of
                 the whole training, as in `TrainingArguments.eval_steps`.
             unit (`str`): One of `UNITS`.
-            max_steps (`int`, *optional*): Optimizer steps of the training, required for a share and for epochs.
-            epochs (`float`, *optional*): Epochs of the training, required for epochs.
+            max_steps (`int`, *optional*): Optimizer steps of the training, required for a share.
+            epoch_steps (`int`, *optional*): Optimizer steps of an epoch, required for epochs.
 
         Raises:
             [`PlasticityError`]: An unknown unit, a number that is not a whole number, or a training without the unit.
@@ -102,9 +105,9 @@ class Timeline:
         if unit == "steps":
             return every
         if unit == "epochs":
-            if not epochs:
-                raise PlasticityError(f"unit: '{unit}' requires a training that counts epochs")
-            return max(1, round(every * max_steps / epochs))
+            if epoch_steps is None:
+                raise PlasticityError(f"unit: '{unit}' requires a dataset with a length; use steps")
+            return every * epoch_steps
         if self.task_steps is None:
             raise PlasticityError(f"task_steps: missing; the unit '{unit}' requires the steps of a task instance")
         if unit == "tasks":
@@ -150,10 +153,11 @@ class PeriodicCallback(TrainerCallback):
         trainer: Trainer | None = None,
     ):
         # The length of the training, and whether it counts epochs, are known only when it begins.
-        timeline.steps_between(every, unit, max_steps=sys.maxsize, epochs=1.0)
+        timeline.steps_between(every, unit, max_steps=sys.maxsize, epoch_steps=1)
         self.timeline, self.every, self.unit = timeline, every, unit
         self.at_start, self.at_end = at_start, at_end
         self.output_dir, self.trainer = output_dir, trainer
+        self._acted_at: int | None = None
 
     def act(self, step: int, model: nn.Module, tokenizer: Any, folder: Path, args: TrainingArguments) -> None:
         """
@@ -188,6 +192,31 @@ class PeriodicCallback(TrainerCallback):
     ) -> None:
         self._act_if_due(args, state, control, model, ended=False, **kwargs)
 
+    def on_evaluate(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs: Any
+    ) -> None:
+        # With `eval_strategy="epoch"`, early stopping is decided after `on_epoch_end`.
+        self._act_if_stopped(args, state, control, model, **kwargs)
+
+    def on_save(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs: Any
+    ) -> None:
+        self._act_if_stopped(args, state, control, model, **kwargs)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs: Any
+    ) -> None:
+        if not args.load_best_model_at_end:  # otherwise this is the best model
+            self._act_if_stopped(args, state, control, model, **kwargs)
+
+    def _act_if_stopped(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs: Any
+    ) -> None:
+        """Act at the end of a training that a callback has stopped, unless this is done."""
+        stopped_early = control.should_training_stop and state.global_step < state.max_steps
+        if stopped_early and self._acted_at != state.global_step:
+            self._act_if_due(args, state, control, model, ended=True, **kwargs)
+
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs: Any
     ) -> None:
@@ -202,12 +231,15 @@ class PeriodicCallback(TrainerCallback):
         model: nn.Module,
         ended: bool,
         processing_class: Any = None,
+        train_dataloader: Any = None,
         **kwargs: Any,
     ) -> None:
         step = state.global_step
-        period = self.timeline.steps_between(self.every, self.unit, state.max_steps, state.num_train_epochs)
+        epoch_steps = _steps_of_an_epoch(train_dataloader, args) if self.unit == "epochs" else None
+        period = self.timeline.steps_between(self.every, self.unit, state.max_steps, epoch_steps)
         due = self.at_start if step == 0 else step % period == 0 or (ended and self.at_end)
         if due:
+            self._acted_at = step
             with _flags_preserved(control):
                 self.act(step, model, processing_class, self._folder(args), args)
 
@@ -225,7 +257,18 @@ class PeriodicCallback(TrainerCallback):
     def log(self, scores: dict[str, float]) -> None:
         """Send scores through `Trainer.log`, so that every tracker and the console show them."""
         if self.trainer is not None:
-            self.trainer.log(scores)
+            # Not the `log` of a subclass: that of TRL's trainers adds the averages of their own metrics to every entry
+            # and starts them again, so that a probe would change what is logged of the training.
+            Trainer.log(self.trainer, scores)
+
+
+def _steps_of_an_epoch(dataloader: Any, args: TrainingArguments) -> int | None:
+    """Optimizer steps of an epoch, as the Trainer counts them; `None` for a dataset without a length."""
+    try:
+        batches = len(dataloader)
+    except TypeError:
+        return None
+    return max(1, math.ceil(batches / args.gradient_accumulation_steps))
 
 
 @contextmanager

@@ -14,16 +14,20 @@ if TYPE_CHECKING:
 TokenBlocks: TypeAlias = "Blocks | np.ndarray | torch.Tensor"
 
 
-def as_blocks(blocks: Any) -> TokenBlocks:
+def as_blocks(blocks: Any, padded: bool = False) -> TokenBlocks:
     """
     Convert [`Blocks`], an array, a tensor, a list of lists, or a `datasets.Dataset` with `input_ids` of one length to
     token blocks.
+
+    Args:
+        blocks (`Any`): The sequences.
+        padded (`bool`, *optional*, defaults to `False`): Whether a dataset may have padding (with a mask).
 
     Returns:
         [`Blocks`], or `np.ndarray` or `torch.Tensor` of shape `(num_blocks, context_length)`.
 
     Raises:
-        [`PlasticityError`]: Anything else, sequences of different lengths, or numbers that are not whole.
+        [`PlasticityError`]: Anything else, sequences of different lengths, padding, or numbers that are not whole.
     """
     if hasattr(blocks, "prepare"):
         return blocks
@@ -39,7 +43,14 @@ def as_blocks(blocks: Any) -> TokenBlocks:
             f"blocks: an array of shape {tuple(blocks.shape)} and type {blocks.dtype}; pass whole numbers (token ids) "
             "of shape (num_blocks, context_length)"
         )
-    rows = blocks["input_ids"] if "input_ids" in (getattr(blocks, "column_names", None) or ()) else blocks
+    columns = getattr(blocks, "column_names", None) or ()
+    for name, padding in (("attention_mask", 0), ("labels", -100)):
+        if name in columns and not padded and any(padding in row for row in blocks[name]):
+            raise PlasticityError(
+                f"blocks: {name} has {padding}, but every token of a block counts; make blocks without padding with "
+                "`text_blocks`"
+            )
+    rows = blocks["input_ids"] if "input_ids" in columns else blocks
     try:
         rows = list(rows)
         lengths = {len(row) for row in rows}

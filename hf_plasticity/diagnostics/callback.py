@@ -84,7 +84,7 @@ class DiagnosticsCallback(PeriodicCallback):
             trainer=trainer,
         )
         self.blocks, self.attention_mask, self.config = (
-            as_blocks(blocks),
+            as_blocks(blocks, padded=attention_mask is not None),
             attention_mask,
             config or DiagnosticsConfig(),
         )

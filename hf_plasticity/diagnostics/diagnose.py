@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 from ..data.token_blocks import as_blocks
 from ..errors import PlasticityError
 from ..network import evaluation_mode, find_structure, reshard
+from ..network.supported import check_gradients, check_sharding
 from ..records import config_hash
 from . import curvature, gradients
 from .attention import AttentionObserver
@@ -166,6 +167,7 @@ def diagnose(
     structure = find_structure(model)
     if isinstance(reference, str | os.PathLike):
         reference = SavedWeights(reference)
+    check_sharding(model)
     names = _names(config, reference is not None)
     blocks, mask = _check_blocks(model, blocks, attention_mask, config, names)
 
@@ -185,14 +187,20 @@ def diagnose(
                 [kind(model, structure, config) for kind in OBSERVERS if wanted(kind.names)],
                 batches(config.batch_size),
             )
-        if wanted(MAGNITUDE_NAMES):
-            found |= measure_magnitude(model, structure)
-        if wanted(WEIGHT_RANK_NAMES):
-            found |= measure_weight_ranks(model, structure, config)
         if wanted(EMBEDDING_NAMES):
             found |= measure_embedding_norm(model)
-        if wanted(REFERENCE_MEASURES):
-            found |= measure_drift(model, structure, reference)
+        if all(parameter.is_floating_point() for parameter in model.parameters()):
+            if wanted(MAGNITUDE_NAMES):
+                found |= measure_magnitude(model, structure)
+            if wanted(WEIGHT_RANK_NAMES):
+                found |= measure_weight_ranks(model, structure, config)
+            if wanted(REFERENCE_MEASURES):
+                found |= measure_drift(model, structure, reference)
+        else:
+            quantized = Measure(None, gap="its weights are quantized")
+            found |= dict.fromkeys((*MAGNITUDE_NAMES, *WEIGHT_RANK_NAMES, *REFERENCE_MEASURES), quantized)
+        if wanted(GRADIENT_MEASURES) or wanted(CURVATURE_MEASURES):
+            check_gradients(model)
         if wanted(GRADIENT_MEASURES):
             found |= gradients.measure_gradients(model, structure, config, batches(config.gradient_batch_size))
         if wanted(CURVATURE_MEASURES):
@@ -266,7 +274,7 @@ def _check_blocks(
     config: DiagnosticsConfig,
     names: list[str],
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    blocks = torch.as_tensor(np.asarray(as_blocks(blocks))).long()
+    blocks = torch.as_tensor(np.asarray(as_blocks(blocks, padded=mask is not None))).long()
     if blocks.ndim != 2 or len(blocks) < 1 or blocks.shape[1] < 2:
         raise PlasticityError(
             f"blocks: shape {tuple(blocks.shape)}; expected (sequences, tokens) with at least 2 tokens"

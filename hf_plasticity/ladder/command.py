@@ -8,6 +8,9 @@ from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import yaml
+
+from ..configs import find_config
 from ..errors import PlasticityError
 from ..models import model_size
 from ..records import PROBES_FILE, REPORT_FILE, read_run
@@ -67,13 +70,21 @@ def run_commands(commands: dict[Path, list[str]], options: argparse.Namespace) -
     if options.executor == "slurm":
         return _submit([Job(folder, words) for folder, words in commands.items()], options)
     try:
-        jobs = run_in_parallel(commands, options.jobs, processes=options.num_processes or 1)
+        jobs = run_in_parallel(commands, options.jobs, processes=_processes_of_a_run(options))
     finally:
         write_ladder_report(options.output_dir, list(commands))
     for job in jobs:
         if job.state == FAILED:
             print(f"failed: {job.folder}: {job.last_line()}", file=sys.stderr)
     return 0 if all(job.state == COMPLETE for job in jobs) else 1
+
+
+def _processes_of_a_run(options: argparse.Namespace) -> int:
+    """The processes of each run: as given, or as in the Accelerate configuration."""
+    if options.num_processes is not None or options.accelerate_config is None:
+        return options.num_processes or 1
+    config = yaml.safe_load(find_config(options.accelerate_config, "accelerate").read_text(encoding="utf-8"))
+    return int(config.get("num_processes", 1))
 
 
 def run_in_parallel(

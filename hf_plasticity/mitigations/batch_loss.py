@@ -8,7 +8,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from ..network import evaluation_mode, preserve_with, reshard
+from ..distributed import rank_and_world_size
+from ..network import evaluation_mode, is_fsdp, preserve_with, reshard
 from .base import sum_over_processes
 
 
@@ -46,7 +47,7 @@ class BatchLoss:
         The mean loss per predicted token over the batch of this step, without dropout. Every process must call this.
 
         Returns:
-            `float`: The same on every process; `None` if the training passes had no labels.
+            `float`: The same on every process; `None` if the training passes had no labels, or predicted nothing.
         """
         if not self._batches or any(batch.get("labels") is None for batch in self._batches):
             return None
@@ -54,12 +55,16 @@ class BatchLoss:
         with torch.no_grad(), evaluation_mode(self.model):
             for batch in self._batches:
                 predicted = (batch["labels"][..., 1:] != -100).sum().item()
+                if predicted == 0 and not is_fsdp(self.model):  # its mean loss is NaN
+                    continue
                 loss = self.model(**batch, use_cache=False).loss
-                totals += torch.tensor([loss.item() * predicted, predicted], dtype=torch.float64)
+                if predicted:
+                    totals += torch.tensor([loss.item() * predicted, predicted], dtype=torch.float64)
         reshard(self.model)
-        device = next(self.model.parameters()).device
-        total, count = sum_over_processes(totals.to(device)).tolist()
-        return total / count
+        if rank_and_world_size()[1] > 1:
+            totals = sum_over_processes(totals.to(next(self.model.parameters()).device))
+        total, count = totals.tolist()
+        return total / count if count else None
 
     @contextlib.contextmanager
     def _paused(self) -> Iterator[None]:

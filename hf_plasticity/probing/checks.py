@@ -13,6 +13,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_N
 from ..data.token_blocks import TokenBlocks
 from ..errors import PlasticityError
 from ..network import evaluation_mode
+from ..network.supported import check_gradients, check_sharding
 from .config import ProbeConfig
 
 
@@ -56,6 +57,8 @@ def check_model(model: nn.Module, train_blocks: TokenBlocks, eval_blocks: TokenB
             blocks, returns no loss, or is not a causal language model.
     """
     model = unwrapped(model)
+    check_sharding(model)
+    check_gradients(model)
     _check_trained(model, config)
     if isinstance(without_adapters(model), PreTrainedModel):
         _check_kind(without_adapters(model))

@@ -193,7 +193,8 @@ def probe_conditions(model: nn.Module) -> dict[str, Any]:
 
     Returns:
         `dict`: `precision` of the weights and of the computation; `trained`: `"all"` parameters, or how many of them;
-        `head_loss` if it is not that of the logits; `neftune_noise_alpha` if training adds noise to the embeddings.
+        `head_loss` if it is not that of the logits; `router_aux_loss_coef` if a mixture of experts trains with the
+        loss of its router; `neftune_noise_alpha` if training adds noise to the embeddings.
     """
     base = unwrapped(model)
     parameters = list(base.parameters())
@@ -208,6 +209,8 @@ def probe_conditions(model: nn.Module) -> dict[str, Any]:
         return conditions
     if head_loss_of(model) != LOGITS:
         conditions["head_loss"] = head_loss_of(model)
+    if getattr(model.config, "output_router_logits", False):
+        conditions["router_aux_loss_coef"] = getattr(model.config, "router_aux_loss_coef", None)
     noise = getattr(model.get_input_embeddings(), "neftune_noise_alpha", None)
     return conditions if noise is None else conditions | {"neftune_noise_alpha": noise}
 

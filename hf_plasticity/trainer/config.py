@@ -200,6 +200,10 @@ class ContinualConfig(ProbeSettings, TrainingArguments):  # type: ignore[misc, v
         if self.probe_every_cycles is None and self.probe_every_tasks is None:
             self.probe_every_cycles = 1
         self.save_steps = self.save_steps or self.task_steps
+        if self.probe_learning_rate is None and not self.no_probe and "adamw" not in str(self.optim):
+            raise PlasticityError(
+                f"probe_learning_rate: missing; a probe always uses AdamW, and learning_rate is that of '{self.optim}'"
+            )
         self.probe_steps = self.probe_steps or self.task_steps
         self.probe_eval_every = self.probe_eval_every or max(1, self.probe_steps // 100)
         if self.probe_warmup_steps is None:

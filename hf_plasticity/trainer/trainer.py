@@ -287,8 +287,6 @@ class ContinualTrainer(Trainer):
                 seconds, steps = now - self._logged_at[0], step - self._logged_at[1]
                 logs["tokens_per_second"] = round(steps * self.args.global_batch_tokens / seconds, 1)
             self._logged_at = (now, step)
-        else:
-            self.reset_throughput()
         super().log(logs, start_time)
 
     def _where(self) -> str:
@@ -466,6 +464,12 @@ class _TaskCallback(TrainerCallback):
             # of this one (seen in transformers 5.23.0, https://github.com/huggingface/transformers/issues/28867).
             state.compute_steps(args, state.max_steps)
         self.trainer.reset_throughput()
+
+    def on_log(
+        self, args: ContinualConfig, state: TrainerState, control: TrainerControl, logs: dict[str, Any], **kwargs: Any
+    ) -> None:
+        if "loss" not in logs:  # of a measurement, which took time
+            self.trainer.reset_throughput()
 
     def on_step_begin(
         self, args: ContinualConfig, state: TrainerState, control: TrainerControl, optimizer: Any, **kwargs: Any

@@ -1,7 +1,9 @@
 """The probe in the training script of a user: records, logs, errors, and the unchanged training."""
 
+import copy
 import json
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -16,16 +18,22 @@ from transformers import (
     LlamaConfig,
     LlamaForSequenceClassification,
     LlamaModel,
+    MixtralConfig,
+    MixtralForCausalLM,
     T5Config,
     T5ForConditionalGeneration,
+    Trainer,
     TrainerCallback,
 )
 from transformers.modeling_outputs import CausalLMOutput
 
-from hf_plasticity import PlasticityError
+from hf_plasticity import PlasticityError, diagnose
 from hf_plasticity.analysis.series import label
+from hf_plasticity.data.token_blocks import as_blocks
+from hf_plasticity.network import supported
 from hf_plasticity.probing import ProbeDivergedError, run_probe
 from hf_plasticity.probing.checks import unwrapped
+from hf_plasticity.probing.recorder import probe_conditions
 from hf_plasticity.records import read_records, read_run
 from support.own_script import EVALUATION, ROWS, TRAIN, KillAt, Killed, own_trainer, own_training, probes, short_probe
 from support.tiny import VOCABULARY, random_blocks, tiny_model
@@ -49,6 +57,72 @@ def with_adapters(model=None, **settings):
         tiny_model("llama") if model is None else model,
         LoraConfig(task_type="CAUSAL_LM", r=2, target_modules="all-linear", **settings),
     )
+
+
+@pytest.mark.parametrize(
+    ("column", "message"), [("attention_mask", "attention_mask has 0"), ("labels", "labels has -100")]
+)
+def test_padding_is_refused_because_every_token_of_a_block_counts(column, message):
+    rows = {"input_ids": [[1, 2, 3, 0]] * 8, column: [[1, 1, 1, 0] if column != "labels" else [1, 2, 3, -100]] * 8}
+    with pytest.raises(PlasticityError, match=f"^blocks: {message}, but every token of a block counts"):
+        as_blocks(Dataset.from_dict(rows))
+    assert as_blocks(Dataset.from_dict({"input_ids": rows["input_ids"], column: [[1, 1, 1, 1]] * 8})).shape == (8, 4)
+
+
+def test_a_probe_in_fp16_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(supported, "AcceleratorState", Mock(return_value=Mock(mixed_precision="fp16")))
+    with pytest.raises(PlasticityError, match=r"^mixed_precision: fp16 is not supported, .*; use bf16 or no"):
+        own_training(tmp_path, probes())
+
+
+def test_an_optimizer_that_steps_in_the_backward_pass_is_refused(tmp_path):
+    model = tiny_model()
+    next(model.parameters()).register_post_accumulate_grad_hook(lambda parameter: None)
+    with pytest.raises(PlasticityError, match=r"^optimizer: it updates a parameter in the backward pass"):
+        own_training(tmp_path, probes(), model=model)
+
+
+def test_sharding_other_than_fsdp2_is_refused(monkeypatch):
+    monkeypatch.setattr(supported, "FullyShardedDataParallel", torch.nn.Embedding)
+    with pytest.raises(PlasticityError, match=r"^model: FSDP1 is not supported; use FSDP2"):
+        run_probe(tiny_model(), TRAIN, EVALUATION, short_probe())
+    with pytest.raises(PlasticityError, match=r"^model: FSDP1 is not supported; use FSDP2"):
+        diagnose(tiny_model(), TRAIN[:4])
+
+
+def test_the_loss_of_a_router_is_not_in_the_curve():
+    config = MixtralConfig(**TINY, num_key_value_heads=1, num_local_experts=2, router_aux_loss_coef=0.5)
+    torch.manual_seed(0)
+    plain = MixtralForCausalLM(config)
+    trained_with = copy.deepcopy(plain)
+    trained_with.config.output_router_logits = True
+    with_loss, without = (run_probe(model, TRAIN, EVALUATION, short_probe()) for model in (trained_with, plain))
+    assert with_loss.losses[0] == without.losses[0] and trained_with.config.output_router_logits
+    assert with_loss.losses[1:] != without.losses[1:], "the probe trains as the training does"
+    assert probe_conditions(trained_with)["router_aux_loss_coef"] == 0.5
+
+
+class AveragingTrainer(Trainer):
+    """Logs the number of steps since its last entry, as TRL's trainers log averages since then."""
+
+    counted = 0
+
+    def training_step(self, *arguments, **options):
+        self.counted += 1
+        return super().training_step(*arguments, **options)
+
+    def log(self, logs, *arguments, **options):
+        logs["counted"], self.counted = self.counted, 0
+        super().log(logs, *arguments, **options)
+
+
+def test_the_metrics_of_a_subclass_are_logged_as_without_probes(tmp_path):
+    trainers = [
+        own_training(tmp_path / name, *callbacks, trainer_class=AveragingTrainer, logging_steps=3)
+        for name, callbacks in (("without", []), ("with", [probes()]))
+    ]
+    counted = [[entry["counted"] for entry in one.state.log_history if "loss" in entry] for one in trainers]
+    assert counted[0] == counted[1] == [3, 3, 3]
 
 
 def test_a_model_with_copies_on_several_gpus_is_probed_on_one(tmp_path):
@@ -319,6 +393,28 @@ def test_points_of_the_training(tmp_path, settings, expected):
 def test_probes_after_epochs(tmp_path):
     own_training(tmp_path, probes(every=1, unit="epochs"), max_steps=-1, num_train_epochs=3, rows=ROWS[:8])
     assert steps(tmp_path) == [0, 2, 4, 6]
+
+
+@pytest.mark.parametrize("length", [{"num_train_epochs": 2.5, "max_steps": -1}, {"max_steps": 20}])
+def test_an_epoch_has_its_own_number_of_steps(tmp_path, length):
+    # 32 rows in batches of 4: an epoch has eight steps.
+    own_training(tmp_path, probes(every=1, unit="epochs"), **length)
+    assert steps(tmp_path) == [0, 8, 16, 20]
+
+
+def test_epochs_of_a_dataset_without_a_length_are_refused(tmp_path):
+    rows = Dataset.from_list([{name: row[name].tolist() for name in row} for row in ROWS]).to_iterable_dataset()
+    with pytest.raises(PlasticityError, match=r"^unit: 'epochs' requires a dataset with a length; use steps"):
+        own_training(tmp_path, probes(every=1, unit="epochs"), rows=rows)
+
+
+@pytest.mark.parametrize("best", [False, True])
+def test_a_training_that_stops_early_after_an_epoch_has_a_last_probe(tmp_path, best):
+    settings = {"eval_strategy": "epoch", "save_strategy": "epoch", "num_train_epochs": 5, "max_steps": -1}
+    stop = EarlyStoppingCallback(early_stopping_patience=1, early_stopping_threshold=100.0)
+    settings |= {"metric_for_best_model": "eval_loss", "load_best_model_at_end": best}
+    trainer = own_training(tmp_path, probes(every=1, unit="epochs"), stop, learning_rate=0.1, **settings)
+    assert trainer.state.global_step == 16 and steps(tmp_path) == [0, 8, 16]
 
 
 def test_a_training_that_stops_early_has_a_last_probe(tmp_path):
