@@ -124,7 +124,7 @@ def test_a_resumed_run_has_the_same_records_without_duplicates(tmp_path):
     assert records(tmp_path / "resumed") == records(tmp_path / "whole")
     assert all(torch.equal(a, b) for a, b in zip(whole["weights"], outcome(resumed)["weights"]))
     (tmp_path / "resumed" / "initial_weights.safetensors").unlink()
-    with pytest.raises(PlasticityError, match=r"track_initialization: .* resumes at step 4"):
+    with pytest.raises(PlasticityError, match=r"diagnose: .* resumes at step 4"):
         train(tmp_path / "resumed", diagnosed=True, resume=str(tmp_path / "resumed" / "checkpoint-4"))
 
 
