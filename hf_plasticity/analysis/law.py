@@ -102,8 +102,8 @@ def fit_onset_law(
     Args:
         sizes (`Sequence[float | str]`): Non-embedding parameters, or names of `MODEL_SIZES`. A size may occur more
             than once, as with several seeds; the law and its intervals count sizes.
-        onsets (`Sequence[float | Onset]`): Onsets in task instances, or results of `find_onset`. An [`Onset`] is an
-            interval between two probes, or an upper or lower bound. A number is an exact onset.
+        onsets (`Sequence[float | Onset]`): Onsets in task instances, or results of `find_onset`. An [`Onset`] is its
+            95% interval, or an upper or lower bound. A number is an exact onset.
         censored (`Sequence[bool]`, *optional*): Which onsets are lower bounds; an [`Onset`] has this information.
         level (`float`, *optional*, defaults to 0.95): Coverage of the intervals. docs/experiments.md has the measured
             coverage.
@@ -129,7 +129,7 @@ def fit_onset_law(
     """
     tasks = [onset.task if isinstance(onset, Onset) else onset for onset in onsets]
     between = [
-        one.between if isinstance(one, Onset) and one.between else (task, task) for one, task in zip(onsets, tasks)
+        one.bounds if isinstance(one, Onset) and one.bounds else (task, task) for one, task in zip(onsets, tasks)
     ]
     bounds = [isinstance(onset, Onset) and onset.censored for onset in onsets]
     if censored is not None:

@@ -51,6 +51,17 @@ class Onset:
     p_value: float | None = None
     detectable_rise: float | None = None
 
+    @property
+    def bounds(self) -> tuple[float, float] | None:
+        """What is known of the onset: its 95% interval if there is one, otherwise `between`."""
+        return self.between if self.interval is None else self.interval
+
+    @property
+    def is_measured(self) -> bool:
+        """Whether the onset is bounded on both sides."""
+        low, high = self.bounds or (self.task, self.task)
+        return not self.censored and low > 0 and math.isfinite(high)
+
     def __str__(self) -> str:
         bound = "after " if self.censored else "by " if self.at_first_probe else ""
         return f"{bound}task {self.task:.4g} ({self.tokens:.3g} tokens)"

@@ -83,7 +83,7 @@ def draw_onset_marks(axes: Axes, sizes: Sequence[float], onsets: Sequence[Onset]
     """A mark for each onset over the size of its model: measured (with the probes around it), at least, or at most."""
     of = f"onset of {plural(seeds, 'seed')}" if seeds > 1 else "onset of one run"
     for marker, text, censored, at_first_probe in (
-        ("o", f"{of}, and the probes around it", False, False),
+        ("o", f"{of}, and its 95% interval", False, False),
         ("^", "no onset detected: at least", True, False),
         ("v", "rising from the first probe on: at most", False, True),
     ):
@@ -93,9 +93,8 @@ def draw_onset_marks(axes: Axes, sizes: Sequence[float], onsets: Sequence[Onset]
             continue
         xs, ys = [size for size, _ in chosen], [one.task for _, one in chosen]
         errors = None
-        if not censored and not at_first_probe and all(one.between for _, one in chosen):
-            errors = [
-                [one.task - one.between[0] for _, one in chosen],
-                [one.between[1] - one.task for _, one in chosen],
-            ]
+        if not censored and not at_first_probe and all(one.bounds for _, one in chosen):
+            # An interval without an upper end is drawn up to the next probe.
+            highs = [one.bounds[1] if math.isfinite(one.bounds[1]) else one.between[1] for _, one in chosen]
+            errors = [[one.task - one.bounds[0] for _, one in chosen], [high - y for high, y in zip(highs, ys)]]
         axes.errorbar(xs, ys, errors, fmt=marker, color=ACCENT, markersize=6, elinewidth=1.2, label=text, zorder=3)

@@ -111,6 +111,11 @@ class HeadReset(Mitigation):
 
     def _keep_batch(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         if self.watching and module.training:
+            if kwargs.get("position_ids") is not None:
+                raise PlasticityError(
+                    "mitigation: head_reset does not support packed batches (position_ids), whose heads see only a "
+                    "part of a row; train without packing"
+                )
             input_ids = kwargs["input_ids"] if "input_ids" in kwargs else args[0]
             self.batches.append((input_ids, kwargs.get("attention_mask")))
 

@@ -181,8 +181,8 @@ def test_several_runs_show_the_law_of_their_onsets(tmp_path):
     sizes = {1_000_000: 2, 2_000_000: 4, 4_000_000: 8}
     html = report(*(valley(tmp_path / f"run-{size}", size, lowest) for size, lowest in sizes.items()))
     assert "3 runs: 3 sizes (1000000, 2000000, 4000000)" in text_of(html)
-    assert "2000000 (1 seed): Onset of plasticity loss: task 32 (95% interval 24 to 40; rise: p" in first_screen(html)
-    # Fitted to the probes around each onset, which leave room for other exponents.
+    assert "1000000 (1 seed): Onset of plasticity loss: task 16 (95% interval 8 to 24; rise: p" in first_screen(html)
+    # Fitted to the interval of each onset, which leaves room for other exponents.
     [exponent] = re.findall(r"The fitted law is T = [^P]*P\^([0-9.]+)", text_of(html))
     assert 0.85 < float(exponent) < 1.15
     assert all(f"run-{size} {size} rotation 0 60.00 cycle {lowest}" in text_of(html) for size, lowest in sizes.items())
@@ -196,13 +196,16 @@ def test_onsets_not_yet_seen_are_drawn_as_bounds(tmp_path):
     [figure] = [svg for name, svg in figures_of(html).items() if name.startswith("onset and size")]
     assert "no onset detected: at least" in figure and "none up to task 112" in text_of(html)
     assert "4000000 (1 seed): No onset of plasticity loss was detected up to task 112" in first_screen(html)
-    assert "requires 3 sizes with an onset after the first probe, and there are 2" in text_of(html)
+    assert (
+        "requires 3 sizes whose 95% interval is after the start and before the last probe, and there are 2"
+        in text_of(html)
+    )
 
 
 def test_an_onset_at_the_first_probe_is_a_bound_and_carries_no_law(tmp_path):
     sizes = {1_000_000: 1, 2_000_000: 4, 4_000_000: 8}
     text = text_of(report(*(valley(tmp_path / f"run-{size}", size, lowest) for size, lowest in sizes.items())))
-    assert "requires 3 sizes with an onset after the first probe, and there are 2" in text
+    assert "requires 3 sizes whose 95% interval is after the start and before the last probe, and there are 2" in text
     assert "The fitted law" not in text
 
 

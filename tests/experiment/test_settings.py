@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 from transformers import TrainingArguments
 
+from hf_plasticity import PlasticityError
 from hf_plasticity.experiment import parse_experiment
 from hf_plasticity.probing.config import NO_FLAG, ProbeConfig
 from hf_plasticity.published.config import SuiteConfig
@@ -54,10 +55,17 @@ def test_a_field_that_transformers_adds_counts_as_numerics():
 def test_precision_and_noise_identify_a_run(experiment):
     numerics = experiment.numerics()
     assert {"bf16", "seed", "learning_rate", "size", "languages", "probe_steps"} <= numerics.keys()
-    for flag in ("--bf16", "--neftune_noise_alpha=5", "--probe_seed=1", "--optim=sgd"):
+    for flag in ("--bf16", "--neftune_noise_alpha=5", "--probe_seed=1", "--optim=adamw_torch"):
         assert parse_experiment(["--use_cpu", flag]).numerics() != numerics, flag
     for flag in ("--output_dir=elsewhere", "--logging_steps=7", "--cycles=9", "--per_device_train_batch_size=2"):
         assert parse_experiment(["--use_cpu", flag]).numerics() == numerics, flag
+
+
+def test_a_probe_does_not_take_the_learning_rate_of_another_optimizer():
+    with pytest.raises(PlasticityError, match=r"^probe_learning_rate: missing; .*learning_rate is that of 'sgd'"):
+        parse_experiment(["--use_cpu", "--optim=sgd", "--learning_rate=0.5"])
+    config = parse_experiment(["--use_cpu", "--optim=sgd", "--learning_rate=0.5", "--probe_learning_rate=1e-3"])
+    assert config.training.probe_config(batch_size=16).learning_rate == 1e-3
 
 
 def test_private_settings_are_in_no_file(experiment):

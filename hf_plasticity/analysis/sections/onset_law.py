@@ -46,13 +46,13 @@ def onset_section(groups: Sequence[Group[ProbeSeries]], name: str) -> Section:
         section.notes.append(f"No onset was detected ({name}), so there is none to compare with the size.")
         return section
     law, caption = None, "Each mark is a size, its seeds taken together."
-    measured = sum(is_detected(onset) and not onset.at_first_probe for onset in onsets)
+    measured = sum(onset.is_measured for onset in onsets)
     if len(known) > len(set(sizes)):
         section.text.append("No law was fitted: a size occurs with several configurations.")
     elif measured < FEWEST_SIZES:
         section.text.append(
-            f"No law was fitted: it requires {FEWEST_SIZES} sizes with an onset after the first probe, and there "
-            f"{'is' if measured == 1 else 'are'} {measured}."
+            f"No law was fitted: it requires {FEWEST_SIZES} sizes whose 95% interval is after the start and before "
+            f"the last probe, and there {'is' if measured == 1 else 'are'} {measured}."
         )
     else:
         try:
