@@ -245,3 +245,9 @@ def test_an_interval_wider_than_floats_is_infinite():
     law = fit_onset_law([1e6, 1.01e6, 1.02e6], [1.0, 2.0, 1.5])
     assert law.predict(1e12).high == math.inf and law.predict(1e12).low == 0.0
     assert power_law_line([1, 2], [1, 2]).scatter is None
+
+
+def test_a_size_with_a_censored_seed_leaves_too_few_sizes_for_the_comparison_of_models():
+    sizes, onsets = [1e6, 1e6, 1e7, 1e7, 1e8, 1e8], [8, 9, 80, 90, 640, 700]
+    law = fit_onset_law(sizes, onsets, censored=[False] * 5 + [True])
+    assert law.loo_errors is None and 0.9 < law.exponent < 1.1

@@ -12,6 +12,7 @@ from hf_plasticity import PlasticityError, num_non_embedding_parameters
 from hf_plasticity.diagnostics import DEFAULT_MEASURES, DiagnosticsConfig, diagnose
 from hf_plasticity.network import find_structure, non_embedding_parameters
 from support.diagnosed_families import CONFIGS
+from support.tiny import VOCABULARY, tiny_model
 
 
 T = 20
@@ -204,3 +205,11 @@ def test_the_down_projection_is_the_last_when_all_matrices_are_square():
         setattr(config, width, 24)
         layer = find_structure(AutoModelForCausalLM.from_config(config)).layers[0]
         assert layer.down_projection is getattr(layer.module.mlp, name)
+
+
+def test_quantized_weights_are_a_gap_and_not_numbers():
+    model = tiny_model("llama")
+    model.packed = torch.nn.Parameter(torch.randint(256, (4, 4), dtype=torch.uint8), requires_grad=False)
+    diagnosis = diagnose(model, torch.randint(VOCABULARY, (4, 12)))
+    for name in ("parameter_magnitude", "weight_effective_rank"):
+        assert name not in diagnosis.measures and diagnosis.not_measured[name] == "its weights are quantized"
