@@ -12,10 +12,12 @@ import pytest
 from hf_plasticity import PlasticityError
 from hf_plasticity.records import (
     PROBE_KEY,
+    PROVENANCE,
     DamagedRecordWarning,
     RunRecord,
     append_record,
     config_hash,
+    finished_steps_of_run,
     move_damaged_lines,
     read_config,
     read_records,
@@ -166,3 +168,10 @@ def test_records_are_read_without_torch_or_transformers():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert read_records("no such file.jsonl") == []
+
+
+def test_a_run_that_is_being_extended_is_not_finished(tmp_path):
+    (tmp_path / "trainer_state.json").write_text('{"global_step": 40}')
+    for cycles, expected in ((2, 40), (3, None)):
+        write_config(tmp_path, {"cycles": cycles, "task_steps": 10, PROVENANCE: {"tasks_per_cycle": 2}})
+        assert finished_steps_of_run(tmp_path) == expected

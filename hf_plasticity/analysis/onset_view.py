@@ -80,10 +80,11 @@ def draw_onset_line(axes: Axes, series: ProbeSeries, unit: str) -> None:
 
 
 def draw_onset_marks(axes: Axes, sizes: Sequence[float], onsets: Sequence[Onset], seeds: int) -> None:
-    """A mark for each onset over the size of its model: measured (with the probes around it), at least, or at most."""
+    """A mark for each onset over the size of its model: measured (with its bounds), at least, or at most."""
     of = f"onset of {plural(seeds, 'seed')}" if seeds > 1 else "onset of one run"
+    bounds = "its 95% interval" if any(one.interval for one in onsets) else "the probes around it"
     for marker, text, censored, at_first_probe in (
-        ("o", f"{of}, and its 95% interval", False, False),
+        ("o", f"{of}, and {bounds}", False, False),
         ("^", "no onset detected: at least", True, False),
         ("v", "rising from the first probe on: at most", False, True),
     ):

@@ -204,8 +204,10 @@ def test_a_start_that_took_no_step_leaves_all_settings_free(tmp_path, monkeypatc
         with pytest.raises(PlasticityError, match="loss: not finite"):
             train(folder, "--learning_rate=9", "--cycles=1")
     assert [probe["step"] for probe in read_run(folder).probes] == [0]
+    (folder / "hub.json").write_text('{"run_id": "a", "pushed": {"org/run": {"cycle-000": "0"}}}')
     for one in (folder, tmp_path / "new"):
         train(one, "--learning_rate=3e-3", "--cycles=1")
+    assert not (folder / "hub.json").exists(), "what the abandoned start has uploaded is not that of this run"
     assert_same_run(folder, tmp_path / "new")
 
 

@@ -244,3 +244,10 @@ def test_the_datasets_of_a_run_are_named(dataset, datasets):
 def test_the_folder_of_cards_links_to_the_one_template():
     template = Path(hf_plasticity.hub.__file__).with_name("card.md.jinja")
     assert (ROOT / "model_cards" / "run.md.jinja").resolve() == template.resolve()
+
+
+@pytest.mark.parametrize(("restarts", "words"), [(True, "in every task instance |"), (False, "once |")])
+def test_the_card_says_how_often_the_learning_rate_warms_up(restarts, words):
+    card = render_card(make_run(PROBES, restart_warmup=restarts), "org/plasticity-5m", [], finished=True, figure=False)
+    [row] = [line for line in str(card).splitlines() if line.startswith("| Learning rate |")]
+    assert row.endswith(words)

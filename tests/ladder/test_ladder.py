@@ -1,5 +1,6 @@
 """`python recipes/ladder.py`."""
 
+import argparse
 import os
 import re
 import shlex
@@ -13,6 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from hf_plasticity.ladder.command import _processes_of_a_run, add_arguments
 from hf_plasticity.records import read_run
 from hf_plasticity.trainer import last_complete_checkpoint
 from support.documented import documented_commands
@@ -28,6 +30,15 @@ SETTINGS = [setting for setting in TINY if not setting.startswith(("--size", "--
 def ladder(*arguments, cwd=None):
     command = [sys.executable, str(LADDER), *map(str, arguments)]
     return subprocess.run(command, env=ENVIRONMENT, cwd=cwd, capture_output=True, text=True, timeout=300)
+
+
+@pytest.mark.parametrize(
+    ("flags", "processes"), [([], 1), (["--accelerate_config=fsdp2"], 2), (["--num_processes=4"], 4)]
+)
+def test_a_run_has_the_processes_of_its_accelerate_configuration(flags, processes):
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    assert _processes_of_a_run(parser.parse_args(["--sizes", "25K", *flags])) == processes
 
 
 def test_the_printed_commands_are_one_line_a_run_for_a_shell(tmp_path):

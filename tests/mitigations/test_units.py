@@ -9,6 +9,7 @@ from transformers import BloomConfig, BloomForCausalLM
 
 from hf_plasticity import PlasticityError
 from hf_plasticity.mitigations import CBP, SNR, SWR, Grama, RandomReset, Redo
+from hf_plasticity.mitigations.batch_loss import BatchLoss
 from hf_plasticity.mitigations.snr import gap_bin, longest_gap
 from hf_plasticity.network import InitialDistribution, find_structure, preserve_model
 from support.mitigated import copy_of, logits_of, make_optimizer, train
@@ -300,6 +301,19 @@ def test_a_model_that_is_not_trained_is_refused(model):
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     with pytest.raises(PlasticityError, match="optimizer: it does not update a parameter"):
         Redo().attach(model, torch.optim.AdamW(trained))
+
+
+def test_the_loss_of_a_batch_leaves_out_passes_without_a_label(model, tokens):
+    nothing = torch.full_like(tokens, -100)
+    measured = []
+    for labels in ([tokens], [tokens, nothing], [nothing]):
+        batch = BatchLoss(model)
+        model.train()
+        for one in labels:
+            model(input_ids=tokens, labels=one)
+        measured.append(batch.measure())
+        batch.remove()
+    assert measured[0] == measured[1] > 0 and measured[2] is None
 
 
 @pytest.mark.parametrize("kind", [Redo, SWR])

@@ -147,15 +147,13 @@ def _one_onset(tasks, curves, reference, stderrs, rule, level, z) -> dict[str, A
         onset = _zero_crossing(tasks, mean - base)
     else:
         onset = _statistical(tasks, mean, _mean_errors(stderrs, len(mean)), z)
-    before, after = (
-        tasks[tasks < (tasks[-1] if onset is None else onset)],
-        tasks[tasks > (math.inf if onset is None else onset)],
-    )
-    between = (float(before[-1]) if len(before) else 0.0, float(after[0]) if len(after) else math.inf)
     if onset is None:
         between = (float(tasks[-1]), math.inf)
-    elif rise is not None:
-        interval = _interval(tasks, mean, rise, int(place))
+    else:
+        before, after = tasks[tasks < onset], tasks[tasks > onset]
+        between = (float(before[-1]) if len(before) else 0.0, float(after[0]) if len(after) else math.inf)
+        if rise is not None:
+            interval = _interval(tasks, mean, rise, int(place))
     return {
         "plasticity_onset": float(tasks[-1] if onset is None else onset),
         "censored": onset is None,
