@@ -60,6 +60,8 @@ class PlasticityProbeCallback(PeriodicCallback):
         save_checkpoints (`bool`, *optional*, defaults to `False`): Whether to save each probed model as `cycle-003/`
             (or `task-012/` within a cycle); requires cycles. A model that is probed within a task instance, at the
             end of training, is not saved.
+        metric_key_prefix (`str`, *optional*, defaults to `"probe"`): Prefix of the logged scores. Training with several
+            probes requires a prefix for each.
         on_error (`str`, *optional*, defaults to `"raise"`): What to do when a probe diverges: `"raise"` ends the
             training, `"warn"` logs a warning and continues without that probe.
         trainer (`Trainer`, *optional*): The trainer whose `log` receives the scores. By default the one that runs the
@@ -96,6 +98,7 @@ class PlasticityProbeCallback(PeriodicCallback):
         micro_batch_size: int | None = None,
         bytes_per_token: float | None = None,
         save_checkpoints: bool = False,
+        metric_key_prefix: str = "probe",
         on_error: str = RAISE,
         trainer: Trainer | None = None,
         output_dir: str | Path | None = None,
@@ -124,7 +127,7 @@ class PlasticityProbeCallback(PeriodicCallback):
             train_blocks, eval_blocks, config or ProbeConfig(), language, timeline, bytes_per_token
         )
         self.micro_batch_size, self.save_checkpoints, self.on_error = micro_batch_size, save_checkpoints, on_error
-        self.before_probe_step = before_probe_step
+        self.before_probe_step, self.metric_key_prefix = before_probe_step, metric_key_prefix
 
     def prepare(self, model: nn.Module, folder: Path, args: TrainingArguments, state: TrainerState) -> None:
         """Check the model, the text and the run folder before the first step."""
@@ -159,7 +162,7 @@ class PlasticityProbeCallback(PeriodicCallback):
             record = self.recorder.write(folder, step, result)
         if checkpoint is not None and is_main_process():
             save_probe_record(checkpoint, record)
-        self.log(_scores(record))
+        self.log(_scores(record, self.metric_key_prefix))
 
     def _wrapped(self, model: nn.Module) -> nn.Module:
         """The model as training calls it: the compiled one if it compiles, but without copies on other GPUs."""
@@ -167,11 +170,11 @@ class PlasticityProbeCallback(PeriodicCallback):
         return wrapped.module if isinstance(wrapped, nn.DataParallel) else wrapped
 
 
-def _scores(record: dict[str, Any]) -> dict[str, float]:
+def _scores(record: dict[str, Any], prefix: str) -> dict[str, float]:
     """The scores of a probe and a few points of its curve, for `Trainer.log`."""
-    scores = {f"probe/{name}": record[name] for name in LOGGED if record.get(name) is not None}
+    scores = {f"{prefix}/{name}": record[name] for name in LOGGED if record.get(name) is not None}
     points = np.unique(np.linspace(0, len(record["losses"]) - 1, LOGGED_LOSSES).round().astype(int))
-    return scores | {f"probe/loss_at_{record['probe_steps'][point]}": record["losses"][point] for point in points}
+    return scores | {f"{prefix}/loss_at_{record['probe_steps'][point]}": record["losses"][point] for point in points}
 
 
 class ProbeCheckpointCallback(PeriodicCallback):

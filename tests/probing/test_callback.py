@@ -464,6 +464,16 @@ def test_scores_their_errors_and_curves_reach_trackers_without_naming_the_traine
     assert len([entry for entry in tracker.logs if "loss" in entry]) == 9, "no loss entry is lost"
 
 
+def test_probes_in_two_languages_share_a_run_folder_and_log_under_their_own_prefix(tmp_path):
+    tracker = Tracker()
+    other = probes(random_blocks(40, seed=7), EVALUATION, language="sw", metric_key_prefix="probe_sw")
+    own_training(tmp_path, probes(language="vi"), other, tracker)
+    assert [record["language"] for record in recorded(tmp_path)] == ["vi", "sw"] * 4
+    for language, prefix in (("vi", "probe"), ("sw", "probe_sw")):
+        logged = [entry[f"{prefix}/auc"] for entry in tracker.logs if f"{prefix}/auc" in entry]
+        assert logged == [record["auc"] for record in recorded(tmp_path) if record["language"] == language]
+
+
 def test_a_probe_that_diverges_ends_the_training_or_is_left_out(tmp_path, caplog):
     wild = short_probe(learning_rate=1e30, max_grad_norm=0.0, warmup_steps=0)
     with pytest.raises(ProbeDivergedError, match=r"probe on 'vi' \(step 0\): the probe's validation loss is"):
