@@ -54,10 +54,17 @@ class SettingsParser(HfArgumentParser):
         dataclass_types (`Sequence[type]`): The configurations. `--help` shows the fields with a role, and
             `--help_all` also those of Transformers.
         refused (`Sequence[str]`, *optional*): Settings that are not supported and not shown in the help.
+        help (`Mapping[str, str]`, *optional*): Help texts that replace those of the dataclasses.
         **kwargs: Further arguments of `HfArgumentParser`.
     """
 
-    def __init__(self, dataclass_types: Sequence[type], refused: Sequence[str] = (), **kwargs: Any):
+    def __init__(
+        self,
+        dataclass_types: Sequence[type],
+        refused: Sequence[str] = (),
+        help: Mapping[str, str] | None = None,
+        **kwargs: Any,
+    ):
         super().__init__(
             dataclass_types,
             allow_abbrev=False,
@@ -74,6 +81,7 @@ class SettingsParser(HfArgumentParser):
             if one.metadata.get("role")
         }
         for action in self._actions:
+            action.help = (help or {}).get(action.dest, action.help)
             if action.type is string_to_bool:
                 # `--disable_tqdm` without a value means true, for every flag.
                 action.nargs, action.const = "?", True

@@ -41,7 +41,8 @@ resumes. Add revisions to probe more checkpoints.
 
     hf-plasticity probe --model runs/mine --follow
 
-probes the checkpoints of a run that was started with `--probe deferred`, as they appear in its folder or on the Hub.
+probes the checkpoints of a run that was started with `--probe deferred`, as they appear in its folder or on the Hub;
+`hf-plasticity probe --follow --help` lists its settings.
 --num_processes and --accelerate_config start it with `accelerate launch`.
 """
 # System errors about a path, the disk or access rights, which are not bugs of this program.

@@ -1,8 +1,8 @@
 """
 Measure the cost of each mitigation: CPU time per step and per event, and memory.
 
-    python recipes/mitigation_cost.py --sizes 25K --rounds 8
-    python recipes/mitigation_cost.py --sizes 2.5M --sequences 4
+    python recipes/mitigation_cost.py --sizes 25K --rounds 12
+    python recipes/mitigation_cost.py --sizes 2.5M --sequences 4 --rounds 2
 
 Prints the tables of docs/mitigations.md. The time is CPU time in one thread, so that it does not depend on other
 programs. Rounds of all methods alternate. Times are medians over the rounds.

@@ -30,6 +30,8 @@ def test_help_shows_the_settings_of_this_package_by_group_and_those_of_transform
     ours, all_of_them = flags_in(short), flags_in(full)
     assert all_of_them[: len(ours)] == ours and {"--size", "--schedule", "--probe_steps"} <= set(ours)
     assert {"--seed", "--output_dir"} <= set(ours), "settings of Transformers that every run needs"
+    assert "Run folder; runs/<size>-<schedule>-<source>-seed<seed> by default." in short
+    assert short.startswith("usage: hf-plasticity train ")
     assert "Length of the run in cycles. (default: 3)" in short
     of_transformers = set(all_of_them) - set(ours)
     assert {"--adam_epsilon", "--dataloader_num_workers", "--ddp_timeout"} <= of_transformers

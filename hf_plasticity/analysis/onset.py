@@ -80,8 +80,8 @@ def find_onset(probes: Probes | Sequence[Probes], rule: str = "rise", z: float =
     - `"statistical"`: the first task after which the area stays above its running minimum by more than `z` standard
       errors.
 
-    The probe of the untrained model (task 0) is left out: it cannot have lost plasticity, and its area is far above
-    all others. A run without a detected onset has a censored onset: its last task, a lower bound.
+    The probe of the untrained model (task 0) is left out, because it cannot have lost plasticity. A run without a
+    detected onset has a censored onset: its last task, a lower bound.
 
     Args:
         probes (`Sequence[Mapping]` or `Sequence[Sequence[Mapping]]`): Probe records (`records.PROBE_FIELDS`) of one

@@ -12,7 +12,7 @@ from .series import ProbeSeries, auc, is_untrained, label, num_parameters, onset
 from .text import Estimate, auc_text, compact, listed, plural, signed_percent
 
 
-SCHEDULES = {None: "", "rotation": " in rotation", "stationary": " mixed uniformly"}
+SCHEDULES = {None: "", "rotation": " in rotation", "stationary": " mixed evenly"}
 # With more sizes, their AUCs are only in the table.
 MOST_NAMES = 3
 # With more configurations, their onsets are only in the table.
@@ -52,7 +52,7 @@ def series_result(series: ProbeSeries) -> str:
     lowest = "at the last probe" if best is last else f"after {series.label(best)}"
     return (
         f"After {series.label(last)}, {text}. {onset_sentence([series])} "
-        f"AUC was lowest {lowest} ({auc_text(auc(best))})."
+        f"Of the probes of the trained model, the AUC was lowest {lowest} ({auc_text(auc(best))})."
     )
 
 

@@ -69,7 +69,13 @@ def parse_deferred(arguments: Sequence[str] | None = None, description: str | No
         decided = {one.name for kind in (SuiteConfig, DataConfig) for one in dataclasses.fields(kind)} - own
         if argument.startswith("--") and name in decided:
             raise PlasticityError(f"{name}: the configuration of the run decides it; leave it out with --follow")
-    [config] = SettingsParser((DeferredConfig,), description=description).parse(arguments)
+    parser = SettingsParser(
+        (DeferredConfig,),
+        help={"config": "YAML file of settings."},
+        prog="hf-plasticity probe",
+        description=description,
+    )
+    [config] = parser.parse(arguments)
     if config.model is None:
         raise PlasticityError("model: missing; name the folder or the repository of a run")
     if not config.follow:

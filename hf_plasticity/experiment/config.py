@@ -19,6 +19,12 @@ from ..trainer.training_arguments import REFUSED, ROLES
 
 
 TRANSFORMERS_OUTPUT_DIR = "trainer_output"
+# Settings of Transformers with another default, or another meaning.
+HELP = {
+    "output_dir": "Run folder; runs/<size>-<schedule>-<source>-seed<seed> by default.",
+    "push_to_hub": "Upload the records and the probed models while the run trains.",
+    "hub_model_id": "Repository of the upload, org/name; the name of the run folder by default.",
+}
 
 
 @dataclass
@@ -97,7 +103,11 @@ def parse_experiment(
         [`PlasticityError`]: An unknown setting, or an invalid value.
     """
     parser = SettingsParser(
-        (ModelConfig, DataConfig, ContinualConfig), refused=tuple(REFUSED), description=description
+        (ModelConfig, DataConfig, ContinualConfig),
+        refused=tuple(REFUSED),
+        help=HELP,
+        prog="hf-plasticity train",
+        description=description,
     )
     model, data, training = parser.parse(sys.argv[1:] if arguments is None else arguments, settings)
     model_size(model.size)

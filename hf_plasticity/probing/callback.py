@@ -60,8 +60,8 @@ class PlasticityProbeCallback(PeriodicCallback):
         save_checkpoints (`bool`, *optional*, defaults to `False`): Whether to save each probed model as `cycle-003/`
             (or `task-012/` within a cycle); requires cycles. A model that is probed within a task instance, at the
             end of training, is not saved.
-        metric_key_prefix (`str`, *optional*, defaults to `"probe"`): Prefix of the logged scores. Training with several
-            probes requires a prefix for each.
+        metric_key_prefix (`str`, *optional*, defaults to `"probe"`): Prefix of the logged scores. Several probes of
+            one training require different prefixes.
         on_error (`str`, *optional*, defaults to `"raise"`): What to do when a probe diverges: `"raise"` ends the
             training, `"warn"` logs a warning and continues without that probe.
         trainer (`Trainer`, *optional*): The trainer whose `log` receives the scores. By default the one that runs the

@@ -95,7 +95,7 @@ class ProbeConfig:
     repeats: int = setting(1, help="Probes at each point, for error bars.")
     adaptation: str = setting("full", help="full or lora.")
     lora_rank: int = setting(16, help="Rank of the adapters of a lora probe.")
-    lora_alpha: int = setting(32, help="Scale of the adapters times their rank.")
+    lora_alpha: int = setting(32, help="LoRA alpha: the adapters are scaled by alpha / rank.")
     lora_target_modules: str | list[str] = setting("all-linear", help="Modules that get an adapter.")
     allow_repeats: bool = setting(False, help="Whether the probe's text may be used again when it runs out.")
 

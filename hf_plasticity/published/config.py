@@ -16,6 +16,8 @@ from ..settings import LENGTH, MACHINE, OUTPUT, setting
 
 
 CHECKPOINTS, BATCH = "checkpoints", "batch"
+# Settings of the text that apply to training only.
+TRAINING_ONLY = ("languages", "fresh_languages", "permute_tokens", "streaming", "train_tokenizer")
 SuiteProbeSettings = probe_settings(
     steps=1_000,
     eval_sequences=128,
@@ -132,7 +134,13 @@ def parse_suite(
     Raises:
         [`PlasticityError`]: An unknown setting, or an invalid value.
     """
-    parser = SettingsParser((SuiteConfig, DataConfig), description=description)
+    parser = SettingsParser(
+        (SuiteConfig, DataConfig),
+        refused=TRAINING_ONLY,
+        help={"config": "YAML file of settings.", "tokenizer": "A Hub id or a folder; that of the suite by default."},
+        prog="hf-plasticity probe",
+        description=description,
+    )
     parser.set_defaults(tokenizer=None)
     suite, data = parser.parse(sys.argv[1:] if arguments is None else arguments)
     if suite.model is None:
@@ -142,7 +150,7 @@ def parse_suite(
             raise PlasticityError(f"{name}: {getattr(suite, name)} is not a positive number")
     if suite.step is not None and suite.step < 0:
         raise PlasticityError(f"step: {suite.step} is negative; use 0 or more")
-    for name in ("permute_tokens", "fresh_languages"):
+    for name in TRAINING_ONLY:
         if getattr(data, name):
             raise PlasticityError(f"{name}: it applies to training; leave it out")
     if suite.head_loss not in (LOGITS, FUSED):

@@ -84,7 +84,7 @@ def test_page_of_a_run_shows_its_numbers(full_run):
         "After cycle 3, the AUC on Vietnamese is 36.7% below that of the untrained model and 5.0% below that after "
         "cycle 1 (" in first_screen(html)
     )
-    assert "AUC was lowest after cycle 2 (54.00)." in first_screen(html)
+    assert "the AUC was lowest after cycle 2 (54.00)." in first_screen(html)
     assert "cycle 0 0 0 90.00 – 6.000 4.000 1.250 40.00" in text
     assert "cycle 1 80 1M 60.00 +0.00% 6.000 2.000 1.250 20.00" in text
     assert "cycle 2 160 2M 54.00 −10.00% 6.000 1.600 1.250 16.00" in text
@@ -114,7 +114,7 @@ def test_first_figures_are_auc_and_then_delta_auc(full_run):
         (dict(enumerate([*NOISY, 100.0, 101.0, 100.0])), "learns Vietnamese 16.7 ± 1.4% faster than the untrained "
          "model and not significantly faster or more slowly than after cycle 1 (AUC +0.0 ± 1.7%)."),
         (dict(enumerate([*NOISY, 100.0, 101.0, 150.0])), "50.0 ± 1.7% more slowly than after cycle 1."),
-        ({0: 50.0, 1: 60.0, 2: 54.0, 3: 53.0}, "AUC was lowest at the last probe (53.00)."),
+        ({0: 50.0, 1: 60.0, 2: 54.0, 3: 53.0}, "the AUC was lowest at the last probe (53.00)."),
     ],
 )  # fmt: skip
 def test_first_screen_has_the_result_or_its_absence(tmp_path, areas, words):

@@ -21,7 +21,7 @@ def test_a_run_ends_with_a_table_and_the_path_of_its_report(finished):
     words = " ".join(lines[start + 4 : -3])
     assert "No onset of plasticity loss can be stated: 2 probes of 1 seed are too few" in words
     assert re.search(r"After cycle 2, the AUC on syn\d is [\d.]+% (below|above) that of the untrained model", words)
-    assert re.search(r"AUC was lowest (after cycle \d|at the last probe) \(", words)
+    assert re.search(r"the AUC was lowest (after cycle \d|at the last probe) \(", words)
     assert following.startswith("next        hf-plasticity train --config micro --source local")
     assert header.split() == ["cycle", "tokens", "start", "loss", "final", "loss", "AUC", "ΔAUC"]
     records = read_records(folder / "probes.jsonl")

@@ -140,6 +140,19 @@ def test_mistakes_are_errors_on_one_line(hub, repo_id, tmp_path):
         parse_suite([])
 
 
+@pytest.mark.parametrize(
+    "flags",
+    [["--languages", "en"], ["--streaming"], ["--train_tokenizer=300"], ["--permute_tokens"], ["--fresh_languages"]],
+)
+def test_settings_of_training_are_refused_and_not_offered(capsys, flags):
+    name = flags[0].removeprefix("--").split("=")[0]
+    with pytest.raises(PlasticityError, match=f"^{name}: it applies to training; leave it out"):
+        parse_suite(["--model=org/name", *flags])
+    with pytest.raises(SystemExit):
+        parse_suite(["--help"])
+    assert f"--{name} " not in capsys.readouterr().out
+
+
 def test_missing_weights_are_an_error(tmp_path):
     folder = save_suite(tmp_path / "suite", "llama", steps=(1, 2))
     path = folder / "step2" / "model.safetensors"

@@ -44,8 +44,8 @@ def plasticity_onset(
 
     Args:
         tasks (`Sequence[float]` or `Sequence[Sequence[float]]`): Task instances trained before each probe,
-            increasing and positive: without the untrained model, whose AUC is above all others. For a batch of
-            curves, one list for all of them or one for each.
+            increasing and positive: without the untrained model. For a batch of curves, one list for all of them or
+            one for each.
         aucs (`Sequence[float]` or `Sequence[Sequence[float]]`): The area of each probe; a list of such lists is a
             batch of curves, which may differ in length.
         rule (`str`, *optional*, defaults to `"rise"`): One of the four above.
