@@ -21,6 +21,9 @@ class DataConfig:
         dataset_configs (`dict` or `str`, *optional*):
             For `"hub"`: the dataset's configuration for each language if it is not the language code, as a mapping or
             as a template such as `"20231101.{language}"`.
+        dataset_commits (`str`, *optional*):
+            For `"hub"`: the commit of each repository, as JSON. By default the newest, or that of the revision in
+            `dataset`. `config.yaml` has those of the run.
         text_column (`str`, *optional*, defaults to `"text"`):
             For `"local"` and `"hub"`: the field of a document with its text.
         languages (`list[str]`, *optional*):
@@ -62,6 +65,9 @@ class DataConfig:
     )
     dataset_configs: str | None = setting(
         help="For --source hub: language to configuration, as a mapping (JSON) or a {language} template."
+    )
+    dataset_commits: str | None = setting(
+        help="For --source hub: the commit of each repository, as JSON; the newest by default.", role=MACHINE
     )
     text_column: str = setting("text", help="For --source local or hub: the field of a document that holds its text.")
     languages: list[str] | None = setting(

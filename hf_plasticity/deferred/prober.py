@@ -44,8 +44,8 @@ NUMERIC_PACKAGES = ("torch", "transformers")
 NOT_TAKEN = ("train_tokenizer",)
 # Further settings of the run that apply: the measurements, and the memory of a probe.
 TAKEN = (
-    "data_dir", "cycles", "diagnose", "diagnostics_measures", "diagnostics_sequences", "gradient_checkpointing",
-    "gradient_checkpointing_kwargs", "per_device_train_batch_size",
+    "data_dir", "dataset_commits", "cycles", "diagnose", "diagnostics_measures", "diagnostics_sequences",
+    "gradient_checkpointing", "gradient_checkpointing_kwargs", "per_device_train_batch_size",
 )  # fmt: skip
 
 

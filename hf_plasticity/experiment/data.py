@@ -84,7 +84,10 @@ def open_data(config: ExperimentConfig) -> RunData:
     source = open_source(config.data)
     with PartialState().main_process_first():
         tokenizer = _tokenizer(config, source)
-    return open_run_data(config, source, tokenizer)
+    data = open_run_data(config, source, tokenizer)
+    for name, value in source.resolved_settings().items():
+        setattr(config.data, name, value)
+    return data
 
 
 def open_run_data(config: ExperimentConfig, source: Source, tokenizer: PreTrainedTokenizerBase) -> RunData:

@@ -2,10 +2,10 @@
 
 import contextlib
 import importlib.metadata
-import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import PartialState
@@ -18,37 +18,23 @@ from ..probing.checkpoint import RECORD_FILE, restore_probe_records
 from ..records import (
     CONFIG_FILE,
     DEFERRED_LOCK_FILE,
-    DIAGNOSTICS_FILE,
-    FORGETTING_FILE,
     HUB_FILE,
-    INITIAL_WEIGHTS_FILE,
-    MITIGATIONS_FILE,
-    PROBES_FILE,
-    PROTOCOLS_FILE,
     PROVENANCE,
-    TRAINER_STATE_FILE,
-    checkpoints,
-    cycle_name,
     differences,
     has_finished,
     probed_checkpoints,
     read_config,
-    read_records,
     remove_temporary_files,
     run_lock,
     write_config,
 )
 from ..trainer import ContinualTrainer
-from ..trainer.checkpoint import remove_incomplete
+from ..trainer.checkpoint import clear_start, has_started, remove_incomplete
 from ..trainer.config import DEFERRED, INLINE
 from .config import ExperimentConfig
 from .data import RunData, run_schedule
 
 
-# What a start without a training checkpoint leaves, besides the untrained checkpoint.
-OF_A_START = (
-    PROBES_FILE, PROTOCOLS_FILE, DIAGNOSTICS_FILE, MITIGATIONS_FILE, INITIAL_WEIGHTS_FILE, HUB_FILE, CONFIG_FILE,
-)  # fmt: skip
 PACKAGES = ("torch", "transformers", "accelerate", "datasets", "evaluate", "peft", "huggingface-hub", "tokenizers")
 
 
@@ -105,18 +91,6 @@ def _take_folder(config: ExperimentConfig, stack: contextlib.ExitStack) -> None:
             )
 
 
-def has_started(folder: str | Path) -> bool:
-    """Whether a run folder has a checkpoint or a record of a trained model. Before that, its settings may change."""
-    folder = Path(folder)
-    if (folder / TRAINER_STATE_FILE).exists() or checkpoints(folder):
-        return True
-    # With `save_strategy: no` a run that was killed may have nothing else.
-    if folder.is_dir() and any(path.name != cycle_name(0) for path in probed_checkpoints(folder)):
-        return True
-    records = (read_records(folder / name) for name in (PROBES_FILE, DIAGNOSTICS_FILE, FORGETTING_FILE))
-    return any(record.get("step", 1) > 0 for lines in records for record in lines)
-
-
 def _clear(config: ExperimentConfig, different: list[str]) -> None:
     """
     Delete the records, the untrained checkpoint and the upload state of a start without a training checkpoint.
@@ -134,14 +108,14 @@ def _clear(config: ExperimentConfig, different: list[str]) -> None:
                     f"output_dir: a probe process follows '{folder}' with other settings ({'; '.join(different)}); "
                     "stop it and start it again after the run, or choose another folder"
                 ) from None
-        for name in OF_A_START:
+        clear_start(folder)
+        for name in (HUB_FILE, CONFIG_FILE):
             (folder / name).unlink(missing_ok=True)
-        shutil.rmtree(folder / cycle_name(0), ignore_errors=True)
 
 
-def recorded_threads(folder: str | Path) -> int | None:
-    """The CPU threads that a run was started with, or `None`."""
-    return (read_config(folder) or {}).get("cpu_threads") if has_started(folder) else None
+def recorded_setting(folder: str | Path, name: str) -> Any:
+    """A setting that a run was started with; `None` if it has none, or has not started."""
+    return (read_config(folder) or {}).get(name) if has_started(folder) else None
 
 
 def is_finished(config: ExperimentConfig) -> bool:

@@ -26,7 +26,7 @@ from ..trainer import ContinualTrainer, last_complete_checkpoint
 from ..trainer.config import DEFERRED
 from .config import ExperimentConfig
 from .data import RunData, open_data, training_stream, vocabulary
-from .folder import is_finished, recorded_threads, run_folder, write_run_config
+from .folder import is_finished, recorded_setting, run_folder, write_run_config
 
 
 if TYPE_CHECKING:
@@ -130,7 +130,7 @@ def announce(config: ExperimentConfig) -> None:
     training, state = config.training, PartialState()
     device = f"{state.num_processes} process{'es' if state.num_processes > 1 else ''} on {state.device.type}"
     if state.device.type == "cpu":
-        recorded = from_main_process(lambda: recorded_threads(training.output_dir))
+        recorded = from_main_process(lambda: recorded_setting(training.output_dir, "cpu_threads"))
         training.cpu_threads = choose_threads(training.cpu_threads, recorded)
         set_threads(training.cpu_threads)
         device += f", {training.cpu_threads} thread{'s' if training.cpu_threads > 1 else ''} each"
@@ -181,6 +181,8 @@ def run_experiment(config: ExperimentConfig) -> None:
                 pusher.finish()
             return
         announce(config)
+        if config.data.dataset_commits is None:
+            config.data.dataset_commits = from_main_process(lambda: recorded_setting(folder, "dataset_commits"))
         data = open_data(config)
         trainer = build_trainer(config, data)
         write_run_config(config, data, trainer)
@@ -188,6 +190,7 @@ def run_experiment(config: ExperimentConfig) -> None:
             from ..hub.push import PushCallback
 
             trainer.add_callback(PushCallback(pusher, trainer.timeline, *config.training.probe_period))
+        trainer.folder_is_checked = True
         trainer.train(resume_from_checkpoint=True)
         trainer.save_state()
         if config.data.streaming and is_main_process():

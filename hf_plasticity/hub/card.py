@@ -1,5 +1,6 @@
 """The model card of a run, rendered from its records."""
 
+import re
 from functools import partial
 from importlib.resources import files
 from typing import Any
@@ -19,6 +20,8 @@ from ..records import RunRecord
 CARD_FILE, FIGURE_FILE = "README.md", "delta_auc.png"
 TEMPLATE = "card.md.jinja"
 PAPER = "2606.24752"
+# The Hub accepts no other names of languages.
+LANGUAGE_CODE = re.compile(r"[a-z]{2,3}")
 
 
 def delta_auc_png(run: RunRecord) -> bytes | None:
@@ -74,7 +77,9 @@ def metadata(run: RunRecord, series: list[ProbeSeries]) -> ModelCardData:
     natural = SOURCES[config["source"]].natural if "source" in config else True
     results = [result for one in series if one.trained for result in evaluation_results(run, one)]
     return ModelCardData(
-        language=list(config.get("languages", [])) if natural else None,
+        language=[code for code in config.get("languages", []) if LANGUAGE_CODE.fullmatch(code)] or None
+        if natural
+        else None,
         license="apache-2.0",
         library_name="transformers",
         pipeline_tag="text-generation",

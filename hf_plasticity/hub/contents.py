@@ -51,6 +51,7 @@ RECORD_KEYS = {
 }
 REVISIONS_FILE, RUN_ID = "revisions.txt", "run_id"
 FOLDER_SETTINGS = ("output_dir", "data_dir", "data_cache_dir")
+FOLDER_OR_NAME = ("dataset", "tokenizer")
 TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{20,}")
 # Files of a Trainer's checkpoint that are for resuming and not part of the model.
 NOT_OF_THE_MODEL = re.compile(r"complete\.json|trainer_state\.json|loss_state_\d+\.json|.*\.(pt|pth|bin)")
@@ -69,7 +70,8 @@ def public(value: Any, name: str | None = None) -> Any:
     if isinstance(value, list):
         return [public(item) for item in value]
     if isinstance(value, str):
-        if name in FOLDER_SETTINGS or os.path.isabs(os.path.expanduser(value)):
+        is_folder = name in FOLDER_SETTINGS or (name in FOLDER_OR_NAME and os.path.isdir(value))
+        if is_folder or os.path.isabs(os.path.expanduser(value)):
             return Path(value).name
         return without_token(value)
     return value

@@ -104,11 +104,15 @@ def run_in_parallel(
     Returns:
         `list[Job]`: The finished jobs, in the order of `commands`.
     """
+    from ..experiment.folder import recorded_setting
     from .jobs import Job, run_jobs
 
     at_once, arguments, devices = _share_of_machine(at_once, of or len(commands), processes)
-    # Before the settings of the user, which override them.
-    jobs = [Job(folder, [*words[:4], *arguments, *words[4:]]) for folder, words in commands.items()]
+    jobs = []
+    for folder, words in commands.items():
+        # A run resumes with its own number of CPU threads. The settings of the user come later and override these.
+        own = [] if recorded_setting(folder, "cpu_threads") else arguments
+        jobs.append(Job(folder, [*words[:4], *own, *words[4:]]))
     at_once = min(at_once, len(jobs))
     print(f"{len(jobs)} runs, {at_once} at a time; the output of each is in its folder (log.txt)", flush=True)
     run_jobs(jobs, at_once, devices)
@@ -120,7 +124,7 @@ def ladder_commands(options: argparse.Namespace) -> dict[Path, list[str]]:
     for name, plural in (("--size", "--sizes"), ("--seed", "--seeds"), ("--schedule", "--schedules")):
         if any(setting.split("=")[0] == name for setting in options.settings):
             raise PlasticityError(f"{name[2:]}: the ladder decides it for each run; use {plural}")
-    if any(setting.split("=")[0] in ("--hub_token", "--hub-token") for setting in options.settings):
+    if any(setting.split("=")[0] == "--hub_token" for setting in options.settings):
         # submitit writes the commands to files.
         raise PlasticityError(
             "hub_token: it would be part of the command of each run; use `hf auth login` or the environment variable "

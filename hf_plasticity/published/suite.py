@@ -54,9 +54,16 @@ def probe_suite(suite: SuiteConfig, data: DataConfig) -> None:
             local = Path(suite.model).is_dir()
             data.tokenizer = os.path.join(suite.model, list(found.values())[-1]) if local else suite.model
         tokenizer = load_tokenizer(data.tokenizer)
+        if data.dataset_commits is None:
+            data.dataset_commits = from_main_process(
+                lambda: (read_config(suite.output_dir) or {}).get("dataset_commits")
+            )
+        source = open_source(data)
         train_blocks, eval_blocks = open_blocks(
-            data, open_source(data), data.probe_language, tokenizer, show_progress=not suite.disable_tqdm
+            data, source, data.probe_language, tokenizer, show_progress=not suite.disable_tqdm
         )
+        for name, value in source.resolved_settings().items():
+            setattr(data, name, value)
         recorder = ProbeRecorder(
             train_blocks,
             eval_blocks,
@@ -68,12 +75,12 @@ def probe_suite(suite: SuiteConfig, data: DataConfig) -> None:
 
         text = {"train": train_blocks.fingerprint, "validation": eval_blocks.fingerprint}
         from_main_process(lambda: _check_text(suite, data, text))
-        local = Path(suite.model).is_dir()
+        local, writes = Path(suite.model).is_dir(), is_main_process()
 
         def load(name: str) -> PreTrainedModel:
             model = load_model(Path(suite.model) / name) if local else load_model(suite.model, name)
             _check_fit(model, name, data, len(tokenizer))
-            if is_main_process():
+            if writes:
                 _write_config(suite, data, found, text, num_non_embedding_parameters(model))
             return model
 

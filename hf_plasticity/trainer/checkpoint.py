@@ -13,11 +13,27 @@ from pathlib import Path
 from transformers.utils import logging
 
 from ..checksums import find_damage
-from ..records import COMPLETE_FILE, checkpoints, is_complete
+from ..records import (
+    COMPLETE_FILE,
+    DIAGNOSTICS_FILE,
+    FORGETTING_FILE,
+    INITIAL_WEIGHTS_FILE,
+    MITIGATIONS_FILE,
+    PROBES_FILE,
+    PROTOCOLS_FILE,
+    TRAINER_STATE_FILE,
+    checkpoints,
+    cycle_name,
+    is_complete,
+    probed_checkpoints,
+    read_records,
+)
 
 
 logger = logging.get_logger(__name__)
 
+# What a start without a training checkpoint leaves, besides the untrained model.
+OF_A_START = (PROBES_FILE, PROTOCOLS_FILE, DIAGNOSTICS_FILE, MITIGATIONS_FILE, INITIAL_WEIGHTS_FILE)
 # A disk with less free space than this is full.
 FULL_DISK_BYTES = 2**20
 
@@ -37,6 +53,25 @@ def last_complete_checkpoint(output_dir: str | Path) -> str | None:
             return str(checkpoint)
         logger.warning(f"skipping '{checkpoint}': {damage}")
     return None
+
+
+def has_started(folder: str | Path) -> bool:
+    """Whether a run folder has a checkpoint or a record of a trained model. Before that, its settings may change."""
+    folder = Path(folder)
+    if (folder / TRAINER_STATE_FILE).exists() or checkpoints(folder):
+        return True
+    # With `save_strategy: no` a run that was killed may have nothing else.
+    if folder.is_dir() and any(path.name != cycle_name(0) for path in probed_checkpoints(folder)):
+        return True
+    records = (read_records(folder / name) for name in (PROBES_FILE, DIAGNOSTICS_FILE, FORGETTING_FILE))
+    return any(record.get("step", 1) > 0 for lines in records for record in lines)
+
+
+def clear_start(folder: str | Path) -> None:
+    """Delete the records and the untrained model of a start without a training checkpoint."""
+    for name in OF_A_START:
+        (Path(folder) / name).unlink(missing_ok=True)
+    shutil.rmtree(Path(folder) / cycle_name(0), ignore_errors=True)
 
 
 def rotate(saved: str | Path, limit: int | None) -> None:

@@ -154,6 +154,10 @@ class TestFingerprint:
         documents_of(source, "xx")
         assert source.fingerprint("xx") == fingerprint != HubSource("org/name").fingerprint("xx")
         assert loaded[0] == ("org/name", "xx", "a" * 40) and loaded[-1] == ("org/name", "xx", "c" * 40)
+        # A later start with the recorded settings reads the old text.
+        settings = {"source": "hub", "dataset": "org/name"} | source.resolved_settings()
+        assert settings["dataset_commits"] == '{"org/name": "' + "a" * 40 + '"}'
+        assert open_source(DataConfig(**settings)).fingerprint("xx") == fingerprint
 
 
 class TestMistakes:

@@ -11,6 +11,7 @@ import pytest
 
 from hf_plasticity import ContinualTrainer, PlasticityError
 from hf_plasticity.cli import main
+from hf_plasticity.data.sources import SOURCES, SyntheticSource
 from hf_plasticity.experiment import parse_experiment, run_experiment
 from hf_plasticity.experiment.data import open_data
 from hf_plasticity.experiment.folder import run_folder
@@ -253,6 +254,41 @@ def test_a_run_resumes_with_the_threads_that_it_was_started_with(begun, monkeypa
 
 
 # Files that cannot be written
+
+
+class VersionedSource(SyntheticSource):
+    """Text that changes with the commit, of which `newest` is the default."""
+
+    settings, newest = ("dataset_commits",), "a"
+
+    def __init__(self, commit):
+        super().__init__()
+        self.commit = commit
+
+    @classmethod
+    def from_config(cls, config):
+        return cls(config.dataset_commits or cls.newest)
+
+    def fingerprint(self, language):
+        return f"{self.commit}-{super().fingerprint(language)}"
+
+    def resolved_settings(self):
+        return {"dataset_commits": self.commit}
+
+
+def test_a_run_resumes_with_the_text_that_it_was_started_with(tmp_path, monkeypatch):
+    monkeypatch.setitem(SOURCES, "versioned", VersionedSource)
+    train(tmp_path / "run", "--source=versioned", "--cycles=1")
+    monkeypatch.setattr(VersionedSource, "newest", "b")
+    train(tmp_path / "run", "--source=versioned")
+    assert read_run(tmp_path / "run").config["dataset_commits"] == "a"
+    run_experiment(
+        parse_experiment(["--config", str(tmp_path / "run" / "config.yaml"), f"--output_dir={tmp_path / 'again'}"])
+    )
+    curves = [[probe["losses"] for probe in read_run(tmp_path / name).probes] for name in ("run", "again")]
+    assert len(curves[0]) == 3 and curves[0] == curves[1]
+    with pytest.raises(PlasticityError, match="was started with other text"):
+        train(tmp_path / "run", "--source=versioned", "--dataset_commits=b", "--cycles=3")
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ from huggingface_hub import ModelCard
 
 import hf_plasticity.hub
 from hf_plasticity.hub.card import render_card
+from hf_plasticity.hub.contents import public
 from hf_plasticity.records import RunRecord
 from support.launch import ROOT
 from support.study_config import CONFIG
@@ -251,3 +252,16 @@ def test_the_card_says_how_often_the_learning_rate_warms_up(restarts, words):
     card = render_card(make_run(PROBES, restart_warmup=restarts), "org/plasticity-5m", [], finished=True, figure=False)
     [row] = [line for line in str(card).splitlines() if line.startswith("| Learning rate |")]
     assert row.endswith(words)
+
+
+def test_the_metadata_has_only_what_the_hub_accepts(tmp_path, monkeypatch):
+    run = make_run([], dataset="org/corpus", languages=["en", "fra_Latn", "zh-CN", "english"])
+    card = render_card(run, "org/name", [], finished=True, figure=False)
+    assert ModelCard(card).data.language == ["en"]
+    (tmp_path / "corpora" / "mine").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    for folder in ("corpora/mine", "./corpora/mine", str(tmp_path / "corpora" / "mine")):
+        card = render_card(make_run([], dataset=folder), "org/name", [], finished=True, figure=False)
+        assert ModelCard(card).data.datasets is None and "huggingface.co/datasets" not in card
+        assert public({"dataset": folder, "tokenizer": folder}) == {"dataset": "mine", "tokenizer": "mine"}
+    assert public({"dataset": "org/corpus", "tokenizer": "byte"}) == {"dataset": "org/corpus", "tokenizer": "byte"}

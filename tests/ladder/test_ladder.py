@@ -14,8 +14,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from hf_plasticity.ladder.command import _processes_of_a_run, add_arguments
-from hf_plasticity.records import read_run
+from hf_plasticity.ladder.command import _processes_of_a_run, add_arguments, run_in_parallel
+from hf_plasticity.records import read_run, write_config
+from hf_plasticity.threads import available_cores
 from hf_plasticity.trainer import last_complete_checkpoint
 from support.documented import documented_commands
 from support.launch import ROOT, TINY
@@ -41,6 +42,17 @@ def test_a_run_has_the_processes_of_its_accelerate_configuration(flags, processe
     assert _processes_of_a_run(parser.parse_args(["--sizes", "25K", *flags])) == processes
 
 
+def test_a_run_resumes_with_its_own_number_of_cpu_threads(tmp_path, monkeypatch):
+    commands = {tmp_path / name: ["python", "-m", "hf_plasticity", "train", name] for name in ("new", "started")}
+    (tmp_path / "started" / "checkpoint-4").mkdir(parents=True)
+    write_config(tmp_path / "started", {"cpu_threads": 3})
+    jobs = []
+    monkeypatch.setattr("hf_plasticity.ladder.jobs.run_jobs", lambda given, *_: jobs.extend(given))
+    run_in_parallel(commands, at_once=1)
+    given = {job.folder.name: [word for word in job.command if word.startswith("--cpu_threads")] for job in jobs}
+    assert given == {"new": [f"--cpu_threads={available_cores()}"], "started": []}
+
+
 def test_the_printed_commands_are_one_line_a_run_for_a_shell(tmp_path):
     process = ladder(
         "--sizes", "5M", "12M", "--seeds", 1, 2, "--schedules", "rotation", "en,zh", "--print_commands",
@@ -50,6 +62,11 @@ def test_the_printed_commands_are_one_line_a_run_for_a_shell(tmp_path):
     assert process.returncode == 0, process.stderr
     lines = [shlex.split(line) for line in process.stdout.splitlines()]
     assert len(lines) == 8 and not (tmp_path / "with space").exists()
+    hyphens = ladder("--sizes", "5M", "--print-commands", f"--output-dir={tmp_path / 'x'}", "--task-steps=7")
+    assert shlex.split(hyphens.stdout)[4:] == [
+        "--task_steps=7", "--size=5M", "--schedule=rotation", "--seed=42",
+        f"--output_dir={tmp_path / 'x' / '5M-rotation-seed42'}",
+    ]  # fmt: skip
     assert lines[2] == [
         sys.executable, "-m", "hf_plasticity", "train", "--num_processes=8",
         "--cycles=3", "--languages", "en", "zh", "--dataset_configs", "2023.{language}",

@@ -62,6 +62,13 @@ class Source(ABC):
         """
         return cls()
 
+    def resolved_settings(self) -> dict[str, Any]:
+        """
+        Fields of [`DataConfig`] that the source has resolved, for `config.yaml`: with them, a later start reads the
+        same text.
+        """
+        return {}
+
     @classmethod
     def describe(cls, settings: Mapping[str, Any]) -> str:
         """A description of the text of a run, from its recorded settings."""

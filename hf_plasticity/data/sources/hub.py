@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping
 from itertools import islice
 from pathlib import Path
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
     from ..config import DataConfig
 
+REPOSITORY = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 FORMAT_VERSION = 1  # increase it when the same dataset gives other documents or another order
 
 _NINE = (*LANGUAGES, PROBE_LANGUAGE)
@@ -62,13 +64,14 @@ class HubSource(Source):
         split (`str`, *optional*, defaults to `"train"`): The split of the dataset to read.
         text_column (`str`, *optional*, defaults to `"text"`): The column with the document.
         revision (`str`, *optional*): A branch, tag or commit on the Hub; by default the default branch.
+        commits (`dict[str, str]`, *optional*): The commit of each repository, instead of that of the revision.
 
     Raises:
         [`PlasticityError`]: `configs` does not fit the dataset.
     """
 
     remote = True
-    settings = ("dataset", "dataset_configs", "text_column")
+    settings = ("dataset", "dataset_commits", "dataset_configs", "text_column")
 
     def __init__(
         self,
@@ -77,6 +80,7 @@ class HubSource(Source):
         split: str = "train",
         text_column: str = "text",
         revision: str | None = None,
+        commits: Mapping[str, str] | None = None,
     ):
         if configs is not None and dataset in HUB_PRESETS:
             raise PlasticityError(
@@ -97,7 +101,7 @@ class HubSource(Source):
         self.split = split
         self.text_column = text_column
         self.revision = revision
-        self._commits: dict[str, str] = {}
+        self._commits = dict(commits or {})
         self._builders: dict[str, datasets.DatasetBuilder] = {}
 
     @classmethod
@@ -107,14 +111,15 @@ class HubSource(Source):
                 f"dataset: missing; the source 'hub' requires a preset ({', '.join(HUB_PRESETS)}) or a dataset, as "
                 "'org/name'"
             )
-        configs = config.dataset_configs
+        configs: Mapping[str, str] | str | None = config.dataset_configs
         # A template may also begin with a brace.
-        if configs is not None and configs.lstrip().startswith("{") and not configs.startswith("{language}"):
-            try:
-                configs = json.loads(configs)
-            except json.JSONDecodeError as error:
-                raise PlasticityError(f"dataset_configs: '{configs}' is not valid JSON: {error}") from None
-        return cls(config.dataset, configs, text_column=config.text_column)
+        if isinstance(configs, str) and configs.lstrip().startswith("{") and not configs.startswith("{language}"):
+            configs = _mapping("dataset_configs", configs)
+        commits = None if config.dataset_commits is None else _mapping("dataset_commits", config.dataset_commits)
+        return cls(config.dataset, configs, text_column=config.text_column, commits=commits)
+
+    def resolved_settings(self) -> dict[str, Any]:
+        return {"dataset_commits": json.dumps(self._commits, sort_keys=True)} if self._commits else {}
 
     @classmethod
     def describe(cls, settings: Mapping[str, Any]) -> str:
@@ -125,7 +130,8 @@ class HubSource(Source):
     def hub_datasets(cls, settings: Mapping[str, Any]) -> list[str]:
         dataset = settings.get("dataset", "")
         if dataset not in HUB_PRESETS:
-            return [dataset.split("@")[0]] if "/" in dataset else []
+            name = dataset.split("@")[0]
+            return [name] if REPOSITORY.fullmatch(name) and not os.path.isdir(dataset) else []
         preset = HUB_PRESETS[dataset]
         used = [*settings.get("languages", []), settings.get("probe_language")]
         return list(dict.fromkeys(preset[language][0] for language in used if language in preset))
@@ -255,6 +261,17 @@ class HubSource(Source):
             reason = explain_hub_error(repository, "dataset", error)
             where = f"'{file}'" if file else f"'{repository}' (configuration '{config}')"
             raise PlasticityError(f"dataset: {reason or f'{where} cannot be read: {one_line(error)}'}") from error
+
+
+def _mapping(name: str, value: str) -> dict[str, str]:
+    """A setting that is a JSON object."""
+    try:
+        mapping = json.loads(value)
+    except json.JSONDecodeError as error:
+        raise PlasticityError(f"{name}: '{value}' is not valid JSON: {error}") from None
+    if not isinstance(mapping, dict):
+        raise PlasticityError(f"{name}: '{value}' is not a JSON object")
+    return mapping
 
 
 def _some(names: list[str], most: int = 20) -> str:
