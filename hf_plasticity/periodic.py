@@ -15,7 +15,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 
 from .distributed import from_main_process
 from .errors import PlasticityError
-from .records import checkpoint_name, read_records
+from .records import checkpoint_name, probed_checkpoints, read_records
 
 
 UNITS = ("steps", "epochs", "tasks", "cycles")
@@ -138,7 +138,9 @@ class PeriodicCallback(TrainerCallback):
 
     # The file of the callback's records in the run folder.
     records_file: str | None = None
-    # Whether a training from step 0 requires a folder without such records.
+    # Whether the callback saves probed models in the run folder.
+    save_checkpoints = False
+    # Whether a training from step 0 requires a folder without such records and models.
     requires_new_folder = True
 
     def __init__(
@@ -156,7 +158,8 @@ class PeriodicCallback(TrainerCallback):
         timeline.steps_between(every, unit, max_steps=sys.maxsize, epoch_steps=1)
         self.timeline, self.every, self.unit = timeline, every, unit
         self.at_start, self.at_end = at_start, at_end
-        self.output_dir, self.trainer = output_dir, trainer
+        self.output_dir = output_dir
+        self._given_trainer = self.trainer = trainer
         self._acted_at: int | None = None
 
     def act(self, step: int, model: nn.Module, tokenizer: Any, folder: Path, args: TrainingArguments) -> None:
@@ -178,8 +181,8 @@ class PeriodicCallback(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs: Any
     ) -> None:
-        if self.trainer is None:
-            self.trainer = _running_trainer()
+        # The callback may be used in several trainings, one after another.
+        self.trainer, self._acted_at = self._given_trainer or running_training()[0], None
         if state.global_step == 0 and self.requires_new_folder:
             self._check_folder(self._folder(args))
         self.prepare(model, self._folder(args), args, state)
@@ -244,7 +247,12 @@ class PeriodicCallback(TrainerCallback):
                 self.act(step, model, processing_class, self._folder(args), args)
 
     def _check_folder(self, folder: Path) -> None:
-        """Raise an error if the folder has records of another training."""
+        """Raise an error if the folder has records or probed models of another training."""
+        if self.save_checkpoints and (names := from_main_process(lambda: [one.name for one in _probed(folder)])):
+            raise PlasticityError(
+                f"output_dir: '{folder}' has probed models of another training ({', '.join(names)}); resume that "
+                "training (resume_from_checkpoint), choose another folder, or delete them"
+            )
         if self.records_file and from_main_process(lambda: len(read_records(folder / self.records_file))):
             raise PlasticityError(
                 f"output_dir: '{folder}' has {self.records_file} of another training; resume that training "
@@ -260,6 +268,10 @@ class PeriodicCallback(TrainerCallback):
             # Not the `log` of a subclass: that of TRL's trainers adds the averages of their own metrics to every entry
             # and starts them again, so that a probe would change what is logged of the training.
             Trainer.log(self.trainer, scores)
+
+
+def _probed(folder: Path) -> list[Path]:
+    return probed_checkpoints(folder) if folder.is_dir() else []
 
 
 def _steps_of_an_epoch(dataloader: Any, args: TrainingArguments) -> int | None:
@@ -282,15 +294,15 @@ def _flags_preserved(control: TrainerControl) -> Iterator[None]:
         vars(control).update(flags)
 
 
-def _running_trainer() -> Trainer | None:
+def running_training() -> tuple[Trainer | None, str | None]:
     """
-    The Trainer that is calling a callback. Transformers does not pass it to callbacks (seen in transformers 5.23.0),
-    and only `Trainer.log` reaches every tracker.
+    The Trainer that is calling a callback, and the checkpoint that it resumes from. Transformers passes neither to
+    callbacks (seen in transformers 5.23.0), and only `Trainer.log` reaches every tracker.
     """
     frame = sys._getframe()
     while frame is not None:
         candidate = frame.f_locals.get("self")
-        if isinstance(candidate, Trainer):
-            return candidate
+        if isinstance(candidate, Trainer) and "resume_from_checkpoint" in frame.f_locals:
+            return candidate, frame.f_locals["resume_from_checkpoint"]
         frame = frame.f_back
-    return None
+    return None, None

@@ -1,19 +1,18 @@
 """Mitigations in any Trainer."""
 
 import io
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.utils import logging
 
 from ..distributed import from_main_process, is_main_process
 from ..errors import PlasticityError
-from ..periodic import Timeline
+from ..periodic import Timeline, running_training
 from ..records import MITIGATION_KEY, MITIGATIONS_FILE, append_record, read_records, write_atomically
 from .base import Mitigation, describe
 from .batch_loss import BatchLoss
@@ -97,7 +96,7 @@ class MitigationCallback(TrainerCallback):
         optimizer: Any,
         **kwargs: Any,
     ) -> None:
-        trainer, checkpoint = _running_training()
+        trainer, checkpoint = running_training()
         if trainer is not None:
             others = [one for one in trainer.callback_handler.callbacks if isinstance(one, MitigationCallback)]
             if len(others) > 1:
@@ -235,17 +234,3 @@ class MitigationCallback(TrainerCallback):
             "state_bytes": mitigation.state_bytes(),
         }
         self._append(args, event)
-
-
-def _running_training() -> tuple[Trainer | None, str | None]:
-    """
-    The calling Trainer, and the checkpoint that it resumes from. Transformers passes neither to callbacks (seen in
-    transformers 5.23.0).
-    """
-    frame = sys._getframe()
-    while frame is not None:
-        candidate = frame.f_locals.get("self")
-        if isinstance(candidate, Trainer) and "resume_from_checkpoint" in frame.f_locals:
-            return candidate, frame.f_locals["resume_from_checkpoint"]
-        frame = frame.f_back
-    return None, None

@@ -103,9 +103,9 @@ class Fire(Mitigation):
             factor = u @ vh
         else:
             factor = weight / weight.norm().clamp(min=torch.finfo(weight.dtype).tiny)
-            wide = weight.shape[0] > weight.shape[1]
-            factor = factor.T if wide else factor
+            tall = weight.shape[0] > weight.shape[1]
+            factor = factor.T if tall else factor
             for _ in range(self.iterations):
                 factor = 1.5 * factor - 0.5 * (factor @ factor.T) @ factor
-            factor = factor.T if wide else factor
+            factor = factor.T if tall else factor
         return math.sqrt(weight.shape[0] / weight.shape[1]) * factor

@@ -180,6 +180,8 @@ def _scores(record: dict[str, Any], prefix: str) -> dict[str, float]:
 class ProbeCheckpointCallback(PeriodicCallback):
     """Save the model at each point as `cycle-003/`, for deferred probes. The training must have cycles."""
 
+    save_checkpoints = True
+
     def act(self, step: int, model: nn.Module, tokenizer: Any, folder: Path, args: TrainingArguments) -> None:
         """Save the model."""
         save_probe_checkpoint(model, folder / self.timeline.checkpoint_name(step), tokenizer)

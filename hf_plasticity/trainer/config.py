@@ -200,9 +200,10 @@ class ContinualConfig(ProbeSettings, TrainingArguments):  # type: ignore[misc, v
         if self.probe_every_cycles is None and self.probe_every_tasks is None:
             self.probe_every_cycles = 1
         self.save_steps = self.save_steps or self.task_steps
-        if self.probe_learning_rate is None and not self.no_probe and "adamw" not in str(self.optim):
+        optim = getattr(self.optim, "value", self.optim)
+        if self.probe_learning_rate is None and not self.no_probe and "adamw" not in optim:
             raise PlasticityError(
-                f"probe_learning_rate: missing; a probe always uses AdamW, and learning_rate is that of '{self.optim}'"
+                f"probe_learning_rate: missing; a probe always uses AdamW, and learning_rate is that of '{optim}'"
             )
         self.probe_steps = self.probe_steps or self.task_steps
         self.probe_eval_every = self.probe_eval_every or max(1, self.probe_steps // 100)
@@ -359,7 +360,8 @@ class ContinualConfig(ProbeSettings, TrainingArguments):  # type: ignore[misc, v
             batch_size=batch_size,
             learning_rate=self.learning_rate,
             lr_scheduler_type=SchedulerType(self.lr_scheduler_type).value,
-            lr_scheduler_kwargs=dict(self.lr_scheduler_kwargs or {}),
+            # They are arguments of the training's shape.
+            lr_scheduler_kwargs=dict(self.lr_scheduler_kwargs or {}) if self.probe_lr_scheduler_type is None else {},
             weight_decay=self.weight_decay,
             adam_beta1=self.adam_beta1,
             adam_beta2=self.adam_beta2,

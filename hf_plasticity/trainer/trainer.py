@@ -42,7 +42,14 @@ from ..periodic import PeriodicCallback, Timeline
 from ..probing import PlasticityProbeCallback
 from ..probing.callback import ProbeCheckpointCallback
 from ..records import TRAINER_STATE_FILE, write_atomically
-from .checkpoint import delete_checkpoint, is_full_disk, last_complete_checkpoint, rotate
+from .checkpoint import (
+    clear_start,
+    delete_checkpoint,
+    has_started,
+    is_full_disk,
+    last_complete_checkpoint,
+    rotate,
+)
 from .config import DEFERRED, ContinualConfig
 from .forgetting import ForgettingCallback
 from .progress import LogLinesCallback, TaskProgressCallback
@@ -148,6 +155,8 @@ class ContinualTrainer(Trainer):
         self._flops_per_sequence: float | None = None
         self._logged_at: tuple[float, int] | None = None
         self._resumed_from: str | None = None
+        # Whether the run folder is known to have no records of another training.
+        self.folder_is_checked = False
         self._batch_checked = False
         self._clipped: list[nn.Parameter] | None = None
 
@@ -344,7 +353,8 @@ class ContinualTrainer(Trainer):
 
         Args:
             resume_from_checkpoint (`str` or `bool`, *optional*): A checkpoint; `True` for the last complete one of
-                the run folder, or the beginning if there is none.
+                the run folder, or the beginning if there is none. Measurements of the untrained model are then
+                repeated, because they may be those of another model.
 
         Raises:
             [`TrainingInterrupted`]: Ctrl-C or SIGTERM stopped the run, after a checkpoint was saved.
@@ -352,12 +362,16 @@ class ContinualTrainer(Trainer):
             [`PlasticityError`]: The disk is full, the run folder has records of another training, or the checkpoint
                 has pickled objects that are not executed.
         """
-        for callback in self.callback_handler.callbacks:
-            if isinstance(callback, PeriodicCallback | MitigationCallback):
-                callback.requires_new_folder = not resume_from_checkpoint
+        resumes = bool(resume_from_checkpoint)
         if resume_from_checkpoint is True:
             resume_from_checkpoint = from_main_process(lambda: last_complete_checkpoint(self.args.output_dir))
+            if resume_from_checkpoint is None and not self.folder_is_checked:
+                resumes = False
+                from_main_process(self._clear_start)
         self._resumed_from = resume_from_checkpoint or None
+        for callback in self.callback_handler.callbacks:
+            if isinstance(callback, PeriodicCallback | MitigationCallback):
+                callback.requires_new_folder = not resumes
         self._clipped = None
         with self.signals:
             try:
@@ -380,9 +394,15 @@ class ContinualTrainer(Trainer):
             raise self._interrupted(self.signals.agreed)
         return output
 
+    def _clear_start(self) -> None:
+        """Delete the measurements of the untrained model of an earlier start, if it trained no further."""
+        if not has_started(self.args.output_dir):
+            clear_start(self.args.output_dir)
+
     def _interrupted(self, signum: int) -> TrainingInterrupted:
         step, name = self.state.global_step, signal.Signals(signum).name
-        start = f"checkpoint-{step}" if step else "the beginning"
+        checkpoint = from_main_process(lambda: last_complete_checkpoint(self.args.output_dir))
+        start = "the beginning" if checkpoint is None else Path(checkpoint).name
         steps = f"step {step:,} of {self.state.max_steps:,}"
         return TrainingInterrupted(f"stopped by {name} after {steps}; the same command resumes from {start}", signum)
 
@@ -484,5 +504,7 @@ class _TaskCallback(TrainerCallback):
             # Log here, so that a logged loss is that of one task instance, and save, so that a probe starts from a
             # checkpoint.
             control.should_log = True
-            ends_cycle = state.global_step % (args.task_steps * self.trainer.schedule.tasks_per_cycle) == 0
-            control.should_save |= ends_cycle and args.save_strategy != SaveStrategy.NO
+            timeline = self.trainer.timeline
+            periods = (timeline.cycle_steps, timeline.steps_between(*args.probe_period))
+            measures = any(state.global_step % steps == 0 for steps in periods)
+            control.should_save |= measures and args.save_strategy != SaveStrategy.NO

@@ -144,6 +144,23 @@ def test_a_new_training_in_a_used_folder_is_refused_and_the_records_stay(tmp_pat
     assert (tmp_path / "probes.jsonl").read_bytes() == before
 
 
+def test_a_callback_that_is_used_again_probes_the_model_of_the_new_training(tmp_path):
+    callback = probes()
+    own_training(tmp_path / "first", callback)
+    own_training(tmp_path / "second", callback, learning_rate=1e-2)
+    own_training(tmp_path / "alone", probes(), learning_rate=1e-2)
+    curves = [[record["losses"] for record in recorded(tmp_path / name)] for name in ("first", "second", "alone")]
+    assert curves[1] == curves[2] != curves[0]
+
+
+def test_probed_models_of_another_training_are_never_kept_as_those_of_a_new_one(tmp_path):
+    settings = {"task_steps": 3, "tasks_per_cycle": 1, "every": 1, "unit": "cycles", "save_checkpoints": True}
+    own_training(tmp_path, probes(**settings))
+    (tmp_path / "probes.jsonl").unlink()
+    with pytest.raises(PlasticityError, match=r"^output_dir: .* has probed models of another training \(cycle-000, "):
+        own_training(tmp_path, probes(**settings))
+
+
 def test_a_killed_training_resumes_with_the_records_of_an_uninterrupted_one(tmp_path):
     saving = {"save_strategy": "steps", "save_steps": 2}
     own_training(tmp_path / "whole", probes(), **saving)

@@ -1,15 +1,19 @@
 """The continual trainer in one process: its results, invisible probes, and exact resumes."""
 
+import copy
 import json
 import math
+import signal
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch.utils.data import TensorDataset
 from transformers import GPT2LMHeadModel, Trainer, TrainingArguments
 
 from hf_plasticity import PlasticityError
+from hf_plasticity.errors import TrainingInterrupted
 from hf_plasticity.probing import PlasticityProbeCallback, ProbeConfig
 from hf_plasticity.records import DIAGNOSTICS_FILE, FORGETTING_FILE, PROBE_FIELDS, PROBES_FILE, read_records, read_run
 from hf_plasticity.trainer import ContinualConfig, TrainingDivergedError
@@ -196,7 +200,11 @@ def test_a_resumed_run_is_bit_identical(tmp_path, cache, step, settings):
 
 
 def read_run_probes(folder):
-    return [{k: v for k, v in record.items() if k != "seconds"} for record in read_records(folder / PROBES_FILE)]
+    return without_seconds(folder / PROBES_FILE)
+
+
+def without_seconds(path):
+    return [{k: v for k, v in record.items() if k != "seconds"} for record in read_records(path)]
 
 
 def test_a_finished_run_is_extended_by_more_cycles(tmp_path, cache, probed):
@@ -323,3 +331,50 @@ def test_the_callback_is_invisible_in_a_plain_trainer_script(tmp_path, family):
     assert [record["cycle"] for record in records] == [None] * 4
     assert records[1]["delta_auc"] == 0 and CONTEXT == 12
     assert records[3]["delta_auc"] == pytest.approx(100 * (records[3]["auc"] / records[1]["auc"] - 1))
+
+
+def test_a_start_without_a_checkpoint_repeats_the_measurements_of_the_untrained_model(tmp_path, cache):
+    dying = make_trainer(tmp_path / "cut", cache, diagnose=True, diagnostics_sequences=4)
+    stop_at(dying, 2)
+    with pytest.raises(StopAt):
+        dying.train()
+    assert [record["step"] for record in read_run_probes(tmp_path / "cut")] == [0]
+    other = make_trainer(tmp_path / "other", cache, seed=8).model
+    for name, model in (("cut", copy.deepcopy(other)), ("whole", other)):
+        trainer = make_trainer(tmp_path / name, cache, diagnose=True, diagnostics_sequences=4, model=model)
+        trainer.train(resume_from_checkpoint=True)
+    one, whole = (tmp_path / name for name in ("cut", "whole"))
+    for file in (PROBES_FILE, DIAGNOSTICS_FILE):
+        assert without_seconds(one / file) == without_seconds(whole / file)
+    weights = [load_file(folder / "cycle-000" / "model.safetensors") for folder in (one, whole)]
+    torch.testing.assert_close(*weights, rtol=0, atol=0)
+
+
+def test_a_start_without_a_checkpoint_does_not_continue_the_records_of_another_training(tmp_path, cache):
+    run(tmp_path, cache, save_strategy="no")
+    with pytest.raises(PlasticityError, match=r"^output_dir: .* of another training"):
+        make_trainer(tmp_path, cache, save_strategy="no").train(resume_from_checkpoint=True)
+
+
+def test_every_probe_begins_with_a_checkpoint_which_the_message_of_an_interruption_names(tmp_path, cache):
+    trainer = make_trainer(tmp_path, cache, probe_every_tasks=1, save_steps=100, save_total_limit=10)
+    with pytest.raises(TrainingInterrupted, match=r"after step 8 of 24; .* resumes from checkpoint-8$"):
+        interrupt_probe(trainer, 3)
+    assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == ["checkpoint-4", "checkpoint-8"]
+    trainer = make_trainer(tmp_path / "unsaved", cache, save_strategy="no")
+    with pytest.raises(TrainingInterrupted, match=r"after step 12 of 24; .* resumes from the beginning$"):
+        interrupt_probe(trainer, 2)
+
+
+def interrupt_probe(trainer, number):
+    """Train, and receive SIGTERM before the steps of a probe."""
+    [callback] = [one for one in trainer.callback_handler.callbacks if isinstance(one, PlasticityProbeCallback)]
+    act, count = callback.act, iter(range(1, 100))
+
+    def interrupted(*arguments, **options):
+        if next(count) == number:
+            trainer.signals._receive(signal.SIGTERM, None)
+        act(*arguments, **options)
+
+    callback.act = interrupted
+    trainer.train()
