@@ -162,6 +162,8 @@ class SettingsParser(HfArgumentParser):
                 arguments += [f"--{name}", json.dumps(value)]
             elif value is not None:
                 arguments += [f"--{name}={value}"]
+            elif self.get_default(name) is not None:
+                raise PlasticityError(f"{origin}: {name} has no value; leave it out for its default")
         return arguments
 
     def _unknown(self, name: str, shown: str) -> str:

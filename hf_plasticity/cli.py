@@ -61,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     try:
         with errors_on_one_line(_program()):
-            return _run(sys.argv[1:] if arguments is None else list(arguments))
+            return _run([_with_underscores(one) for one in (sys.argv[1:] if arguments is None else arguments)])
     except SystemExit as ended:
         return int(ended.code or 0)
 
@@ -76,6 +76,12 @@ def _run(arguments: list[str]) -> int:
     if options.settings and not options.takes_settings:
         raise PlasticityError(f"unknown argument '{options.settings[0]}'; see --help")
     return options.command(options) or 0
+
+
+def _with_underscores(argument: str) -> str:
+    """`--output-dir` as `--output_dir`: Transformers accepts both."""
+    name, equals, value = argument.partition("=")
+    return name.replace("-", "_").replace("__", "--", 1) + equals + value if argument.startswith("--") else argument
 
 
 def _program() -> str:
@@ -108,14 +114,19 @@ def _launch_or_run(command: str, arguments: list[str]) -> int:
     launcher.add_argument("--num_processes")
     launcher.add_argument("--accelerate_config")
     options, rest = launcher.parse_known_args(arguments)
-    if options.num_processes is None and options.accelerate_config is None:
+    if options.accelerate_config is None and options.num_processes in (None, "1"):
         LAUNCHED[command](rest)
         return 0
     config = find_config(options.accelerate_config or "ddp", "accelerate")
     words = [sys.executable, "-m", "accelerate.commands.launch", "-q", "--config_file", str(config)]
     if options.num_processes is not None:
         words += ["--num_processes", options.num_processes]
-    return subprocess.run([*words, "-m", "hf_plasticity", command, *rest]).returncode
+    words += ["-m", "hf_plasticity", command, *rest]
+    if os.name != "posix":
+        return subprocess.run(words).returncode
+    # The launcher takes the place of this process, so that signals reach it.
+    sys.stdout.flush()
+    os.execv(sys.executable, words)
 
 
 def _train(arguments: list[str]) -> None:
@@ -230,7 +241,7 @@ def _add_report(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("-o", "--output", type=Path, help="the page (by default report.html in the folder)")
     parser.add_argument("--figures", type=Path, metavar="DIR", help="also write every figure here, as SVG and PNG")
     parser.add_argument(
-        "--onset-rule",
+        "--onset_rule",
         default="rise",
         metavar="RULE",
         help="rule for the onset: rise (default), or turning_point, zero_crossing, statistical (docs/study.md)",

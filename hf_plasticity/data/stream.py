@@ -85,8 +85,8 @@ class TrainingStream(Dataset):
 
     def epochs(self, slot: int) -> dict[str, float]:
         """
-        For each language that repeats, the number of passes over its text before `slot`; empty while all tokens are
-        fresh.
+        For each language that repeats, the number of passes over its text before the task instance of `slot`; empty
+        while all tokens are fresh.
         """
         passes = {}
         for language, used in self.schedule.sequences_used(slot // self.schedule.task_slots).items():
@@ -134,7 +134,7 @@ class TrainingStream(Dataset):
 
     def delete(self) -> None:
         """Delete the blocks that `streaming` has kept, at the end of the run. They can be prepared again."""
-        for language in self.schedule.languages:
+        for language in self.schedule.sequences_needed(self.tasks):
             blocks = self.blocks[language]
             blocks.refresh()
             blocks.release(0, len(blocks))

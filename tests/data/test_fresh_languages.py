@@ -101,3 +101,5 @@ def test_streaming_deletes_the_languages_of_past_cycles(tmp_path):
         assert np.array_equal(stream.__getitems__(slots)["input_ids"], kept.__getitems__(slots)["input_ids"])
     there = sorted(path.parent.name.split("-")[0] for path in (tmp_path / "streamed").glob("*/shard-*.bin"))
     assert there == ["syn1.3", "syn1.4", "syn2.3", "syn2.4"]
+    stream.delete()
+    assert not list((tmp_path / "streamed").glob("*/shard-*.bin"))

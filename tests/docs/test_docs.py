@@ -2,7 +2,6 @@
 
 import re
 import shlex
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -75,15 +74,14 @@ def checked(monkeypatch):
     def launch(words):
         config = Path(words[words.index("--config_file") + 1])
         assert config.is_file()
-        assert cli.main(words[words.index("hf_plasticity") + 1 :]) == 0
-        return subprocess.CompletedProcess(words, 0)
+        raise SystemExit(cli.main(words[words.index("hf_plasticity") + 1 :]))
 
     def ladder(options):
         assert all(cli.main(words[3:]) == 0 for words in ladder_commands(options).values())
 
     monkeypatch.setitem(cli.LAUNCHED, "train", lambda arguments: parse_experiment([*arguments, "--use_cpu"]))
     monkeypatch.setitem(cli.LAUNCHED, "probe", probe)
-    monkeypatch.setattr(cli.subprocess, "run", launch)
+    monkeypatch.setattr(cli.os, "execv", lambda program, words: launch(words))
     monkeypatch.setattr(cli, "_ladder", ladder)
     for name in ("_plan", "_prepare"):
         monkeypatch.setattr(cli, name, lambda options: parse_planned_study(options.settings) and None)

@@ -50,6 +50,7 @@ def test_an_invalid_command_line_is_refused_at_startup(flags, message):
     [
         ("cycle: 3", "setting 'cycle' is unknown; did you mean 'cycles'?"),
         ("size: [", "is not valid YAML"),
+        ("max_grad_norm: null", "max_grad_norm has no value; leave it out for its default"),
         ("- size", "is not a mapping of settings"),
         ("cycles: many", "argument --cycles: invalid int value: 'many'"),
         ("probe_adaptation: prefix", "probe_adaptation: 'prefix' is unknown"),

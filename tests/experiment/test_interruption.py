@@ -1,16 +1,20 @@
 """A run that is killed, stopped or started twice has the results of an uninterrupted run."""
 
+import os
 import random
 import re
 import signal
 import subprocess
+import sys
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from hf_plasticity.records import PROBES_FILE, checkpoints, is_complete, read_records
 from hf_plasticity.trainer import last_complete_checkpoint
-from support.launch import CONTINUAL, KILLED, TINY, error_line, launch, launch_killed, start, wait_until_stopped
+from support.launch import CONTINUAL, KILLED, ROOT, TINY, error_line, launch, launch_killed, start, wait_until_stopped
 from support.runs import assert_same_run, recorded
 
 
@@ -102,6 +106,27 @@ def test_signals_end_a_run_with_a_checkpoint_and_the_same_command_resumes(finish
     assert not (folder / "trainer_state.json").exists()
     finish(folder, direct=True)
     assert_same_run(finished[0], folder)
+
+
+def test_signals_reach_the_processes_that_a_command_launches(tmp_path):
+    command = [sys.executable, "-m", "hf_plasticity", "train", "--num_processes=2", *TINY, f"--output_dir={tmp_path}"]
+    long = [setting.replace("--cycles=2", "--cycles=4000") for setting in command]
+    process = subprocess.Popen(
+        long, env=os.environ | {"PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        deadline = time.monotonic() + 120
+        while not (tmp_path / "cycle-001").exists() and time.monotonic() < deadline:
+            assert process.poll() is None
+            time.sleep(0.05)
+        workers = psutil.Process(process.pid).children(recursive=True)
+        process.send_signal(signal.SIGTERM)
+        _, stderr = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert len(workers) >= 2 and not any(worker.is_running() for worker in workers)
+    [checkpoint] = set(re.findall(r"stopped by SIGTERM after step .*; the same command resumes from (\S+)", stderr))
+    assert Path(last_complete_checkpoint(tmp_path)).name == checkpoint
 
 
 def test_a_second_ctrl_c_ends_the_run_immediately(tmp_path):

@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 from transformers import TrainingArguments
+from transformers.training_args import OptimizerNames
 
 from hf_plasticity import PlasticityError
 from hf_plasticity.experiment import parse_experiment
@@ -80,3 +81,20 @@ def test_a_setting_of_the_probe_is_a_flag_everywhere_and_part_of_the_hash(name):
         assert f"probe_{name}" in {one.name for one in dataclasses.fields(kind)}
     assert name in ProbeConfig(adaptation="lora").protocol()
     assert roles_of(ContinualConfig)[f"probe_{name}"] == NUMERICS
+
+
+def test_the_probe_takes_the_arguments_of_a_schedule_only_with_the_schedule():
+    shape = ["--lr_scheduler_type=warmup_stable_decay", '--lr_scheduler_kwargs={"num_decay_steps": 20}']
+    batch = {"batch_size": 16}
+    inherited = parse_experiment(["--use_cpu", *shape]).training.probe_config(**batch)
+    assert (inherited.lr_scheduler_type, inherited.lr_scheduler_kwargs) == (
+        "warmup_stable_decay",
+        {"num_decay_steps": 20},
+    )
+    own = ["--probe_lr_scheduler_type=constant_with_warmup"]
+    assert parse_experiment(["--use_cpu", *shape, *own]).training.probe_config(**batch).lr_scheduler_kwargs == {}
+
+
+def test_an_optimizer_may_be_given_as_in_transformers():
+    config = ContinualConfig(output_dir="x", optim=OptimizerNames.ADAMW_TORCH)
+    assert config.optim == ContinualConfig(output_dir="x", optim="adamw_torch").optim
