@@ -13,6 +13,7 @@ from statistics import fmean, stdev
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from scipy.stats import combine_pvalues
 
 from hf_plasticity.analysis.onset import find_onset, probe_scatter
 from hf_plasticity.analysis.onset_view import detectable_cell, onset_cell, p_words
@@ -62,6 +63,7 @@ def print_tables() -> None:
         learning_rate_table(),
         onset_table(scaled, "cycle"),
         onset_table(scaled, "cycle", "final_loss"),
+        combined_table(scaled),
         onset_table(permuted, "task"),
         cause_table(permuted),
         fit_table(scaled),
@@ -180,6 +182,24 @@ def onset_table(groups: Arms, unit: str, field: str = "mean_loss") -> Iterator[s
             f"{sum(not find_onset(curve).censored for curve in curves)} of {len(seeds)}",
         ]
         yield f"| {' | '.join(map(str, cells))} |"
+
+
+def combined_table(groups: Arms) -> Iterator[str]:
+    """Whether the loss rises at any size: the p-values of all sizes of a kind, combined by Fisher's method."""
+    yield "| text | sizes | mean loss of the probes | final loss of the probes |"
+    yield "|---|---|---|---|"
+    for name in dict.fromkeys(name for _, name in groups):
+        of_sizes = {size: seeds for (size, kind), seeds in groups.items() if kind == name}
+        if len(of_sizes) == 1:
+            continue
+        cells = [name, ", ".join(of_sizes)]
+        for field in ("mean_loss", "final_loss"):
+            onsets = [
+                find_onset([[record | {"auc": record[field]} for record in one.trained] for one in seeds])
+                for seeds in of_sizes.values()
+            ]
+            cells.append(p_words(float(combine_pvalues([onset.p_value for onset in onsets]).pvalue)))
+        yield f"| {' | '.join(cells)} |"
 
 
 def cause_table(groups: Arms) -> Iterator[str]:

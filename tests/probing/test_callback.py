@@ -90,6 +90,16 @@ def test_sharding_other_than_fsdp2_is_refused(monkeypatch):
         diagnose(tiny_model(), TRAIN[:4])
 
 
+def test_deepspeed_and_tensor_parallelism_are_refused(monkeypatch):
+    model = tiny_model()
+    next(model.parameters()).ds_id = 0
+    with pytest.raises(PlasticityError, match=r"^model: ZeRO-3 of DeepSpeed is not supported; use FSDP2 or DDP"):
+        run_probe(model, TRAIN, EVALUATION, short_probe())
+    monkeypatch.setattr(supported, "DTensor", torch.nn.Parameter)
+    with pytest.raises(PlasticityError, match=r"^model: tensor parallelism is not supported; use FSDP2 or DDP"):
+        run_probe(tiny_model(), TRAIN, EVALUATION, short_probe())
+
+
 def test_the_loss_of_a_router_is_not_in_the_curve():
     config = MixtralConfig(**TINY, num_key_value_heads=1, num_local_experts=2, router_aux_loss_coef=0.5)
     torch.manual_seed(0)
