@@ -386,13 +386,13 @@ def draw_scaled(groups: Arms) -> None:
     """
     groups = {key: seeds for key, seeds in groups.items() if len(seeds) > 1}
     sizes = list(dict.fromkeys(size for size, _ in groups))
-    figure = Figure(figsize=(10, 3.5 * len(sizes)), layout="constrained")
+    figure = Figure(figsize=(10, 3.0 * len(sizes)), layout="constrained")
     for row, size in zip(figure.subplots(len(sizes), 2, squeeze=False), sizes):
         here = {name: seeds for (one, name), seeds in groups.items() if one == size}
         law = 65_000 * parameters(next(iter(here.values()))[0]) ** 0.827 / 1e6
         for axes, field, title in zip(row, ("mean_loss", "final_loss"), ("AUC / steps", "final loss")):
             for name, seeds in here.items():
-                draw_band(axes, seeds, "tokens", COLORS[name], f"{name}, n = {len(seeds)}", field)
+                draw_band(axes, seeds, "tokens", COLORS[name], name, field)
             axes.axvline(law, color=GRAY, linestyle="--", linewidth=1, label="onset by the paper's law")
             finish(axes, size, "training tokens (millions)")
             axes.set_ylabel(f"{title} (nats per byte)")
