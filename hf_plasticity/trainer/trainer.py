@@ -41,7 +41,7 @@ from ..network.head_loss import use_head_loss
 from ..periodic import PeriodicCallback, Timeline
 from ..probing import PlasticityProbeCallback
 from ..probing.callback import ProbeCheckpointCallback
-from ..records import TRAINER_STATE_FILE, write_atomically
+from ..records import TRAINER_STATE_FILE, checkpoints, is_complete, write_atomically
 from .checkpoint import (
     clear_start,
     delete_checkpoint,
@@ -401,8 +401,10 @@ class ContinualTrainer(Trainer):
 
     def _interrupted(self, signum: int) -> TrainingInterrupted:
         step, name = self.state.global_step, signal.Signals(signum).name
-        checkpoint = from_main_process(lambda: last_complete_checkpoint(self.args.output_dir))
-        start = "the beginning" if checkpoint is None else Path(checkpoint).name
+        # By its marker: a launcher kills the processes soon after a signal, too soon to read a large checkpoint again.
+        folder = self.args.output_dir
+        complete = from_main_process(lambda: [one.name for one in checkpoints(folder) if is_complete(one)])
+        start = complete[0] if complete else "the beginning"
         steps = f"step {step:,} of {self.state.max_steps:,}"
         return TrainingInterrupted(f"stopped by {name} after {steps}; the same command resumes from {start}", signum)
 
