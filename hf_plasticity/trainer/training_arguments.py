@@ -83,12 +83,12 @@ REFUSED: dict[str, tuple[Any, str]] = {
 }
 _DERIVED = (*REFUSED, "gradient_accumulation_steps", "local_rank", "use_cpu")
 # Optimizers whose whole state is in `optimizer.state`, which task instances reset and checkpoints save, with the names
-# that Transformers takes from `optim_args`. It silently ignores other names (transformers 5.23.0).
+# that Transformers takes from `optim_args`. It silently ignores other names (transformers 5.23.0). Adagrad is not
+# supported: before torch 2.12 it creates its state only once, so that it cannot be reset.
 OPTIMIZERS: dict[str, tuple[str, ...]] = {
     "adamw_torch": (),
     "adamw_torch_fused": (),
     "adafactor": (),
-    "adagrad": ("lr_decay", "weight_decay", "eps"),
     "rmsprop": ("momentum", "alpha", "eps", "weight_decay", "centered"),
     "sgd": ("momentum", "dampening", "weight_decay", "nesterov"),
 }
