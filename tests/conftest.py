@@ -21,6 +21,14 @@ os.environ |= {"HF_UPDATE_DOWNLOAD_COUNTS": "0", "HF_HUB_DISABLE_TELEMETRY": "1"
 os.environ.pop("HF_HUB_OFFLINE", None)
 # For models this small, a second thread is slower.
 os.environ["OMP_NUM_THREADS"] = "1"
+CUDA_TESTS = Path(__file__).parent / "cuda"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Hide the GPUs from the tests, which compare with numbers of a CPU, except from `pytest tests/cuda`."""
+    selected = [(config.invocation_params.dir / str(argument).split("::")[0]).resolve() for argument in config.args]
+    if not all(path.is_relative_to(CUDA_TESTS) for path in selected):
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
 def pytest_unconfigure() -> None:

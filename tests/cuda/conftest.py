@@ -16,7 +16,7 @@ def pytest_collection_modifyitems(items):
         if str(item.path).startswith(here):
             item.add_marker(pytest.mark.cuda)
             if DEVICE == "cuda" and not torch.cuda.is_available():
-                item.add_marker(pytest.mark.skip(reason="needs a CUDA device, and there is none"))
+                item.add_marker(pytest.mark.skip(reason="needs a CUDA device, and `pytest tests/cuda`"))
 
 
 @pytest.fixture
