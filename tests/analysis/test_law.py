@@ -13,7 +13,7 @@ from hf_plasticity.analysis.onset import Onset
 from hf_plasticity.analysis.simulation import SIZES as PAPER_PARAMETERS
 from hf_plasticity.analysis.simulation import law_errors
 from hf_plasticity.errors import PlasticityError
-from hf_plasticity.metrics.onset_law.definition import MODELS, power_law_line
+from hf_plasticity.metrics.onset_law.definition import MODELS, onset_law, power_law_line
 from hf_plasticity.metrics.onset_law.line import fit_line
 from hf_plasticity.models import MODEL_SIZES, PAPER_SIZES
 
@@ -189,6 +189,23 @@ def test_leave_one_out_error_is_relative_to_the_onset():
     censored = [False, False, True, False]
     assert fit_onset_law([1, 2, 3, 4], [1, 2, 2.5, 4], censored).loo_errors["linear"] == pytest.approx(0, abs=1e-9)
     assert fit_onset_law([1, 2, 3, 4], [1, 2, 4, 4], censored).loo_errors["linear"] > 0.25 / 4
+
+
+def test_leave_one_out_errors_of_bounded_onsets_are_those_of_the_bounds():
+    def errors(onsets, *between):
+        return onset_law([1e6, 4e6, 16e6, 64e6], onsets, between=between)["loo_errors"]
+
+    # All onsets are on 6 · 2^k, so the power law has no error, whichever point of its interval an onset is named by.
+    for onset in (1, 6):
+        found = errors([onset, 12, 24, 48], (0, 9), (12, 12), (24, 24), (48, 48))
+        assert found["power"] < 1e-9
+        # The line in log P through 12, 24 and 48 is at −8 for the first: wrong also without a lower bound.
+        assert found["log-linear"] > (1 + 8 / 9) / 4
+    # 64 is predicted, which is above a lower bound of 40, and within no bounds at all.
+    for low in (40, 0):
+        assert errors([8, 16, 32, 100], (8, 8), (16, 16), (32, 32), (low, math.inf))["power"] < 1e-9
+    # 64 is above an upper bound of 50 by 28%, and the bound bends the other fits.
+    assert errors([8, 16, 32, 45], (8, 8), (16, 16), (32, 32), (0, 50))["power"] > 0.28 / 4
 
 
 def test_a_law_from_two_points_has_no_interval():

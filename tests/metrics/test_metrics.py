@@ -175,6 +175,11 @@ def test_plasticity_onset_takes_a_batch_with_a_reference_and_errors_for_each_cur
     assert noisy["plasticity_onset"] == [24.0, 24.0] and noisy["censored"] == [False, True]
     with pytest.raises(ValueError, match="is not one number"):
         plasticity_onset(tasks, aucs[0], rule="zero_crossing", reference=[100.0, 90.0, 110.0])
+    for stderrs, message in (([[1.0] * 3], "1 entries"), ([1.0] * 3, "3 entries"), (1.0, "no entries")):
+        with pytest.raises(ValueError, match=f"stderrs: {message}, but aucs has 2 curves"):
+            plasticity_onset(tasks, aucs, rule="statistical", together=True, stderrs=stderrs)
+    with pytest.raises(ValueError, match="not one standard error, zero or more, for each area"):
+        plasticity_onset(tasks, aucs[0], rule="statistical", stderrs=1.0)
     with pytest.raises(ValueError, match="stderrs: missing"):
         plasticity_onset(tasks, aucs[0], rule="statistical")
     with pytest.raises(ValueError, match="rule: 'minimum' is not a rule"):

@@ -67,8 +67,8 @@ def onset_law(
           the onset grows less than proportionally with size;
         - `loo_errors` (`dict[str, float]`, or `None` if a fit without one of the sizes is impossible): for each model
           the mean over the sizes of |prediction / T − 1|, where T is the geometric mean of a size's onsets and the
-          prediction is made without that size. For a size with only bounds, a prediction within the bounds has no
-          error.
+          prediction is made without that size. For a size with only bounds (the geometric means of those of its
+          seeds), the error is relative to the bound that the prediction is beyond, and 0 within the bounds.
 
     Raises:
         `ValueError`: Fewer than two measured onsets at different sizes, lengths that differ, a size or an onset that
@@ -130,30 +130,29 @@ def leave_one_out(sizes: np.ndarray, onsets: np.ndarray, low: np.ndarray, high: 
         x = np.log(sizes) if log_size else sizes
         with np.errstate(divide="ignore"):
             lows, highs = (np.log(low), np.log(high)) if log_onset else (np.where(low > 0, low, -np.inf), high)
-        errors[name] = float(np.mean([_error_at(fold, x, lows, highs, log_onset, onsets, measured) for fold in folds]))
+        predictions = [_prediction_at(fold, x, lows, highs, log_onset) for fold in folds]
+        own = [(onsets[~fold & measured], low[~fold], high[~fold]) for fold in folds]
+        errors[name] = float(np.mean([_error_of(one, *values) for one, values in zip(predictions, own)]))
     return errors
 
 
-def _error_at(
-    fold: np.ndarray,
-    x: np.ndarray,
-    lows: np.ndarray,
-    highs: np.ndarray,
-    log_onset: bool,
-    onsets: np.ndarray,
-    measured: np.ndarray,
-) -> float:
-    """The relative error at the size that the fold leaves out."""
+def _prediction_at(fold: np.ndarray, x: np.ndarray, lows: np.ndarray, highs: np.ndarray, log_onset: bool) -> float:
+    """The onset that the other sizes predict for the size that the fold leaves out."""
     prediction = fit_line(x[fold], lows[fold], highs[fold], errors=False).at(float(x[~fold][0]))
-    if log_onset:
-        # Far from its points, an exponential may exceed the range of floats; e^700 is equally wrong.
-        prediction = math.exp(min(prediction, 700.0))
-    own = onsets[~fold & measured]
-    if len(own):
-        return abs(prediction / math.exp(np.log(own).mean()) - 1)
-    own = onsets[~fold]
-    above = np.isinf(highs[~fold]).all()  # with lower bounds, a higher prediction is no error
-    return max(0.0, 1 - prediction / own.max()) if above else max(0.0, prediction / own.min() - 1)
+    # Far from its points, an exponential may exceed the range of floats; e^700 is equally wrong.
+    return math.exp(min(prediction, 700.0)) if log_onset else prediction
+
+
+def _error_of(prediction: float, measured: np.ndarray, low: np.ndarray, high: np.ndarray) -> float:
+    """The relative error of a prediction: of the measured onsets, or of the bounds if there are none."""
+    if len(measured):
+        return abs(prediction / math.exp(np.log(measured).mean()) - 1)
+    with np.errstate(divide="ignore"):
+        least, most = (math.exp(np.log(bounds).mean()) for bounds in (low, high))
+    if prediction > most:
+        return prediction / most - 1
+    # An onset is positive, so a prediction of zero or less is wrong also without a lower bound.
+    return max(0.0, 1 - prediction / (least or most)) if least or prediction <= 0 else 0.0
 
 
 def _checked(

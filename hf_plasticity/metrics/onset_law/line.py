@@ -114,7 +114,8 @@ def _of_one_run(scatter: float, x: np.ndarray, low: np.ndarray, high: np.ndarray
     """The scatter of single runs about the line, from the scatter of sizes and of seeds."""
     squares, freedom, counts = 0.0, 0, []
     for size in np.unique(x):
-        middles = ((low + high) / 2)[(x == size) & np.isfinite(low) & np.isfinite(high)]
+        own = (x == size) & np.isfinite(low) & np.isfinite(high)
+        middles = (low[own] + high[own]) / 2
         if len(middles):
             squares, freedom = squares + float(np.var(middles)) * len(middles), freedom + len(middles) - 1
             counts.append(len(middles))

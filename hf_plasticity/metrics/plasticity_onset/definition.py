@@ -40,7 +40,7 @@ def plasticity_onset(
       `z · sqrt(s_k² + s_min²)`, where s are the standard errors of the two.
 
     A curve without a detected onset is censored: its last task is a lower bound of the onset, not a
-    measurement. An onset at the first task is an upper bound.
+    measurement. With an onset at the first task, the true onset may be earlier.
 
     Args:
         tasks (`Sequence[float]` or `Sequence[Sequence[float]]`): Task instances trained before each probe,
@@ -53,8 +53,8 @@ def plasticity_onset(
             configuration, on the same tasks. One onset is returned: that of their mean curve, with the noise
             estimated from their differences.
         level (`float`, *optional*, defaults to 0.05): For `"rise"`, the rate of false alarms.
-        reference (`float` or `Sequence[float]`, *optional*): For `"zero_crossing"`, the AUC after cycle 1; for a
-            batch, one for all or one for each. The first AUC of the curve by default.
+        reference (`float` or `Sequence[float]`, *optional*): For `"zero_crossing"`, the reference of ΔAUC; for
+            a batch, one for all or one for each. The first AUC of the curve by default.
         stderrs (`Sequence[float]` or `Sequence[Sequence[float]]`, *optional*): For `"statistical"`, the standard
             error of each AUC, in the shape of `aucs`.
         z (`float`, *optional*, defaults to 3.0): For `"statistical"`, the number of standard errors of the
@@ -65,7 +65,7 @@ def plasticity_onset(
 
         - `plasticity_onset` (`float`): in task instances; the last task if censored.
         - `censored` (`bool`): no onset was found: `plasticity_onset` is a lower bound.
-        - `at_first_probe` (`bool`): the onset is the first probed task: an upper bound.
+        - `at_first_probe` (`bool`): the onset is the first probed task, or earlier.
         - `between` (`tuple[float, float]`): the probes before and after it, between which a curve without noise has
           its minimum: 0 before the first, infinity after the last.
         - `interval` (`tuple[float, float]` or `None`): for `"rise"`, if found, the 95% interval of the minimum: the
@@ -100,19 +100,26 @@ def plasticity_onset(
             if any(list(one) != list(tasks[0]) for one in tasks):
                 raise ValueError("tasks: they differ between curves; seeds must have the same tasks")
             tasks = tasks[0]
-        return _one_onset(tasks, aucs, reference, [None] * curves if stderrs is None else stderrs, **options)
+        errors = [None] * curves if stderrs is None else stderrs
+        _check_lengths({"stderrs": errors}, curves)
+        return _one_onset(tasks, aucs, reference, errors, **options)
     if len(tasks) == 0 or np.ndim(tasks[0]) == 0:
         tasks = [tasks] * curves
     references = [reference] * curves if np.ndim(reference) == 0 else reference
     stderrs = [None] * curves if stderrs is None else stderrs
-    for name, values in (("tasks", tasks), ("reference", references), ("stderrs", stderrs)):
-        if len(values) != curves:
-            raise ValueError(f"{name}: {len(values)} entries, but aucs has {curves} curves")
+    _check_lengths({"tasks": tasks, "reference": references, "stderrs": stderrs}, curves)
     onsets = [
         _one_onset(one, [curve], base, [errors], **options)
         for one, curve, base, errors in zip(tasks, aucs, references, stderrs)
     ]
     return {name: [onset[name] for onset in onsets] for name in onsets[0]}
+
+
+def _check_lengths(given: dict[str, Any], curves: int) -> None:
+    for name, values in given.items():
+        entries = len(values) if hasattr(values, "__len__") else "no"
+        if entries != curves:
+            raise ValueError(f"{name}: {entries} entries, but aucs has {curves} curves")
 
 
 def _one_onset(tasks, curves, reference, stderrs, rule, level, z) -> dict[str, Any]:
@@ -210,8 +217,8 @@ def _interval(tasks: np.ndarray, mean: np.ndarray, rise: Rise, place: int) -> tu
     significant rise before them nor a significant fall after them. The threshold is that of the whole curve, which is
     conservative for its parts.
     """
-    probes, errors = len(mean), rise.scatter * errors_of_rises(len(mean), rise.correlation)
-    possible = [place]
+    probes, possible = len(mean), [place]
+    errors = rise.scatter * errors_of_rises(probes, rise.correlation) if rise.scatter else None
     for k in range(probes if rise.scatter else 0):
         risen = k > 0 and largest_rise(mean[: k + 1], errors[probes - k - 1 :, probes - k - 1 :]) > rise.threshold
         falls = k < probes - 1 and largest_rise(mean[k:][::-1], errors[k:, k:]) > rise.threshold
@@ -257,7 +264,7 @@ def _mean_errors(stderrs: Sequence, probes: int) -> np.ndarray:
         raise ValueError("stderrs: missing; the statistical rule requires the standard error of each area")
     checked = [_checked("stderrs", one) for one in stderrs]
     for one in checked:
-        if len(one) != probes or (one < 0).any():
+        if one.shape != (probes,) or (one < 0).any():
             raise ValueError(f"stderrs: {one.tolist()} is not one standard error, zero or more, for each area")
     return np.sqrt(np.sum(np.square(checked), axis=0)) / len(checked)
 

@@ -26,13 +26,13 @@ Args:
         standard errors of the difference.
     together (`bool`): Whether the curves of a batch are seeds of one configuration, with one onset. Defaults to False.
     level (`float`): For "rise": the rate of false alarms. Defaults to 0.05.
-    reference (`float` or `list` of `float`): For "zero_crossing": the AUC after cycle 1; by default the curve's first.
+    reference (`float` or `list` of `float`): For "zero_crossing": the reference of ΔAUC; by default the curve's first.
     stderrs (`list` of `float`, or a list of such lists): For "statistical": the standard error of each AUC.
     z (`float`): For "statistical": the number of standard errors that are more than noise. Defaults to 3.
 Returns:
     plasticity_onset (`float` or `list` of `float`): The onset, in task instances; the last task if censored.
     censored (`bool` or `list` of `bool`): No onset was found: the onset is a lower bound.
-    at_first_probe (`bool` or `list` of `bool`): The curve rises from its first probe: the onset is an upper bound.
+    at_first_probe (`bool` or `list` of `bool`): The onset is the first probed task, or earlier.
     between (pair of `float`, or a list): The probes before and after the onset.
     interval (pair of `float`, or a list): For "rise": the 95% interval of the onset; None without an onset.
     p_value (`float` or a list): For "rise": the p-value of the test.
