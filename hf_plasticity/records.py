@@ -431,6 +431,7 @@ class RunRecord:
         training_log (`list[dict]`): The Trainer's log: `step`, `loss`, `learning_rate`, `language`, `tokens`, …
         task_steps (`int`, *optional*): Optimizer steps of a task instance, if the training has task instances.
         tasks_per_cycle (`int`, *optional*): Task instances of a cycle, if the training has cycles.
+        protocols (`dict`): The settings behind each `probe_config_hash` (`probe_protocols.json`).
     """
 
     name: str
@@ -443,6 +444,7 @@ class RunRecord:
     training_log: list[dict[str, Any]] = field(default_factory=list)
     task_steps: int | None = None
     tasks_per_cycle: int | None = None
+    protocols: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         kinds = ("probes", "diagnostics", "forgetting", "mitigations", "training_log")
@@ -492,6 +494,7 @@ def read_run(folder: str | os.PathLike) -> RunRecord:
     config, probes = read_config(folder), read_records(folder / PROBES_FILE)
     if config is None and not probes:
         raise PlasticityError(f"'{folder}' is not a run folder: it has neither {CONFIG_FILE} nor {PROBES_FILE}")
+    protocols = read_json(folder / PROTOCOLS_FILE) if (folder / PROTOCOLS_FILE).exists() else {}
     return RunRecord(
         name=folder.resolve().name,
         folder=folder,
@@ -501,7 +504,8 @@ def read_run(folder: str | os.PathLike) -> RunRecord:
         forgetting=sorted(read_records(folder / FORGETTING_FILE), key=lambda record: record["step"]),
         mitigations=sorted(read_records(folder / MITIGATIONS_FILE), key=lambda record: record["step"]),
         training_log=_training_log(folder),
-        **_timeline(folder, config or {}),
+        **_timeline(protocols, config or {}),
+        protocols=protocols,
     )
 
 
@@ -512,11 +516,11 @@ def _training_log(folder: Path) -> list[dict[str, Any]]:
     return max(states, key=lambda state: state.get("global_step") or 0)["log_history"] if states else []
 
 
-def _timeline(folder: Path, config: dict[str, Any]) -> dict[str, int | None]:
+def _timeline(protocols: dict[str, dict[str, Any]], config: dict[str, Any]) -> dict[str, int | None]:
     """The task instances and cycles of a training, from its configuration or, without one, from its probes."""
     tasks_per_cycle = config.get(PROVENANCE, {}).get("tasks_per_cycle")
-    if tasks_per_cycle is None and (folder / PROTOCOLS_FILE).exists():
-        for protocol in read_json(folder / PROTOCOLS_FILE).values():
+    if tasks_per_cycle is None:
+        for protocol in protocols.values():
             if TIMELINE in protocol:
                 return protocol[TIMELINE]
     return {"task_steps": config.get("task_steps"), "tasks_per_cycle": tasks_per_cycle}

@@ -12,11 +12,11 @@ from .text import Estimate
 @dataclass(frozen=True)
 class Comparison:
     """
-    Probes with the same language, adaptation and number of steps. Their AUCs cannot be compared with those of other
-    probes.
+    Probes with the same language, adaptation, number of steps and validation text, which includes its tokens. Their
+    AUCs cannot be compared with those of other probes.
 
     Args:
-        name (`str`): The language, adaptation and number of probe steps in words.
+        name (`str`): The language, adaptation and number of probe steps in words, and the text if others differ in it.
         groups (`list[Group[ProbeSeries]]`): Each group has one probe configuration and one reference of ΔAUC.
     """
 
@@ -42,12 +42,19 @@ class Comparison:
 
 def comparisons(runs: Sequence[RunRecord], onset_rule: str | None = None) -> list[Comparison]:
     """All probes of trained models in these runs, as sets of comparable probes."""
-    found: dict[str, list[ProbeSeries]] = {}
+    found: dict[str, dict[str, list[ProbeSeries]]] = {}
     for series in (series for run in runs for series in probe_series(run, onset_rule)):
         if series.trained:
             name = f"{series.language_name}, {series.adaptation}, {series.probes[0]['probe_steps'][-1]:,} steps"
-            found.setdefault(name, []).append(series)
-    return [Comparison(name, group_by_seed(members, lambda one: one.run, _apart)) for name, members in found.items()]
+            found.setdefault(name, {}).setdefault(series.validation_text or "not recorded", []).append(series)
+    return [
+        Comparison(
+            f"{name}, validation text {text}" if len(texts) > 1 else name,
+            group_by_seed(members, lambda one: one.run, _apart),
+        )
+        for name, texts in found.items()
+        for text, members in texts.items()
+    ]
 
 
 def _apart(series: ProbeSeries) -> dict[str, str]:

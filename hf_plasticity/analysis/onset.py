@@ -31,8 +31,8 @@ class Onset:
         tokens (`float`): The training tokens at `task`, linearly interpolated between the probes around it.
         censored (`bool`): No onset was detected.
         rule (`str`): The rule by which the onset was determined.
-        at_first_probe (`bool`, *optional*, defaults to `False`): The curve rises from its first probe: `task` is an
-            upper bound.
+        at_first_probe (`bool`, *optional*, defaults to `False`): The curve is lowest at its first probe: the onset may
+            be earlier, and the upper end of `bounds` is an upper bound.
         between (`tuple[float, float]`, *optional*): The probes before and after it, in task instances; 0 before the
             first and infinity after the last.
         interval (`tuple[float, float]`, *optional*): The 95% interval; for the rule `"rise"`.
@@ -63,8 +63,8 @@ class Onset:
         return not self.censored and low > 0 and math.isfinite(high)
 
     def __str__(self) -> str:
-        bound = "after " if self.censored else "by " if self.at_first_probe else ""
-        return f"{bound}task {self.task:.4g} ({self.tokens:.3g} tokens)"
+        before, beyond = "after " if self.censored else "", " or earlier" if self.at_first_probe else ""
+        return f"{before}task {self.task:.4g}{beyond} ({self.tokens:.3g} tokens)"
 
 
 def find_onset(probes: Probes | Sequence[Probes], rule: str = "rise", z: float = 3.0) -> Onset:
@@ -76,7 +76,8 @@ def find_onset(probes: Probes | Sequence[Probes], rule: str = "rise", z: float =
 
     - `"rise"`: a test whether the area rises by more than noise; if it does, the minimum of the smoothed curve.
     - `"turning_point"`: the smallest area that is followed by a larger one. It finds an onset in nearly every curve.
-    - `"zero_crossing"`: the task at which ΔAUC returns to zero, linearly interpolated between probes.
+    - `"zero_crossing"`: the task at which ΔAUC, relative to the first of these probes, returns to zero, linearly
+      interpolated between probes.
     - `"statistical"`: the first task after which the area stays above its running minimum by more than `z` standard
       errors.
 
@@ -86,8 +87,8 @@ def find_onset(probes: Probes | Sequence[Probes], rule: str = "rise", z: float =
     Args:
         probes (`Sequence[Mapping]` or `Sequence[Sequence[Mapping]]`): Probe records (`records.PROBE_FIELDS`) of one
             run, or one such list for each of several runs that differ only by their seed. Seeds are averaged task by
-            task, over the tasks that all of them have. A record may carry `repeats`, a list of loss curves on the
-            steps `probe_steps`, one for each probe data seed; their mean area is then its area.
+            task, over the tasks that all of them have. `auc` is the area of a probe, and the mean over `repeats` if a
+            record has them: loss curves on the steps `probe_steps`, one for each probe data seed.
         rule (`str`, *optional*, defaults to `"rise"`): One of the four above.
         z (`float`, *optional*, defaults to 3.0): For `"statistical"`, the number of standard errors that are more than
             noise. The standard error of an area is from the seeds if there are several, otherwise from a record's
@@ -99,8 +100,7 @@ def find_onset(probes: Probes | Sequence[Probes], rule: str = "rise", z: float =
     Raises:
         [`PlasticityError`]: Records of different probes, a task probed twice in a run, a missing field, fewer than
             two probes of the trained model, too few to estimate the noise for `"rise"` (eight of one run, three of
-            each of several), no probe after cycle 1 for `"zero_crossing"`, or neither standard errors nor five probes
-            for `"statistical"`.
+            each of several), or neither standard errors nor five probes for `"statistical"`.
 
     Example:
 
@@ -124,11 +124,6 @@ def find_onset(probes: Probes | Sequence[Probes], rule: str = "rise", z: float =
         raise PlasticityError(f"rule: '{rule}' is not an onset rule; choose one of {', '.join(RULES)}")
     by_task = [_by_task([probe for probe in run if _field(probe, "task") > 0]) for run in runs]
     tasks = sorted(set.intersection(*map(set, by_task)))
-    if rule == "zero_crossing":
-        first = [task for task in tasks if _field(by_task[0][task], "cycle") == 1]
-        if not first:
-            raise PlasticityError("probes: there is none after cycle 1, the reference of zero_crossing")
-        tasks = [task for task in tasks if task >= first[0]]
     curves = [[_area(run[task]) for task in tasks] for run in by_task]
     stderrs = [_standard_errors(tasks, curves, by_task)] * len(runs) if rule == "statistical" else None
     try:
@@ -176,8 +171,7 @@ def _repeated_areas(probe: Mapping[str, Any]) -> list[float]:
 
 
 def _area(probe: Mapping[str, Any]) -> float:
-    repeated = _repeated_areas(probe)
-    return float(np.mean(repeated)) if repeated else float(_field(probe, "auc"))
+    return float(_field(probe, "auc"))
 
 
 def probe_scatter(tasks: Sequence[float], areas: Sequence[float]) -> float | None:

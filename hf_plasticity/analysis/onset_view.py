@@ -22,20 +22,18 @@ def onset_sentence(seeds: Sequence[ProbeSeries]) -> str:
     onset, reason = onset_of_seeds(seeds)
     if onset is None:
         return f"No onset of plasticity loss can be stated: {reason}."
-    if not is_detected(onset):
-        text = f"No onset of plasticity loss was detected up to task {onset.task:,.4g}"
-        if onset.detectable_rise is not None:
-            text += f" (a steady rise of {onset.detectable_rise:.2g}% would have been detected with 80% probability)"
-        return f"{text}{_assumption(seeds, onset)}."
-    return f"Onset of plasticity loss: {onset_words(onset)}{_assumption(seeds, onset)}."
-
-
-def _assumption(seeds: Sequence[ProbeSeries], onset: Onset) -> str:
-    """What a test with few probes of several seeds assumes."""
-    shared = set.intersection(*({probe["task"] for probe in series.trained} for series in seeds))
-    if onset.p_value is None or len(seeds) == 1 or len(shared) >= FEWEST_PROBES:
-        return ""
-    return f", if the seeds share no noise (not known with fewer than {FEWEST_PROBES} probes)"
+    shared = len(set.intersection(*({probe["task"] for probe in series.trained} for series in seeds)))
+    assumption = ""
+    if onset.p_value is not None and len(seeds) > 1 and shared < FEWEST_PROBES:
+        assumption = f", if the seeds share no noise (not known with fewer than {FEWEST_PROBES} probes)"
+    most = max(len(series.trained) for series in seeds)
+    left_out = "" if most == shared else f" Only the {shared} probes that all seeds have count; a seed has {most}."
+    if is_detected(onset):
+        return f"Onset of plasticity loss: {onset_words(onset)}{assumption}.{left_out}"
+    text = f"No onset of plasticity loss was detected up to task {onset.task:,.4g}"
+    if onset.detectable_rise is not None:
+        text += f" (a steady rise of {onset.detectable_rise:.2g}% would have been detected with 80% probability)"
+    return f"{text}{assumption}.{left_out}"
 
 
 def onset_words(onset: Onset) -> str:
@@ -64,7 +62,7 @@ def onset_cell(onset: Onset | None) -> str:
     if onset.interval is not None:
         low, high = onset.interval
         return f"task {onset.task:,.4g} ({low:,.4g} to {_or_later(high)})"
-    return f"{'by ' if onset.at_first_probe else ''}task {onset.task:,.4g}"
+    return f"task {onset.task:,.4g}{' or earlier' if onset.at_first_probe else ''}"
 
 
 def detectable_cell(onset: Onset | None) -> str:
@@ -79,23 +77,24 @@ def draw_onset_line(axes: Axes, series: ProbeSeries, unit: str) -> None:
         axes.axvline(series.onset.tokens, color=ACCENT, linewidth=1.4, linestyle="--", label=label)
 
 
+def _upper_end(onset: Onset) -> float:
+    """The upper end of an error bar. An interval without one is drawn up to the next probe, if there is one."""
+    return next((ends[1] for ends in (onset.bounds, onset.between) if ends and math.isfinite(ends[1])), onset.task)
+
+
 def draw_onset_marks(axes: Axes, sizes: Sequence[float], onsets: Sequence[Onset], seeds: int) -> None:
     """A mark for each onset over the size of its model: measured (with its bounds), at least, or at most."""
     of = f"onset of {plural(seeds, 'seed')}" if seeds > 1 else "onset of one run"
     bounds = "its 95% interval" if any(one.interval for one in onsets) else "the probes around it"
-    for marker, text, censored, at_first_probe in (
-        ("o", f"{of}, and {bounds}", False, False),
-        ("^", "no onset detected: at least", True, False),
-        ("v", "rising from the first probe on: at most", False, True),
-    ):
-        kind = (censored, at_first_probe)
-        chosen = [(size, one) for size, one in zip(sizes, onsets) if (one.censored, one.at_first_probe) == kind]
-        if not chosen:
-            continue
-        xs, ys = [size for size, _ in chosen], [one.task for _, one in chosen]
-        errors = None
-        if not censored and not at_first_probe and all(one.bounds for _, one in chosen):
-            # An interval without an upper end is drawn up to the next probe.
-            highs = [one.bounds[1] if math.isfinite(one.bounds[1]) else one.between[1] for _, one in chosen]
-            errors = [[one.task - one.bounds[0] for _, one in chosen], [high - y for high, y in zip(highs, ys)]]
-        axes.errorbar(xs, ys, errors, fmt=marker, color=ACCENT, markersize=6, elinewidth=1.2, label=text, zorder=3)
+    style = {"color": ACCENT, "markersize": 6, "elinewidth": 1.2, "zorder": 3}
+    pairs = list(zip(sizes, onsets))
+    if measured := [(size, one) for size, one in pairs if not one.censored and not one.at_first_probe]:
+        xs, ys = [size for size, _ in measured], [one.task for _, one in measured]
+        lows = [(one.bounds or (one.task,))[0] for _, one in measured]
+        errors = [[y - low for y, low in zip(ys, lows)], [_upper_end(one) - one.task for _, one in measured]]
+        axes.errorbar(xs, ys, errors, fmt="o", label=f"{of}, and {bounds}", **style)
+    if missed := [(size, one.task) for size, one in pairs if one.censored]:
+        axes.errorbar(*zip(*missed), fmt="^", label="no onset detected: at least", **style)
+    early = [(size, one.bounds[1]) for size, one in pairs if one.at_first_probe and not one.censored]
+    if early := [(size, bound) for size, bound in early if math.isfinite(bound)]:
+        axes.errorbar(*zip(*early), fmt="v", label="lowest at the first probe: at most", **style)

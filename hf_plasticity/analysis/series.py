@@ -53,6 +53,11 @@ class ProbeSeries:
     def language_name(self) -> str:
         return language_name(self.run, self.language)
 
+    @property
+    def validation_text(self) -> str | None:
+        """The hash of the validation blocks, which depends on text and tokenizer; `None` if it is not recorded."""
+        return self.run.protocols.get(self.probe_config_hash, {}).get("evaluation")
+
     def label(self, probe: dict[str, Any]) -> str:
         return label(self.run, probe)
 

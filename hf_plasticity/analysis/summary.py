@@ -99,13 +99,7 @@ def run_summary(run: RunRecord, series: Sequence[ProbeSeries]) -> str:
     if not run.probes:
         return f"{text}."
     last, languages = run.probes[-1], config.get("languages")
-    amount = f"{last['step']:,} steps" if last.get("tokens") is None else f"{compact(last['tokens'])} tokens"
-    if is_untrained(last):
-        text += ", not trained yet"
-    elif last.get("cycle") is None:
-        text += f", trained for {amount}"
-    else:
-        text += f", trained for {plural(last['cycle'], 'cycle')} ({amount})"
+    text += ", not trained yet" if is_untrained(last) else ", trained" if languages else ""
     if languages:
         source = config.get("source")
         generated = source in SOURCES and not SOURCES[source].natural
@@ -113,7 +107,11 @@ def run_summary(run: RunRecord, series: Sequence[ProbeSeries]) -> str:
     schedule = config.get("schedule")
     text += SCHEDULES.get(schedule, f", schedule {schedule}")
     times = "once" if len(run.probes) == 1 else f"{len(run.probes):,} times"
-    return f"{text}. Probed {times} on {listed(list(dict.fromkeys(one.language_name for one in series)))}."
+    text += f". Probed {times} on {listed(list(dict.fromkeys(one.language_name for one in series)))}"
+    if not is_untrained(last):
+        tokens = "" if last.get("tokens") is None else f" ({compact(last['tokens'])} tokens)"
+        text += f", last after {label(run, last)}{tokens}"
+    return f"{text}."
 
 
 def runs_result(comparisons: Sequence[Comparison]) -> list[str]:

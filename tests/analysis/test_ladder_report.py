@@ -1,6 +1,7 @@
 """The report of several runs: pooled runs, compared runs, and runs that are never mixed."""
 
 import csv
+import json
 import re
 
 import pytest
@@ -13,6 +14,7 @@ from hf_plasticity.analysis.text import Estimate
 from hf_plasticity.records import read_run
 from support.reports import (
     AREAS,
+    HASH,
     attached,
     diagnosis,
     figures_of,
@@ -187,7 +189,41 @@ def test_several_runs_show_the_law_of_their_onsets(tmp_path):
     assert 0.85 < float(exponent) < 1.15
     assert all(f"run-{size} {size} rotation 0 60.00 cycle {lowest}" in text_of(html) for size, lowest in sizes.items())
     [figure] = [svg for name, svg in figures_of(html).items() if name.startswith("onset and size")]
-    assert "paper: T = 1.3e−05·P^0.827" in figure
+    # The paper's task instances have 5B tokens, these 125K: 1.3e-5 · 5e9 / 125,000.
+    assert "paper: T = 0.52·P^0.827" in figure
+    assert "The paper’s law for the rotation is T = 0.52·P^0.827 in task instances of 125K tokens." in text_of(html)
+
+
+def test_task_instances_of_different_lengths_have_no_law(tmp_path):
+    runs = []
+    for parameters, lowest in ((1_000_000, 2), (2_000_000, 4), (4_000_000, 8)):
+        folder = valley(tmp_path / f"run-{parameters}", parameters, lowest)
+        if parameters == 4_000_000:
+            lines = read_run(folder).probes
+            write_lines(folder / "probes.jsonl", *(line | {"tokens": 3 * line["tokens"]} for line in lines))
+        runs.append(folder)
+    text = text_of(report(*runs))
+    assert "No law was fitted: a task instance has 125K and 375K tokens, depending on the run" in text
+    assert "The fitted law" not in text and "paper: T" not in text
+
+
+def test_probes_of_different_texts_are_never_compared(tmp_path):
+    runs = [make_run(tmp_path / "a"), make_run(tmp_path / "b", size="25K")]
+    for run, text in zip(runs, ("aaa", "aaa")):
+        (run / "probe_protocols.json").write_text(json.dumps({HASH: {"evaluation": text}}))
+    assert len(comparisons([read_run(run) for run in runs])) == 1
+    (runs[1] / "probe_protocols.json").write_text(json.dumps({HASH: {"evaluation": "bbb"}}))
+    names = [one.name for one in comparisons([read_run(run) for run in runs])]
+    assert sorted(names) == [f"Vietnamese, full, 20 steps, validation text {text}" for text in ("aaa", "bbb")]
+
+
+def test_probes_that_one_seed_lacks_are_left_out_with_a_sentence(tmp_path):
+    runs = []
+    for seed, cycles in enumerate((14, 14, 4)):
+        areas = {cycle: 60.0 + abs(cycle - 8) + 0.1 * (seed + 1) * (-1) ** cycle for cycle in range(1, cycles + 1)}
+        runs.append(make_run(tmp_path / f"s{seed}", areas, size="1M", parameters=1_000_000, seed=seed))
+    assert "Only the 4 probes that all seeds have count; a seed has 14." in first_screen(report(*runs))
+    assert "Only the" not in first_screen(report(*runs[:2], to=tmp_path / "two.html"))
 
 
 def test_onsets_not_yet_seen_are_drawn_as_bounds(tmp_path):

@@ -65,9 +65,12 @@ def test_zero_crossing_is_the_one_after_the_dip():
     assert find_onset(probes([100, 90, 95]), rule="zero_crossing").censored
 
 
-def test_zero_crossing_requires_the_probe_after_cycle_1():
-    with pytest.raises(PlasticityError, match="none after cycle 1"):
-        find_onset(probes([100, 90, 110])[1:], rule="zero_crossing")
+def test_zero_crossing_refers_to_the_first_probe_as_delta_auc_does():
+    # Of the curve 100, 90, 110 without its first probe, ΔAUC is 0 and positive: it rises from there on.
+    late = find_onset(probes([100, 90, 110])[1:], rule="zero_crossing")
+    assert late.task == 16.0 and late.at_first_probe
+    within = [probe | {"task": 1 + k} for k, probe in enumerate(probes([100, 90, 80, 95, 115]))]
+    assert find_onset(within, rule="zero_crossing").task == 4.25
 
 
 def test_statistical_onset_is_where_the_area_stays_above_its_running_minimum(monkeypatch):
@@ -87,8 +90,8 @@ def test_statistical_noise_comes_from_repeats():
     def records(levels):
         repeats = [[[level - 0.1] * 2, [level + 0.1] * 2] for level in levels]
         return [
-            probe | {"repeats": curves, "probe_steps": [0, 10], "auc": -1.0}
-            for probe, curves in zip(probes(levels), repeats)
+            probe | {"repeats": curves, "probe_steps": [0, 10], "auc": 10 * level}
+            for probe, curves, level in zip(probes(levels), repeats, levels)
         ]
 
     assert find_onset(records([10, 9, 9.2, 9.4]), rule="statistical", z=2.0).task == 32.0
@@ -224,8 +227,14 @@ def test_a_curve_that_has_not_turned_is_censored_at_its_last_task(rule):
 @pytest.mark.parametrize("rule", ["turning_point", "zero_crossing"])
 def test_a_curve_that_rises_from_its_first_probe_gives_an_upper_bound(rule):
     onset = find_onset(probes([100, 110, 120]), rule=rule)
-    assert onset.task == 8.0 and onset.at_first_probe and not onset.censored
-    assert str(onset).startswith("by task 8 ")
+    assert onset.task == 8.0 and onset.at_first_probe and not onset.censored and onset.bounds == (0.0, 16.0)
+    assert str(onset).startswith("task 8 or earlier ")
+
+
+def test_the_area_of_a_probe_is_its_auc():
+    """Not that of its repeats, which would be found also where another number was put in its place."""
+    curve = [probe | {"repeats": [[5.0, 5.0]] * 2, "probe_steps": [0, 10]} for probe in probes([100, 90, 110])]
+    assert find_onset(curve, rule="turning_point").task == 16.0
 
 
 def test_the_untrained_model_is_not_part_of_the_search():

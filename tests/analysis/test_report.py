@@ -78,7 +78,8 @@ def test_page_is_self_contained(full_run):
 def test_page_of_a_run_shows_its_numbers(full_run):
     html = report(full_run)
     text = text_of(html)
-    assert "100K model with 100,096 non-embedding parameters, trained for 3 cycles (3M tokens) on 2 languages" in text
+    assert "100K model with 100,096 non-embedding parameters, trained on 2 languages in rotation. " in text
+    assert "Probed 4 times on Vietnamese, last after cycle 3 (3M tokens)." in text
     # 57 is 36.7% below 90 and 5% below 60.
     assert (
         "After cycle 3, the AUC on Vietnamese is 36.7% below that of the untrained model and 5.0% below that after "
@@ -220,12 +221,12 @@ def test_a_probe_within_the_first_cycle_is_one_of_a_trained_model(tmp_path):
 
 def test_run_without_configuration_cycles_or_log_is_reported_with_notes(tmp_path):
     text = text_of(report(make_run(tmp_path / "bare", bare=True, log=False)))
-    assert "Model, trained for 240 steps. Probed 4 times on vi." in text
+    assert "Model. Probed 4 times on vi, last after step 240." in text
     assert "step 160 160 – 54.00 −10.00% 6.000 1.600 – 16.00" in text
     for note in (
         "No config.yaml",
         "The tokens of some probes are not recorded: the horizontal axis is the optimizer step",
-        "No probe is recorded as cycle 1: ΔAUC is against step 80 instead",
+        "ΔAUC is against step 80, the first probe of the trained model",
         "No onset of plasticity loss can be stated: the task instance or the tokens of its probes are not recorded",
         "Bits per byte of some probes",
         "No training log",

@@ -76,7 +76,7 @@ model-index:
 
 # plasticity-5m
 
-5M model with 4,932,480 non-embedding parameters, trained for 3 cycles (30B tokens) on 2 languages in rotation. Probed 4 times on Vietnamese. After cycle 3, the AUC on Vietnamese is 10.3% below that of the untrained model and 2.5% above that after cycle 1 (with fewer than 8 probes, the noise is not known). No onset of plasticity loss can be stated: 3 probes of 1 seed are too few: the test for a rise requires 8 probes of one seed, or 3 of each of several. Of the probes of the trained model, the AUC was lowest after cycle 2 (34,300).
+5M model with 4,932,480 non-embedding parameters, trained on 2 languages in rotation. Probed 4 times on Vietnamese, last after cycle 3 (30B tokens). After cycle 3, the AUC on Vietnamese is 10.3% below that of the untrained model and 2.5% above that after cycle 1 (with fewer than 8 probes, the noise is not known). No onset of plasticity loss can be stated: 3 probes of 1 seed are too few: the test for a rise requires 8 probes of one seed, or 3 of each of several. Of the probes of the trained model, the AUC was lowest after cycle 2 (34,300).
 
 This repository has one run of a study of **loss of plasticity**: does a language model that has been trained for a long
 time learn a new language more slowly than it once did? The model was trained from random weights.

@@ -1,6 +1,6 @@
 """The configuration of a run and of its probes."""
 
-from ...records import PROTOCOLS_FILE, PROVENANCE, RunRecord, read_json
+from ...records import PROVENANCE, RunRecord
 from ..page import Section, Table
 from ..text import setting
 
@@ -15,10 +15,8 @@ def configuration_section(run: RunRecord) -> Section:
         section.notes.append("No config.yaml: the model and its training are not known.")
     settings = {name: value for name, value in run.config.items() if name not in (*SECRETS, PROVENANCE)}
     provenance = dict(run.config.get(PROVENANCE) or {})
-    path = run.folder / PROTOCOLS_FILE
-    protocols = read_json(path) if path.exists() else {}
     tables = {"settings": settings, "versions": provenance.pop("versions", None), "provenance": provenance}
-    tables |= {f"settings of probe {name}": protocol for name, protocol in protocols.items()}
+    tables |= {f"settings of probe {name}": protocol for name, protocol in run.protocols.items()}
     columns = {"Name": str, "Value": setting}
     section.tables = [
         Table(columns, [*map(list, values.items())], caption, folded=True)

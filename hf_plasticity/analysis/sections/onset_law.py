@@ -1,6 +1,8 @@
 """The onsets of several runs over model size, with the fitted power law and the paper's."""
 
+import math
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -11,12 +13,12 @@ from ...errors import PlasticityError
 from ..comparison import Comparison
 from ..figures import INK, MUTED, WHOLE, compact_ticks, legend, panel
 from ..groups import Group
-from ..law import PAPER_LAW, OnsetLaw, fit_onset_law
+from ..law import PAPER_LAW, TOKENS_PER_TASK, OnsetLaw, fit_onset_law
 from ..onset import Onset
 from ..onset_view import draw_onset_marks, is_detected
 from ..page import Drawing, Section, Table
 from ..series import ProbeSeries, onset_of_seeds
-from ..text import minus
+from ..text import compact, listed, minus
 
 
 FEWEST_SIZES = 3
@@ -47,17 +49,26 @@ def onset_section(groups: Sequence[Group[ProbeSeries]], name: str) -> Section:
         return section
     law, caption = None, "Each mark is a size, its seeds taken together."
     measured = sum(onset.is_measured for onset in onsets)
-    if len(known) > len(set(sizes)):
+    lengths = sorted({tokens_per_task(group) for group, _ in known})
+    paper = in_tasks_of(PAPER_LAW, lengths[0]) if len(lengths) == 1 else None
+    if paper is None:
+        section.text.append(
+            f"No law was fitted: a task instance has {listed([compact(one) for one in lengths])} tokens, depending on "
+            "the run, so that onsets in task instances cannot be compared."
+        )
+    elif len(known) > len(set(sizes)):
         section.text.append("No law was fitted: a size occurs with several configurations.")
     elif measured < FEWEST_SIZES:
+        bounded = any(one.interval for one in onsets)
+        start = "95% interval is after the start" if bounded else "onset is after the first"
         section.text.append(
-            f"No law was fitted: it requires {FEWEST_SIZES} sizes whose 95% interval is after the start and before "
-            f"the last probe, and there {'is' if measured == 1 else 'are'} {measured}."
+            f"No law was fitted: it requires {FEWEST_SIZES} sizes whose {start} and before the last probe, and there "
+            f"{'is' if measured == 1 else 'are'} {measured}."
         )
     else:
         try:
-            law = fit_onset_law(sizes, onsets)
-            section.text.append(law_words(law))
+            law = fit_onset_law(sizes, onsets, tokens_per_task=lengths[0])
+            section.text.append(law_words(law, paper))
         except PlasticityError as error:
             section.text.append(f"No law could be fitted: {error}.")
     if law is not None and law.exponent_interval is not None:
@@ -66,17 +77,34 @@ def onset_section(groups: Sequence[Group[ProbeSeries]], name: str) -> Section:
         columns = {"Model of the onset": str, "Leave-one-out error": "{:.1%}".format}
         section.tables = [Table(columns, [[model, error] for model, error in law.loo_errors.items()])]
     seeds = max(len(group.members) for group, _ in known)
-    draw = partial(onset_figure, sizes, onsets, law, seeds)
+    draw = partial(onset_figure, sizes, onsets, law, paper, seeds)
     section.drawings.append(Drawing(f"onset and size {name}", draw, caption))
     return section
 
 
-def law_words(law: OnsetLaw) -> str:
+def tokens_per_task(group: Group[ProbeSeries]) -> float:
+    """The tokens in a task instance of these runs."""
+    last = group.members[0].trained[-1]
+    return last["tokens"] / last["task"]
+
+
+def in_tasks_of(law: OnsetLaw, tokens: float) -> OnsetLaw:
+    """The same law in task instances of this many tokens. The paper's are 5B, rounded."""
+    if math.isclose(tokens, law.tokens_per_task, rel_tol=0.01):
+        return law
+    return replace(law, coefficient=law.coefficient * law.tokens_per_task / tokens, tokens_per_task=tokens)
+
+
+def law_words(law: OnsetLaw, paper: OnsetLaw) -> str:
+    """The fitted law and the paper's, in the same task instances."""
     text = f"The fitted law is {law_text(law)}"
     if law.exponent_interval is not None:
         low, high = law.exponent_interval
         text += minus(f" (95% interval of the exponent: {low:.2f} to {high:.2f})")
-    return f"{text}. The paper’s law for the rotation is {law_text(PAPER_LAW)}."
+    text += f". The paper’s law for the rotation is {law_text(paper)}"
+    if paper.tokens_per_task != TOKENS_PER_TASK:
+        text += f" in task instances of {compact(paper.tokens_per_task)} tokens"
+    return f"{text}."
 
 
 def law_text(law: OnsetLaw) -> str:
@@ -84,7 +112,9 @@ def law_text(law: OnsetLaw) -> str:
     return minus(f"T = {law.coefficient:.2g}·P^{law.exponent:.3f}")
 
 
-def onset_figure(sizes: Sequence[int], onsets: Sequence[Onset], law: OnsetLaw | None, seeds: int = 1) -> Figure:
+def onset_figure(
+    sizes: Sequence[int], onsets: Sequence[Onset], law: OnsetLaw | None, paper: OnsetLaw | None, seeds: int = 1
+) -> Figure:
     """Onset over non-embedding parameters on logarithmic axes."""
     figure, axes = panel("Onset (task instance)", WHOLE)
     axes.set(xscale="log", yscale="log", xlim=(0.7 * min(sizes), 1.5 * max(sizes)), xlabel="non-embedding parameters")
@@ -96,11 +126,12 @@ def onset_figure(sizes: Sequence[int], onsets: Sequence[Onset], law: OnsetLaw | 
         if law.exponent_interval is not None:
             lows, highs = [one.low for one in predictions], [one.high for one in predictions]
             axes.fill_between(grid, lows, highs, color=INK, alpha=0.09, linewidth=0)
-    low, high = axes.get_ylim()
-    paper = [PAPER_LAW.predict(size).task for size in grid]
-    off = "" if max(paper) > low and min(paper) < high else ", off scale"
-    axes.plot(grid, paper, color=MUTED, linestyle="--", label=f"paper: {law_text(PAPER_LAW)}{off}")
-    axes.set_ylim(low, high)
+    if paper is not None:
+        low, high = axes.get_ylim()
+        expected = [paper.predict(size).task for size in grid]
+        off = "" if max(expected) > low and min(expected) < high else ", off scale"
+        axes.plot(grid, expected, color=MUTED, linestyle="--", label=f"paper: {law_text(paper)}{off}")
+        axes.set_ylim(low, high)
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axis.set_minor_locator(NullLocator())

@@ -35,7 +35,7 @@ def probes_section(series: ProbeSeries) -> Section:
             Drawing("ΔAUC", partial(delta_auc_figure, series), caption),
         ]
         if against != "cycle 1":
-            section.notes.append(f"No probe is recorded as cycle 1: ΔAUC is against {against} instead.")
+            section.notes.append(f"ΔAUC is against {against}, the first probe of the trained model.")
     caption = "A curve for each probe, from the first (light) to the last (dark)."
     late = next(step for step in steps if step >= 0.2 * steps[-1])
     section.drawings += [
