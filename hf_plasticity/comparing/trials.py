@@ -75,17 +75,23 @@ def trials_of(method: str, count: int, learning_rate: float, weight_decay: float
 
 def with_chosen_arguments(control: str, chosen: Trial) -> Trial:
     """The trial of a control that corresponds to the chosen trial of its method, with the same arguments."""
-    known = {one.name for one in dataclasses.fields(MITIGATIONS[control])}
-    arguments = {name: value for name, value in chosen.arguments.items() if name in known}
-    return dataclasses.replace(chosen, method=control, arguments=arguments)
+    return dataclasses.replace(chosen, method=control, arguments=_known_to(control, chosen.arguments))
 
 
 def _arguments(method: str, number: int, task_steps: int) -> dict[str, Any]:
     if method == BASELINE:
         return {}
+    if MITIGATIONS[method].control_of is not None:  # so that it has the same runs if its method is compared later
+        return _known_to(method, _arguments(MITIGATIONS[method].control_of, number, task_steps))
     generator = _generator(method, number)
     searched = [one for one in dataclasses.fields(MITIGATIONS[method]) if one.metadata["search"] is not None]
     return {one.name: one.metadata["search"].draw(generator, task_steps) for one in searched}
+
+
+def _known_to(control: str, arguments: dict[str, Any]) -> dict[str, Any]:
+    """Those of a method's arguments that its control has too."""
+    known = {one.name for one in dataclasses.fields(MITIGATIONS[control])}
+    return {name: value for name, value in arguments.items() if name in known}
 
 
 def _generator(method: str, number: int) -> np.random.Generator:

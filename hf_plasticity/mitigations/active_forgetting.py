@@ -33,6 +33,7 @@ class ActiveForgetting(Mitigation):
 
     name: ClassVar[str] = "active_forgetting"
     reference: ClassVar[str] = "Chen et al. 2023, huggingface.co/papers/2307.01163"
+    resets_moments: ClassVar[bool] = True
 
     every: int | None = argument(
         1000, "K: optimizer steps between two resets; null: at the end of tasks", "the paper", Steps(0.1, 1)

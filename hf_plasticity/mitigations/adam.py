@@ -15,7 +15,7 @@ class EntrySteps:
     Adam keeps one step count t for a whole tensor. An entry whose moments were reset k updates ago is updated with
     m / (1 − β₁ᵗ) and v / (1 − β₂ᵗ), but the correct count is k instead of t: its updates are too large by up to
     (1 − β₁ᵏ) / √(1 − β₂ᵏ). After `optimizer.step()`, both updates are computed from m, v and t, and the weight is
-    moved by the difference.
+    moved by the difference. Two of these for one optimizer would correct the same entries twice.
 
     Args:
         optimizer (`torch.optim.Optimizer`): Adam or AdamW of torch, without `amsgrad`.
@@ -58,19 +58,23 @@ class EntrySteps:
             parameter = parameters[name]
             state, group = self.optimizer.state.get(parameter, {}), groups[id(parameter)]
             count, (beta1, beta2) = int(state.get("step", 0)), group["betas"]
+            if count == self._last[name]:  # the update was skipped, as a GradScaler does
+                continue
             # After the optimizer is cleared, all entries count from zero. Corrections below rounding are also dropped.
-            if count <= self._last[name] or beta2 ** int(count - self._reset_at[name].max()) < 1e-9:
+            if count < self._last[name] or beta2 ** int(count - self._reset_at[name].max()) < 1e-9:
                 del self._reset_at[name], self._last[name]
                 continue
             self._last[name] = count
             reset_at = shard_of(self._reset_at[name].expand(parameter.shape), parameter)
             weight, first, second = (local(one) for one in (parameter, state["exp_avg"], state["exp_avg_sq"]))
             at = (reset_at >= 0).to(weight.device)
-            own = (count - reset_at.to(weight.device)[at]).to(weight.dtype)
-            m, v, lr, eps = first[at], second[at], float(group["lr"]), group["eps"]
+            # In bf16, 0.999 is 1, and counts above 256 are rounded.
+            precise = torch.promote_types(weight.dtype, torch.float32)
+            own, m, v = (one.to(precise) for one in (count - reset_at.to(weight.device)[at], first[at], second[at]))
+            lr, eps = float(group["lr"]), group["eps"]
             applied = m / (1 - beta1**count) / ((v / (1 - beta2**count)).sqrt() + eps)
             right = m / (1 - beta1**own) / ((v / (1 - beta2**own)).sqrt() + eps)
-            weight[at] += lr * (applied - right)
+            weight[at] += (lr * (applied - right)).to(weight.dtype)
 
     def tensors(self) -> list[torch.Tensor]:
         """All tensors that it holds."""

@@ -16,6 +16,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from ..distributed import rank_and_world_size
 from ..errors import PlasticityError
@@ -82,6 +83,8 @@ class Mitigation:
     requires_tasks: ClassVar[bool] = False
     # Whether it requires float32 weights, because its small steps would be lost to the rounding of bf16.
     requires_float32: ClassVar[bool] = False
+    # Whether it resets moments of the optimizer, which must have a number for each weight.
+    resets_moments: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         # Measures the loss on the batch of the step, for the records of events; `MitigationCallback` sets it.
@@ -150,22 +153,29 @@ class Mitigation:
         self._events: list[dict[str, Any]] = []
         self._loss_before: float | None = None
         reshard(model)
-        self._undo = [preserve_with(model, self.paused)]
         self._sharded, self._parameters = is_fsdp(model), dict(model.named_parameters())
-        self._matrices = [name for name in non_embedding_parameters(model) if self._parameters[name].ndim == 2]
+        linear = {f"{name}.weight" for name, one in model.named_modules() if isinstance(one, nn.Linear | Conv1D)}
+        self._matrices = [name for name in non_embedding_parameters(model) if name in linear]
         if self.requires_float32:
             self._check_float32()
-        if getattr(self, "exact_moments", False) and any("betas" not in group for group in optimizer.param_groups):
-            raise PlasticityError(f"mitigation_args: exact_moments of {self.name} requires Adam or AdamW")
-        self.start()
+        self._check_optimizer()
+        self._undo = [preserve_with(model, self.paused)]
+        try:
+            self.start()
+        except BaseException:
+            self._remove_hooks()
+            raise
 
     def detach(self) -> None:
         """Stop acting: remove every hook, and restore what was changed in the optimizer."""
         if hasattr(self, "_undo"):
             self.stop()
-            for undo in self._undo:
-                undo()
-            del self._undo
+            self._remove_hooks()
+
+    def _remove_hooks(self) -> None:
+        for undo in self._undo:
+            undo()
+        del self._undo
 
     def start(self) -> None:
         """Called by `attach`: check the model, register hooks, copy the required initial weights."""
@@ -295,7 +305,9 @@ class Mitigation:
     # Shared by subclasses
 
     def matrices(self) -> dict[str, nn.Parameter]:
-        """The trained matrices except embeddings and output head, by name, sharded as in the optimizer."""
+        """
+        The trained matrices of linear modules except embeddings and output head, by name, sharded as in the optimizer.
+        """
         trained = self.trained()
         return {name: trained[name] for name in self._matrices if name in trained}
 
@@ -322,6 +334,20 @@ class Mitigation:
         digest = hashlib.blake2b(f"{self.name}/{self.seed}/{step}/{what}".encode(), digest_size=8).digest()
         return torch.Generator().manual_seed(int.from_bytes(digest, "big") >> 1)
 
+    def check_matrices(self) -> None:
+        """
+        Raises:
+            [`PlasticityError`]: There is no matrix to act on, or weights that are not matrices, such as those of
+                experts, would be left out.
+        """
+        for name, parameter in non_embedding_parameters(self.model).items():
+            if parameter.requires_grad and parameter.ndim > 2:
+                raise PlasticityError(
+                    f"model: '{name}' has {parameter.ndim} dimensions, and {self.name} acts on the matrices of linear "
+                    "modules only; models with experts or convolutions are not supported"
+                )
+        self.check_trained(self.matrices())
+
     def check_trained(self, parameters: dict[str, nn.Parameter]) -> None:
         """
         Raises:
@@ -331,6 +357,22 @@ class Mitigation:
             raise PlasticityError(f"model: '{type(self.model).__name__}' has nothing that {self.name} acts on")
         for parameter in parameters.values():
             optimizer_moments(self.optimizer, parameter)
+
+    def _check_optimizer(self) -> None:
+        inner = getattr(self.optimizer, "optimizer", self.optimizer)
+        kind = type(inner).__name__
+        if self.resets_moments and kind == "Adafactor":
+            raise PlasticityError(
+                f"optim: Adafactor has no number for each weight, and {self.name} resets those of single weights; use "
+                "adamw_torch"
+            )
+        amsgrad = any(group.get("amsgrad") for group in inner.param_groups)
+        adam = type(inner) in (torch.optim.Adam, torch.optim.AdamW) and not amsgrad
+        if getattr(self, "exact_moments", False) and not adam:
+            raise PlasticityError(
+                f"mitigation_args: exact_moments of {self.name} requires Adam or AdamW, not "
+                f"{kind}{' with amsgrad' if amsgrad else ''}"
+            )
 
     def _check_float32(self) -> None:
         for name, parameter in self.model.named_parameters():

@@ -80,6 +80,12 @@ class MitigationCallback(TrainerCallback):
         names = [one.name for one in self.mitigations]
         if len(set(names)) < len(names):
             raise PlasticityError(f"mitigation: {', '.join(names)} has a duplicate name")
+        exact = [one.name for one in self.mitigations if getattr(one, "exact_moments", False)]
+        if len(exact) > 1:
+            raise PlasticityError(
+                f"mitigation_args: exact_moments of {' and '.join(exact)} would correct the same updates twice; set "
+                "it for one of them"
+            )
         self.timeline = Timeline(task_steps, tasks_per_cycle, tokens_per_step)
         self.seed, self.output_dir = seed, output_dir
         self._saved: Path | None = None
@@ -106,19 +112,23 @@ class MitigationCallback(TrainerCallback):
         folder, step = self._folder(args), state.global_step
         if step == 0 and self.requires_new_folder:
             self._check_folder(folder)
-        if self._batch_loss is not None:  # left by a training that ended with an error
-            self._batch_loss.remove()
+        self._detach()  # from a training that ended with an error
+        self._saved = None
         self._batch_loss = BatchLoss(model)
-        for mitigation in self.mitigations:
-            mitigation.measure_loss = self._batch_loss.measure
-            mitigation.attach(
-                model,
-                optimizer,
-                seed=args.seed if self.seed is None else self.seed,
-                task_steps=self.timeline.task_steps,
-            )
-        if step > 0:
-            self._load(Path(checkpoint or folder / f"checkpoint-{step}"), step)
+        try:
+            for mitigation in self.mitigations:
+                mitigation.measure_loss = self._batch_loss.measure
+                mitigation.attach(
+                    model,
+                    optimizer,
+                    seed=args.seed if self.seed is None else self.seed,
+                    task_steps=self.timeline.task_steps,
+                )
+            if step > 0:
+                self._load(Path(checkpoint or folder / f"checkpoint-{step}"), step)
+        except BaseException:
+            self._detach()
+            raise
 
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -157,7 +167,11 @@ class MitigationCallback(TrainerCallback):
             self._write(args, state.global_step, summarize=True)
             for mitigation in self.mitigations:
                 self._sum_up(args, state.global_step, mitigation)
-        self._batch_loss.remove()
+        self._detach()
+
+    def _detach(self) -> None:
+        if self._batch_loss is not None:
+            self._batch_loss.remove()
         for mitigation in self.mitigations:
             mitigation.detach()
 

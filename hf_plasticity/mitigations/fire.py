@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from ..errors import PlasticityError
@@ -47,6 +46,7 @@ class Fire(Mitigation):
     name: ClassVar[str] = "fire"
     reference: ClassVar[str] = "Han et al. 2026, huggingface.co/papers/2602.08040"
     requires_tasks: ClassVar[bool] = True
+    resets_moments: ClassVar[bool] = True
 
     iterations: int = argument(5, "n: Newton–Schulz iterations", "the paper's code", Choice((5, 10, 30)))
     method: str = argument(NEWTON_SCHULZ, "newton_schulz or exact (by SVD)", "the paper")
@@ -56,14 +56,11 @@ class Fire(Mitigation):
         self.require(self.method in (NEWTON_SCHULZ, EXACT), "method", f"{NEWTON_SCHULZ} or {EXACT}")
 
     def start(self) -> None:
-        self.check_trained(self.matrices())
+        self.check_matrices()
         modules = {f"{name}.weight": module for name, module in self.model.named_modules()}
         # For each matrix: whether it is stored as (in, out), and the positions of each block along its outputs.
         self.transposed = {name: isinstance(modules[name], Conv1D) for name in self.matrices()}
         self.blocks: dict[str, list[torch.Tensor]] = {}
-        for name in self.matrices():
-            if not isinstance(modules[name], nn.Linear | Conv1D):
-                raise PlasticityError(f"model: '{name}' is not the matrix of a linear module, which fire requires")
         for layer in find_structure(self.model).layers:
             if layer.heads is None or layer.units is None:
                 raise PlasticityError(

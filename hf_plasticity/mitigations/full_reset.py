@@ -27,6 +27,7 @@ class FullReset(Mitigation):
     name: ClassVar[str] = "full_reset"
     reference: ClassVar[str] = "a control"
     requires_tasks: ClassVar[bool] = True
+    resets_moments: ClassVar[bool] = True
 
     def start(self) -> None:
         self.check_trained(dict(self.model.named_parameters()))

@@ -28,7 +28,7 @@ class Grama(Redo):
 
     Cost: one reading of ∂L/∂h in W of F steps.
 
-    Limits: `torch.compile` is not supported. The score is relative to the layer.
+    Limits: the score is relative to the layer.
 
     Args:
         threshold (`float`, *optional*, defaults to 0.01):

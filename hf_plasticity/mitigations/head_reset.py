@@ -58,6 +58,7 @@ class HeadReset(Mitigation):
 
     name: ClassVar[str] = "head_reset"
     reference: ClassVar[str] = "thresholds of huggingface.co/papers/2606.24752; the reset is defined here"
+    resets_moments: ClassVar[bool] = True
 
     collapsed_threshold: float = argument(
         0.1, "share of H_max below which a head is collapsed", "2606.24752", LogUniform(0.05, 0.3)
@@ -91,17 +92,17 @@ class HeadReset(Mitigation):
         if (gap := AttentionObserver(self.model, self.structure, DiagnosticsConfig()).gap) is not None:
             raise PlasticityError(f"model: head_reset cannot measure its attention: {gap}")
         self.batches: list[tuple[torch.Tensor, torch.Tensor | None]] = []
-        self.watching = self.every == 1
+        self.watching, self.active = self.every == 1, True
         handle = self.model.register_forward_pre_hook(self._keep_batch, with_kwargs=True)
         self._undo.append(handle.remove)
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        watching, self.watching = self.watching, False
+        active, self.active = self.active, False
         try:
             yield
         finally:
-            self.watching = watching
+            self.active = active
 
     def state(self) -> dict[str, Any]:
         return {"watching": self.watching}
@@ -110,12 +111,14 @@ class HeadReset(Mitigation):
         self.watching = state["watching"]
 
     def _keep_batch(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-        if self.watching and module.training:
-            if kwargs.get("position_ids") is not None:
-                raise PlasticityError(
-                    "mitigation: head_reset does not support packed batches (position_ids), whose heads see only a "
-                    "part of a row; train without packing"
-                )
+        if not (self.active and module.training):
+            return
+        if kwargs.get("position_ids") is not None:
+            raise PlasticityError(
+                "mitigation: head_reset does not support packed batches (position_ids), whose heads see only a part "
+                "of a row; train without packing"
+            )
+        if self.watching:
             input_ids = kwargs["input_ids"] if "input_ids" in kwargs else args[0]
             self.batches.append((input_ids, kwargs.get("attention_mask")))
 

@@ -59,7 +59,7 @@ class ShrinkPerturb(Mitigation):
         self.require(self.toward in (FRESH, INITIAL), "toward", f"{FRESH} or {INITIAL}")
 
     def start(self) -> None:
-        self.check_trained(self.matrices())
+        self.check_matrices()
         self.initial: dict[str, torch.Tensor] = {}
         for name, parameter in self.matrices().items():
             if self.toward == INITIAL:

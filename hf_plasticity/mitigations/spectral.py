@@ -54,7 +54,7 @@ class Spectral(Mitigation):
         self.require(self.exponent >= 1, "exponent", "1 or more")
 
     def start(self) -> None:
-        self.check_trained(self.matrices())
+        self.check_matrices()
         self.target: dict[str, float] = {}
         self.right: dict[str, torch.Tensor] = {}
         for name, parameter in self.matrices().items():

@@ -46,6 +46,7 @@ class SWR(Mitigation):
 
     name: ClassVar[str] = "swr"
     reference: ClassVar[str] = "Hernandez-Garcia et al. 2025, huggingface.co/papers/2508.00212"
+    resets_moments: ClassVar[bool] = True
 
     fraction: float = argument(
         0.01, "φ: fraction of each matrix that is resampled", "chosen here", LogUniform(0.001, 0.1)
@@ -62,8 +63,8 @@ class SWR(Mitigation):
         self.require(self.utility in (GRADIENT, MAGNITUDE, RANDOM), "utility", "gradient, magnitude or random")
 
     def start(self) -> None:
+        self.check_matrices()
         matrices = self.matrices()
-        self.check_trained(matrices)
         self.due = dict.fromkeys(matrices, 0.0)
         self.lowest: dict[str, torch.Tensor] = {}
         self.initialization.draw(next(iter(matrices)), self.seed)

@@ -170,6 +170,7 @@ class UnitMitigation(Mitigation):
     )
 
     watched: ClassVar[tuple[str, ...]] = ("absolute",)
+    resets_moments: ClassVar[bool] = True
 
     def start(self) -> None:
         self.layers = layers_with_units(self.model, self.name)

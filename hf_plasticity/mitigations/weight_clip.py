@@ -47,7 +47,7 @@ class WeightClip(Mitigation):
         self.require(self.kappa > 0, "kappa", "above 0")
 
     def start(self) -> None:
-        self.check_trained(self.matrices())
+        self.check_matrices()
         self.bounds = {
             name: self.kappa * math.sqrt(3) * self.initialization.draw(name, seed=0).std().item()
             for name in self.matrices()

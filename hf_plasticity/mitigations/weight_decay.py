@@ -62,6 +62,6 @@ class WeightDecay(Mitigation):
             group["weight_decay"] = weight_decay
 
     def after_step(self, step: int) -> None:
-        if self.weight_decay:
-            for group, _ in self.before:
+        for group, weight_decay in self.before:
+            if weight_decay != self.weight_decay:
                 self.count("matrices", sum(parameter.numel() for parameter in group["params"]))

@@ -69,3 +69,5 @@ def test_a_control_shares_the_choice_of_its_method():
     control = with_chosen_arguments("random_reset", chosen)
     assert control == dataclasses.replace(chosen, method="random_reset")
     assert control.name == "random_reset-trial3"
+    # Compared alone, it draws the same arguments, so that its method can be added to the comparison.
+    assert trials("random_reset")[3].arguments == control.arguments

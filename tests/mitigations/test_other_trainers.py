@@ -1,5 +1,7 @@
 """`MitigationCallback` beside the plain Trainer: models with adapters of PEFT, and TRL's SFTTrainer."""
 
+import shutil
+
 import pytest
 import torch
 from datasets import Dataset
@@ -7,7 +9,8 @@ from peft import LoraConfig, get_peft_model
 from transformers import GPT2LMHeadModel, Trainer, TrainingArguments
 
 from hf_plasticity import MitigationCallback, PlasticityError, byte_tokenizer, gpt2_config
-from hf_plasticity.mitigations import MITIGATIONS
+from hf_plasticity.mitigations import MITIGATIONS, SWR, L2Init, Redo, ShrinkPerturb
+from hf_plasticity.mitigations.callback import STATE_FILE
 from hf_plasticity.records import MITIGATIONS_FILE, read_records
 from support.mitigations import CASES
 from support.tiny import random_blocks, tiny_model
@@ -47,6 +50,36 @@ def test_a_model_with_adapters_is_refused_on_one_line_before_training(tmp_path, 
     assert "\n" not in str(error.value)
     assert trainer.state.global_step == 0 and not (tmp_path / MITIGATIONS_FILE).exists()
     torch.testing.assert_close(dict(model.state_dict()), before, rtol=0, atol=0)
+
+
+def plain_trainer(folder, *mitigations, **settings):
+    rows = [{"input_ids": row, "labels": row} for row in random_blocks(24).tolist()]
+    trainer = Trainer(tiny_model(), TrainingArguments(folder, **SETTINGS | settings), train_dataset=rows)
+    trainer.add_callback(MitigationCallback(list(mitigations)))
+    return trainer
+
+
+def test_a_training_that_a_mitigation_refuses_goes_on_without_the_callback(tmp_path):
+    trainer = plain_trainer(tmp_path, L2Init(), ShrinkPerturb(), weight_decay=0.1)
+    callback = trainer.callback_handler.callbacks[-1]
+    with pytest.raises(PlasticityError, match="task_steps: required by shrink_perturb"):
+        trainer.train()
+    assert {group["weight_decay"] for group in trainer.optimizer.param_groups} == {0.1, 0.0}
+    assert not trainer.model._forward_pre_hooks and not callback._batch_loss._batches
+
+
+def test_two_methods_with_exact_moments_are_refused():
+    with pytest.raises(PlasticityError, match="exact_moments of redo and swr would correct the same updates twice"):
+        MitigationCallback([Redo(exact_moments=True), SWR(exact_moments=True)])
+    MitigationCallback([Redo(exact_moments=True), SWR()])
+
+
+def test_a_callback_that_is_used_again_saves_its_state_again(tmp_path):
+    trainer = plain_trainer(tmp_path / "run", L2Init(), save_steps=2, max_steps=2)
+    trainer.train()
+    shutil.rmtree(tmp_path / "run")
+    trainer.train()
+    assert (tmp_path / "run" / "checkpoint-2" / STATE_FILE).exists()
 
 
 @pytest.mark.parametrize("name", ["redo", "l2_init", "shrink_perturb"])

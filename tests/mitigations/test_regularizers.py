@@ -4,9 +4,10 @@ import math
 
 import pytest
 import torch
+from transformers import CohereConfig, CohereForCausalLM, MixtralConfig, MixtralForCausalLM
 
 from hf_plasticity import PlasticityError
-from hf_plasticity.mitigations import L2Init, ShrinkPerturb, Spectral, WeightClip, WeightDecay
+from hf_plasticity.mitigations import SWR, Fire, L2Init, ShrinkPerturb, Spectral, WeightClip, WeightDecay
 from hf_plasticity.network import InitialDistribution, non_embedding_parameters
 from support.mitigated import copy_of, make_optimizer, train
 
@@ -64,8 +65,47 @@ def test_l2_init_keeps_the_initial_weights_in_its_state(model, tokens):
 @pytest.mark.parametrize("kind", [L2Init, Spectral])
 def test_methods_with_small_steps_require_float32_weights(model, kind):
     model.bfloat16()
+    mitigation, optimizer = kind(), make_optimizer(model)
     with pytest.raises(PlasticityError, match=r"is bfloat16, and .* requires float32 weights"):
-        kind().attach(model, make_optimizer(model))
+        mitigation.attach(model, optimizer)
+    mitigation.attach(model.float(), optimizer)
+
+
+def test_norms_of_several_heads_are_no_matrices():
+    config = CohereConfig(
+        vocab_size=61, hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2,
+        use_qk_norm=True, pad_token_id=0, bos_token_id=0, eos_token_id=0,
+    )  # fmt: skip
+    model = CohereForCausalLM(config)
+    norms = {name: one.clone() for name, one in model.named_parameters() if "norm" in name}
+    assert any(one.ndim == 2 for one in norms.values())
+    for mitigation in (WeightClip(), ShrinkPerturb()):
+        mitigation.attach(model, make_optimizer(model), task_steps=1)
+        mitigation.after_step(1)
+        mitigation.task_end(1)
+        mitigation.detach()
+    for name, norm in norms.items():
+        torch.testing.assert_close(dict(model.named_parameters())[name].detach(), norm, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("kind", [WeightClip, ShrinkPerturb, Spectral, SWR, Fire])
+def test_models_with_experts_are_refused(kind):
+    config = MixtralConfig(
+        vocab_size=61, hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=2, num_local_experts=2, pad_token_id=0, bos_token_id=0, eos_token_id=0,
+    )  # fmt: skip
+    model = MixtralForCausalLM(config)
+    with pytest.raises(PlasticityError, match=f"experts.gate_up_proj' has 3 dimensions, and {kind.name} acts on"):
+        kind().attach(model, make_optimizer(model), task_steps=1)
+
+
+@pytest.mark.parametrize(("configured", "total"), [(0.5, True), (0.0, False)])
+def test_a_weight_decay_of_zero_counts_if_it_is_a_change(model, tokens, configured, total):
+    mitigation, optimizer = WeightDecay(weight_decay=0.0), make_optimizer(model, weight_decay=configured)
+    mitigation.attach(model, optimizer)
+    train(model, optimizer, mitigation, tokens, steps=1)
+    mitigation.take_events(1, summarize=True)
+    assert (mitigation.total > 0) == total
 
 
 def test_shrink_and_perturb_with_one_and_zero_changes_nothing(model, tokens):

@@ -5,10 +5,21 @@ import itertools
 
 import pytest
 import torch
-from transformers import BloomConfig, BloomForCausalLM
+from transformers import Adafactor, BloomConfig, BloomForCausalLM
 
 from hf_plasticity import PlasticityError
-from hf_plasticity.mitigations import CBP, SNR, SWR, Grama, RandomReset, Redo
+from hf_plasticity.mitigations import (
+    CBP,
+    SNR,
+    SWR,
+    ActiveForgetting,
+    FullReset,
+    Grama,
+    HeadReset,
+    RandomReset,
+    Redo,
+)
+from hf_plasticity.mitigations.adam import EntrySteps
 from hf_plasticity.mitigations.batch_loss import BatchLoss
 from hf_plasticity.mitigations.snr import gap_bin, longest_gap
 from hf_plasticity.network import InitialDistribution, find_structure, preserve_model
@@ -316,10 +327,63 @@ def test_the_loss_of_a_batch_leaves_out_passes_without_a_label(model, tokens):
     assert measured[0] == measured[1] > 0 and measured[2] is None
 
 
+def test_a_refused_model_keeps_no_hook():
+    model = BloomForCausalLM(BloomConfig(vocab_size=61, hidden_size=16, n_layer=1, n_head=2))
+    with pytest.raises(PlasticityError):
+        Redo().attach(model, make_optimizer(model))
+    with preserve_model(model):
+        pass
+    assert not model._forward_pre_hooks
+
+
+OTHERS = {
+    "RMSprop": lambda parameters: torch.optim.RMSprop(parameters),
+    "NAdam": lambda parameters: torch.optim.NAdam(parameters),
+    "AdamW with amsgrad": lambda parameters: torch.optim.AdamW(parameters, amsgrad=True),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
 @pytest.mark.parametrize("kind", [Redo, SWR])
-def test_exact_moments_require_adam(model, kind):
-    with pytest.raises(PlasticityError, match=f"exact_moments of {kind.name} requires Adam or AdamW"):
-        kind(exact_moments=True).attach(model, torch.optim.RMSprop(model.parameters()))
+def test_exact_moments_require_adam(model, kind, name):
+    with pytest.raises(PlasticityError, match=f"exact_moments of {kind.name} requires Adam or AdamW, not {name}"):
+        kind(exact_moments=True).attach(model, OTHERS[name](model.parameters()))
+
+
+@pytest.mark.parametrize("kind", [Redo, SWR, FullReset, ActiveForgetting, HeadReset])
+def test_an_optimizer_without_a_number_for_each_weight_is_refused_before_training(model, kind):
+    with pytest.raises(PlasticityError, match=f"optim: Adafactor has no number for each weight, and {kind.name}"):
+        kind().attach(model, Adafactor(model.parameters(), lr=1e-3, relative_step=False), task_steps=4)
+
+
+def test_exact_moments_of_bfloat16_weights_are_finite(tokens):
+    model = tiny_model("llama", dropout=0.0).train().bfloat16()
+    mitigation = Redo(threshold=1.0, every=3, window=1, exact_moments=True)
+    optimizer = attached(mitigation, model, lr=1e-3, betas=(0.9, 0.999))
+    train(model, optimizer, mitigation, tokens, steps=5)
+    assert mitigation.total > 0 and mitigation.entry_steps.tensors()
+    assert all(torch.isfinite(parameter).all() for parameter in model.parameters())
+
+
+def test_a_skipped_update_does_not_end_the_correction():
+    """A GradScaler skips the update after an overflow."""
+    weight = torch.nn.Parameter(torch.ones(2))
+    optimizer = torch.optim.AdamW([weight], lr=0.1)
+
+    def update():
+        weight.grad = torch.ones(2)
+        optimizer.step()
+
+    for _ in range(5):
+        update()
+    steps = EntrySteps(optimizer)
+    steps.add("weight", weight, torch.tensor([True, False]))
+    steps.correct({"weight": weight})  # of no update
+    assert len(steps.tensors()) == 1
+    update()
+    before = weight.detach().clone()
+    steps.correct({"weight": weight})
+    assert weight[0] != before[0] and weight[1] == before[1]
 
 
 def adam_of_an_entry(gradients, lr, betas, eps):

@@ -9,7 +9,7 @@ from transformers import Olmo2Config, Olmo2ForCausalLM
 from hf_plasticity import PlasticityError
 from hf_plasticity.diagnostics import DiagnosticsConfig, diagnose
 from hf_plasticity.mitigations import SWR, ActiveForgetting, Fire, FullReset, HeadReset
-from hf_plasticity.network import InitialDistribution, find_structure, non_embedding_parameters
+from hf_plasticity.network import InitialDistribution, find_structure, non_embedding_parameters, preserve_model
 from support.mitigated import copy_of, logits_of, make_optimizer, train
 from support.tiny import VOCABULARY, tiny_model
 
@@ -198,6 +198,16 @@ def test_head_reset_resets_a_collapsed_head_of_a_training(model, tokens):
     [event] = mitigation.take_events(2, summarize=False)
     assert event["touched"] == {"1": group}
     assert mitigation.batches == []
+
+
+def test_head_reset_refuses_packed_batches_from_the_first_step(model, tokens):
+    mitigation = HeadReset(every=1000)
+    mitigation.attach(model, make_optimizer(model))
+    positions = torch.arange(tokens.shape[1]).expand(tokens.shape)
+    with preserve_model(model):
+        model(input_ids=tokens, position_ids=positions)
+    with pytest.raises(PlasticityError, match="head_reset does not support packed batches"):
+        model(input_ids=tokens, position_ids=positions)
 
 
 def test_head_reset_refuses_a_norm_over_all_heads():
