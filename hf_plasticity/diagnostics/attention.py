@@ -38,6 +38,9 @@ def maximum_entropy(context_length: int, min_context: int | None = None, window:
         min_context (`int`, *optional*): Fewest keys; by default 256, or half the context if it is under 512.
         window (`int`, *optional*): The sliding window, the maximum number of visible keys.
 
+    Raises:
+        [`PlasticityError`]: No query has so many visible keys.
+
     Example:
 
     ```python
@@ -51,7 +54,10 @@ def maximum_entropy(context_length: int, min_context: int | None = None, window:
     for position in range(1, context_length + 1):
         queries[min(position, window or position)] += 1
     context = min(context_length, window or context_length)
-    return _maximum_entropy(queries, min_context or default_min_context(context))
+    fewest = min_context or default_min_context(context)
+    if fewest > context:
+        raise PlasticityError(f"min_context: {fewest} keys are more than any query has, {context}")
+    return _maximum_entropy(queries, fewest)
 
 
 def _maximum_entropy(queries: torch.Tensor, min_context: int) -> float:

@@ -89,6 +89,7 @@ def measure_curvature(
     model: PreTrainedModel,
     config: DiagnosticsConfig,
     batches: Callable[[], Iterable[tuple[torch.Tensor, torch.Tensor | None]]],
+    targets: float | None = None,
 ) -> dict[str, Measure]:
     """
     `hessian_largest_eigenvalue`: λ_max of the Hessian of the loss L of `measure_gradients`, on the first
@@ -116,7 +117,7 @@ def measure_curvature(
     def product(v: Vector) -> Vector:
         total, count = [torch.zeros_like(x) for x in v], 0
         for input_ids, mask in batches():
-            loss = causal_lm_loss(model, input_ids, mask)
+            loss = causal_lm_loss(model, input_ids, mask, targets)
             gradients = torch.autograd.grad(loss, parameters, create_graph=True, materialize_grads=True)
             along = sum((gradient * x).sum() for gradient, x in zip(gradients, v))
             for sums, part in zip(total, torch.autograd.grad(along, parameters, materialize_grads=True)):

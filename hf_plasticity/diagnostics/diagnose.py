@@ -25,6 +25,7 @@ from .attention import AttentionObserver
 from .config import DiagnosticsConfig
 from .drift import EMBEDDING_NAMES, REFERENCE_NAMES, SavedWeights, measure_drift, measure_embedding_norm
 from .features import FeatureObserver
+from .gradients import predicted
 from .measure import Measure
 from .units import UnitObserver, fraction_at_or_below
 from .weights import MAGNITUDE_NAMES, WEIGHT_RANK_NAMES, measure_magnitude, measure_weight_ranks
@@ -179,6 +180,10 @@ def diagnose(
             part = slice(start, start + size)
             yield blocks[part].to(model.device), None if mask is None else mask[part].to(model.device)
 
+    def targets(size: int, most: int = len(blocks)) -> float | None:
+        """The mean number of predicted tokens of a mini-batch, with padding."""
+        return None if mask is None else predicted(mask[:most]).sum().item() * size / min(most, len(blocks))
+
     found: dict[str, Measure] = {}
     with evaluation_mode(model), torch.no_grad():
         if wanted(FORWARD_MEASURES):
@@ -202,11 +207,12 @@ def diagnose(
         if wanted(GRADIENT_MEASURES) or wanted(CURVATURE_MEASURES):
             check_gradients(model)
         if wanted(GRADIENT_MEASURES):
-            found |= gradients.measure_gradients(model, structure, config, batches(config.gradient_batch_size))
+            size = config.gradient_batch_size
+            found |= gradients.measure_gradients(model, structure, config, batches(size), targets(size))
         if wanted(CURVATURE_MEASURES):
             size = config.gradient_batch_size
             most = max(1, config.hessian_sequences // size) * size
-            found |= curvature.measure_curvature(model, config, lambda: batches(size, most))
+            found |= curvature.measure_curvature(model, config, lambda: batches(size, most), targets(size, most))
 
     diagnosis = Diagnosis({}, config_hash=_hash(config, names, blocks, mask))
     for name in names:
@@ -274,7 +280,7 @@ def _check_blocks(
     config: DiagnosticsConfig,
     names: list[str],
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    blocks = torch.as_tensor(np.asarray(as_blocks(blocks, padded=mask is not None))).long()
+    blocks = _on_cpu(as_blocks(blocks, padded=mask is not None)).long()
     if blocks.ndim != 2 or len(blocks) < 1 or blocks.shape[1] < 2:
         raise PlasticityError(
             f"blocks: shape {tuple(blocks.shape)}; expected (sequences, tokens) with at least 2 tokens"
@@ -284,14 +290,14 @@ def _check_blocks(
         raise PlasticityError(
             f"blocks: sequences of {blocks.shape[1]} tokens are longer than the context of the model, {context}"
         )
-    vocabulary = model.get_input_embeddings().num_embeddings
+    vocabulary = len(model.get_input_embeddings().weight)
     if blocks.min() < 0 or blocks.max() >= vocabulary:
         raise PlasticityError(
             f"blocks: token ids from {blocks.min()} to {blocks.max()}; the vocabulary of the model is 0 to "
             f"{vocabulary - 1}"
         )
     if mask is not None:
-        mask = torch.as_tensor(np.asarray(mask)).long()
+        mask = _on_cpu(mask).long()
         if mask.shape != blocks.shape:
             raise PlasticityError(f"attention_mask: shape {tuple(mask.shape)}; expected the shape of the blocks")
         if (mask.sum(1) < 2).any():
@@ -320,8 +326,12 @@ def diagnostics_hash(
 ) -> str:
     """The `diagnostics_config_hash` of a diagnosis on these blocks without padding."""
     config = config or DiagnosticsConfig()
-    tokens = torch.as_tensor(np.asarray(as_blocks(blocks))).long()
+    tokens = _on_cpu(as_blocks(blocks)).long()
     return _hash(config, _names(config, has_reference), tokens, None)
+
+
+def _on_cpu(numbers: Any) -> torch.Tensor:
+    return numbers.cpu() if isinstance(numbers, torch.Tensor) else torch.as_tensor(np.asarray(numbers))
 
 
 def _hash(config: DiagnosticsConfig, names: list[str], blocks: torch.Tensor, mask: torch.Tensor | None) -> str:

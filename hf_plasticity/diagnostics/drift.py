@@ -6,6 +6,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.other import TrainableTokensWrapper
 from safetensors import safe_open
 from safetensors.torch import save
 from transformers import PreTrainedModel
@@ -64,7 +66,10 @@ def measure_embedding_norm(model: PreTrainedModel) -> dict[str, Measure]:
     """
     `embedding_norm`: the mean Euclidean norm of the rows of the token embedding. From 0 up. Cost: reading it once.
     """
-    return {"embedding_norm": Measure(_row_norms(model.get_input_embeddings().weight).mean().item())}
+    embedding = model.get_input_embeddings()
+    if isinstance(embedding, BaseTunerLayer | TrainableTokensWrapper):
+        return {"embedding_norm": Measure(None, gap="its token embedding has adapters")}
+    return {"embedding_norm": Measure(_row_norms(embedding.weight).mean().item())}
 
 
 def measure_drift(

@@ -95,11 +95,13 @@ def measure_gradients(
     structure: Structure,
     config: DiagnosticsConfig,
     batches: Iterable[tuple[torch.Tensor, torch.Tensor | None]],
+    targets: float | None = None,
 ) -> dict[str, Measure]:
     """
     Four measures from one backward pass over mini-batches B of `gradient_batch_size` sequences, with dropout off, with
-    respect to all parameters that require a gradient, including embeddings. L is the mean of the mini-batches' losses,
-    each the mean next-token cross-entropy of its tokens in nats, and g_B their gradients.
+    respect to all parameters that require a gradient, including embeddings. L is the mean next-token cross-entropy of
+    all tokens in nats. It is the mean of the mini-batches' losses, each the sum over its tokens divided by the mean
+    number of tokens of a mini-batch (`targets`, with padding), and g_B are their gradients.
 
     - `gradient_norm`: ‖∇L‖₂, overall and of each layer's parameters. From 0 up.
     - `gradient_diversity`: Σ‖g_B‖² / ‖Σ g_B‖² (Yin et al., huggingface.co/papers/1706.05699, definition 1, with
@@ -142,7 +144,7 @@ def measure_gradients(
     def losses() -> Iterable[Callable[[], torch.Tensor]]:
         for input_ids, mask in batches:
             tokens[0] = None if mask is None else mask.bool()
-            yield lambda: causal_lm_loss(model, input_ids, mask)  # noqa: B023 (called before the next round)
+            yield lambda: causal_lm_loss(model, input_ids, mask, targets)  # noqa: B023 (called before the next round)
 
     with ExitStack() as stack, torch.enable_grad():
         for layer in structure.layers:
@@ -171,7 +173,10 @@ def measure_gradients(
 
 
 def causal_lm_loss(
-    model: PreTrainedModel, input_ids: torch.Tensor, attention_mask: torch.Tensor | None
+    model: PreTrainedModel,
+    input_ids: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    targets: float | None = None,
 ) -> torch.Tensor:
     """
     The mean next-token cross-entropy in nats, in float32.
@@ -180,12 +185,22 @@ def causal_lm_loss(
         input_ids (`torch.Tensor` of shape `(B, T)`): Token ids.
         attention_mask (`torch.Tensor` of shape `(B, T)`, *optional*): 0 for padding, which is neither input nor
             target.
+        targets (`float`, *optional*): The number by which the sum over the predicted tokens is divided; by default
+            that of these tokens.
     """
     logits = model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).logits[:, :-1]
     labels = input_ids[:, 1:]
     if attention_mask is not None:
-        labels = labels.masked_fill(attention_mask[:, 1:] == 0, -100)
-    return nn.functional.cross_entropy(logits.flatten(0, 1).float(), labels.flatten())
+        labels = labels.masked_fill(~predicted(attention_mask), -100)
+    logits, labels = logits.flatten(0, 1).float(), labels.flatten()
+    if targets is None:
+        return nn.functional.cross_entropy(logits, labels)
+    return nn.functional.cross_entropy(logits, labels, reduction="sum") / targets
+
+
+def predicted(attention_mask: torch.Tensor) -> torch.Tensor:
+    """Which tokens after the first are predicted: those that are not padding and follow one that is not."""
+    return (attention_mask[:, 1:] != 0) & (attention_mask[:, :-1] != 0)
 
 
 def _squared_norm(tensor: torch.Tensor) -> float:

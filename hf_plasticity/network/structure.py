@@ -99,7 +99,7 @@ def find_structure(model: PreTrainedModel) -> Structure:
         try:
             name, mlp, down = find_mlp(layer.module, layer.name, config.hidden_size)
             layer.down_projection = mlp.get_submodule(down)
-            layer.units = find_hidden_units(name, mlp, down, config.hidden_size)
+            layer.units = find_hidden_units(name, mlp, down)
         except UnsupportedModuleError as reason:
             layer.units_gap = str(reason)
             layer.gap = layer.units_gap if layer.down_projection is None else None

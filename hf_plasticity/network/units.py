@@ -40,7 +40,7 @@ def find_mlp(layer: nn.Module, layer_name: str, hidden_size: int) -> tuple[str, 
     The MLP of a layer: its name in the model, the module, and in it the name of the down projection.
 
     Raises:
-        [`UnsupportedModuleError`]: The layer has no MLP, or several.
+        [`UnsupportedModuleError`]: The layer has no MLP, several, or one that is neither plain nor gated.
     """
     owners = [
         (name, module)
@@ -60,41 +60,40 @@ def find_mlp(layer: nn.Module, layer_name: str, hidden_size: int) -> tuple[str, 
             f"'{type(mlp).__name__}' has an activation but not the linear modules of an MLP (a mixture of "
             "experts or an adapter), so its hidden units are not known"
         )
+    count = features(linear[down[-1]])[0]
+    above = [features(module) for child, module in linear.items() if child != down[-1]]
+    widths = sorted(outputs for _, outputs in above)
+    if widths not in ([count], [count, count], [2 * count]) or any(inputs != hidden_size for inputs, _ in above):
+        raise UnsupportedModuleError(
+            f"the linear modules {', '.join(linear)} of '{type(mlp).__name__}' are neither a plain nor a gated MLP "
+            f"of {count} hidden units"
+        )
     return name, mlp, down[-1]
 
 
-def find_hidden_units(name: str, mlp: nn.Module, down: str, hidden_size: int) -> HiddenUnits:
+def find_hidden_units(name: str, mlp: nn.Module, down: str) -> HiddenUnits:
     """
     The hidden units of an MLP with the matrices around them.
 
     The rule is the same for every family. In addition to the down projection with n inputs, the MLP has one linear
     child with n outputs (plain), two of them (gated), or one with 2n outputs, of which i and n + i belong to unit i
-    (gated; Phi-3 and GLM).
+    (gated; Phi-3 and GLM). [`find_mlp`] checks this.
 
     Args:
         name (`str`): The name of the MLP in the model.
         mlp (`nn.Module`): The MLP, as [`find_mlp`] finds it.
         down (`str`): The name of the down projection in it.
-        hidden_size (`int`): Width of the residual stream.
 
     Raises:
-        [`UnsupportedModuleError`]: The MLP has another structure.
+        [`UnsupportedModuleError`]: The matrices are not plain, such as those with adapters.
     """
     linear = linear_children(mlp)
     count = features(linear[down])[0]
     above = {child: module for child, module in linear.items() if child != down}
-    outputs = sorted(features(module)[1] for module in above.values())
-    if outputs not in ([count], [count, count], [2 * count]) or any(
-        features(module)[0] != hidden_size for module in above.values()
-    ):
-        raise UnsupportedModuleError(
-            f"the linear modules {', '.join(linear)} of '{type(mlp).__name__}' are neither a plain nor a gated MLP "
-            f"of {count} hidden units"
-        )
     for child, module in linear.items():
         check_plain(f"{name}.{child}", module)
     numbers = torch.arange(count)[:, None]
-    fused = outputs == [2 * count]
+    fused = [features(module)[1] for module in above.values()] == [2 * count]
     index = torch.cat([numbers, count + numbers], dim=1) if fused else numbers  # (count, 1 or 2)
     return HiddenUnits(
         count=count,

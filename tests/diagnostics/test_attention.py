@@ -38,6 +38,8 @@ def built_heads() -> tuple[torch.Tensor, torch.Tensor]:
 
 def test_h_max_at_context_2048_is_the_papers():
     assert maximum_entropy(2048) == pytest.approx(6.9215, abs=5e-5)
+    with pytest.raises(PlasticityError, match="min_context: 256 keys are more than any query has, 128"):
+        maximum_entropy(128, min_context=256)
     assert maximum_entropy(2048) == pytest.approx(sum(math.log(t) for t in range(256, 2049)) / 1793, rel=1e-12)
 
 

@@ -12,12 +12,12 @@ from peft import LoraConfig, PromptTuningConfig, get_peft_model
 from transformers import TrainerCallback
 
 from hf_plasticity import PlasticityError
-from hf_plasticity.diagnostics import MEASURES, DiagnosticsCallback, DiagnosticsConfig
+from hf_plasticity.diagnostics import MEASURES, DiagnosticsCallback, DiagnosticsConfig, diagnose
 from hf_plasticity.records import read_records
 from support.diagnosed_training import BLOCKS, outcome, same, train
 from support.launch import ROOT, SUPPORT
 from support.own_script import EVALUATION, own_training
-from support.tiny import tiny_model
+from support.tiny import random_blocks, tiny_model
 from support.trainers import assert_same, final_state
 
 
@@ -160,6 +160,17 @@ def test_adapters_of_peft_are_part_of_the_model_and_training_does_not_change(tmp
     moved = [record["measures"]["distance_from_initialization"]["overall"] for record in (first, last)]
     assert moved[0] == 0 and moved[1] > 0
     assert "adapter" in last["not_measured"]["dormant_units"] and "attention_entropy" in last["measures"]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"target_modules": ["q_proj", "embed_tokens"]}, {"trainable_token_indices": {"embed_tokens": [1, 2]}}],
+)
+def test_a_model_with_adapters_of_the_embedding_is_diagnosed(settings):
+    model = get_peft_model(tiny_model("llama"), LoraConfig(task_type="CAUSAL_LM", r=2, **settings))
+    diagnosis = diagnose(model, random_blocks(4))
+    assert diagnosis["dormant_units"].overall is not None
+    assert diagnosis.not_measured["embedding_norm"] == "its token embedding has adapters"
 
 
 def test_virtual_tokens_of_peft_are_refused_before_training(tmp_path):

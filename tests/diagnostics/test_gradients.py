@@ -9,6 +9,7 @@ from transformers import AutoModelForCausalLM, GPT2Config
 from hf_plasticity import PlasticityError
 from hf_plasticity.diagnostics import GRADIENT_MEASURES, DiagnosticsConfig, diagnose
 from hf_plasticity.diagnostics.gradients import causal_lm_loss, summarize_gradients
+from support.tiny import random_blocks, tiny_model
 
 
 CONFIG = DiagnosticsConfig(measures=GRADIENT_MEASURES)
@@ -98,6 +99,25 @@ def test_padding_is_not_predicted(gpt2):
     padded = diagnose(gpt2, blocks, CONFIG, attention_mask=mask)
     for name in GRADIENT_MEASURES:
         assert padded[name].overall == pytest.approx(short[name].overall, rel=1e-4)
+
+
+def test_every_predicted_token_counts_the_same_whatever_the_padding():
+    model = tiny_model("llama", dropout=0.0)
+    blocks, lengths = torch.from_numpy(random_blocks(4)), (3, 5, 12, 12)
+    right, left, shifted = torch.zeros_like(blocks), torch.zeros_like(blocks), torch.zeros_like(blocks)
+    for row, length in enumerate(lengths):
+        right[row, :length] = left[row, -length:] = 1
+        shifted[row, -length:] = blocks[row, :length]
+    every = [model(input_ids=blocks[row : row + 1, :n]).logits[0, :-1] for row, n in enumerate(lengths)]
+    targets = torch.cat([blocks[row, 1:n] for row, n in enumerate(lengths)])
+    loss = torch.nn.functional.cross_entropy(torch.cat(every), targets)
+    norm = torch.cat([one.flatten() for one in torch.autograd.grad(loss, list(model.parameters()))]).norm().item()
+    for size in (1, 2):
+        config = DiagnosticsConfig(measures=["gradient_norm"], gradient_batch_size=size)
+        for tokens, mask in ((blocks, right), (shifted, left)):
+            measure = diagnose(model, tokens, config, attention_mask=mask)["gradient_norm"]
+            assert measure.overall == pytest.approx(norm, rel=1e-4)
+            assert measure.detail["loss"] == pytest.approx(loss.item(), rel=1e-5)
 
 
 def test_gradient_activity_is_zero_exactly_where_no_gradient_arrives():

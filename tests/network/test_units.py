@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, BloomConfig, MixtralConfig
+from transformers import AutoModelForCausalLM, BloomConfig, MambaConfig, MambaForCausalLM, MixtralConfig
 
 from hf_plasticity.network import find_structure
 from support.families import UNITS, make_model
@@ -29,6 +29,12 @@ def perturb(slices):
 
 def others(tensor):
     return torch.cat([tensor[:, :UNIT], tensor[:, UNIT + 1 :]], dim=1)
+
+
+def test_a_mixer_is_not_taken_for_an_mlp():
+    model = MambaForCausalLM(MambaConfig(vocab_size=16, hidden_size=24, num_hidden_layers=1, state_size=4))
+    [layer] = find_structure(model).layers
+    assert layer.down_projection is None and "'MambaMixer' are neither a plain nor a gated MLP" in layer.gap
 
 
 def test_every_layer_has_its_units(model, family):
