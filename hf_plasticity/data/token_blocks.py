@@ -38,6 +38,8 @@ def as_blocks(blocks: Any, padded: bool = False) -> TokenBlocks:
             else not (blocks.is_floating_point() or blocks.is_complex() or blocks.dtype == torch.bool)
         )
         if blocks.ndim == 2 and integers:
+            if isinstance(blocks, torch.Tensor) and blocks.dtype in (torch.uint16, torch.uint32, torch.uint64):
+                return blocks.long()  # torch has hardly any operation for these
             return blocks
         raise PlasticityError(
             f"blocks: an array of shape {tuple(blocks.shape)} and type {blocks.dtype}; pass whole numbers (token ids) "

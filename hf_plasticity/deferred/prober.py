@@ -2,7 +2,6 @@
 
 import contextlib
 import importlib.metadata
-import math
 import time
 from collections.abc import Mapping
 from functools import partial
@@ -137,7 +136,8 @@ class DeferredProber:
         use_cpu: bool,
     ):
         self.run, self.config, self.poll_seconds = run, config, deferred.poll_seconds
-        self._undelivered_since: float | None = None
+        # When the run was complete, and some of its records were not uploaded.
+        self._retrying_since: float | None = None
         training, text, provenance = config.training, config.data, recorded[PROVENANCE]
         if use_cpu:
             set_threads(choose_threads(deferred.cpu_threads, recorded.get("cpu_threads")))
@@ -228,14 +228,13 @@ class DeferredProber:
         self.run.release(self.timeline.checkpoint_name(step))
 
     def _deliver(self) -> bool:
-        delivered = self.run.deliver(self.recorder.read(self.run.folder))
-        self._undelivered_since = None if delivered else self._undelivered_since or time.monotonic()
-        return delivered
+        return self.run.deliver(self.recorder.read(self.run.folder))
 
     @property
     def _out_of_patience(self) -> bool:
         def is_late() -> bool:
-            late = time.monotonic() - (self._undelivered_since or math.inf) > PATIENCE
+            self._retrying_since = self._retrying_since or time.monotonic()
+            late = time.monotonic() - self._retrying_since > PATIENCE
             if late:
                 logger.warning(f"not all records of '{self.run.name}' are uploaded; the same command uploads the rest")
             return late

@@ -1,5 +1,7 @@
 """Checks of a model before it is probed."""
 
+import re
+
 import numpy as np
 import torch
 from accelerate.state import AcceleratorState
@@ -87,6 +89,24 @@ def _check_trained(model: nn.Module, config: ProbeConfig) -> None:
         raise PlasticityError(
             "probe_adaptation: 'lora' adds adapters, but the model already has adapters; use 'full', which trains the "
             "same parameters as the training"
+        )
+    if config.adaptation == "lora":
+        _check_targets(model, config.lora_target_modules)
+
+
+def _check_targets(model: nn.Module, targets: str | list[str]) -> None:
+    """Check that a module gets an adapter, by the rules of PEFT."""
+    names = [name for name, _ in model.named_modules()]
+    if targets == "all-linear":
+        return
+    if isinstance(targets, str):
+        found = any(re.fullmatch(targets, name) for name in names)
+    else:
+        found = any(name == target or name.endswith(f".{target}") for name in names for target in targets)
+    if not found:
+        raise PlasticityError(
+            f"lora_target_modules: {targets!r} matches no module of '{type(model).__name__}'; choose others, or "
+            "'all-linear'"
         )
 
 

@@ -135,6 +135,8 @@ class ProbeConfig:
             for number, protocol, words in ((int, Integral, "a whole number"), (float, Real, "a number")):
                 if number in kinds and (not isinstance(value, protocol) or isinstance(value, bool)):
                     raise PlasticityError(f"probe_{name}: {value!r} is not {words}")
+                if number in kinds and not isinstance(value, int | float):  # a number of NumPy
+                    setattr(self, name, number(value))
 
     @classmethod
     def from_settings(cls, settings: Any, **defaults: Any) -> "ProbeConfig":

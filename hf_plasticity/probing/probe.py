@@ -218,6 +218,8 @@ def _adapters(model: nn.Module, config: ProbeConfig) -> Iterator[nn.Module]:
             "without torch_compile"
         )
     base = unwrapped(model)
+    hooks = base.get_input_embeddings()._forward_hooks
+    known = set(hooks)
     adapted = get_peft_model(
         base,
         LoraConfig(
@@ -234,6 +236,8 @@ def _adapters(model: nn.Module, config: ProbeConfig) -> Iterator[nn.Module]:
     finally:
         reshard(base)
         adapted.unload()
+        for hook in set(hooks) - known:  # under gradient checkpointing, PEFT adds one that it never removes
+            del hooks[hook]
 
 
 def _adapt(

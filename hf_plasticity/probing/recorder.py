@@ -74,6 +74,8 @@ class ProbeRecorder:
             conditions (`Mapping[str, Any]`): The result of [`probe_conditions`] for the probed models.
             folder (`str` or `Path`): The run folder.
         """
+        if self.config.adaptation == "lora":  # trains its adapters, whichever parameters the training trains
+            conditions = {**conditions, "trained": ALL}
         protocol = {
             "language": self.language,
             "train": fingerprint(self.train_blocks),

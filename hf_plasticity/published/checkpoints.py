@@ -1,5 +1,6 @@
 """The checkpoints of a suite: find them, order them by training step, check and load them."""
 
+import contextlib
 import fnmatch
 import hashlib
 import os
@@ -102,11 +103,16 @@ def _explained(suite: SuiteConfig, error: Exception) -> Exception:
     )
 
 
-def check_weights(suite: SuiteConfig, found: Mapping[int, str]) -> None:
+def check_weights(suite: SuiteConfig, found: Mapping[int, str], recorded: Mapping[int, str] | None = None) -> None:
     """
     Check, before any download, that every checkpoint has safetensors and that no two have the same weights. Published
     suites have had branches with the weights of the final model (https://github.com/EleutherAI/pythia/issues/205 and
     206). A curve through such checkpoints is wrong.
+
+    Args:
+        suite ([`SuiteConfig`]): The suite.
+        found (`Mapping[int, str]`): The names of the checkpoints to probe, by step.
+        recorded (`Mapping[int, str]`, *optional*): Those that were probed before, as far as they still exist.
 
     Raises:
         [`PlasticityError`]: A checkpoint without safetensors, unless damaged ones are skipped; or several with the
@@ -120,6 +126,9 @@ def check_weights(suite: SuiteConfig, found: Mapping[int, str]) -> None:
         except DamagedCheckpointError:
             if not suite.skip_damaged:
                 raise
+    for name in set((recorded or {}).values()) - set(found.values()):
+        with contextlib.suppress(PlasticityError, OSError):
+            files[name] = _local_files(suite, name) if local else _files_on_the_hub(suite, name)
     holders: Mapping[Any, list[str]] = defaultdict(list)
     for name, digests in files.items():
         for digest in digests:

@@ -117,7 +117,7 @@ def _begin(suite: SuiteConfig, data: DataConfig, stack: contextlib.ExitStack) ->
     _check_folder(suite, data)
     found = find_checkpoints(suite)
     _check_steps(suite, found)
-    check_weights(suite, found)
+    check_weights(suite, found, (read_config(suite.output_dir) or {}).get(PROVENANCE, {}).get("checkpoints"))
     if data.tokenizer is None:
         check_tokenizers(suite, found)
     return found

@@ -191,6 +191,20 @@ def test_a_probe_process_that_loses_write_access_ends(hub, repo_id, deferred, in
     assert_all_there_once(hub, repo_id, inline)
 
 
+def test_uploads_are_retried_from_the_end_of_the_run_on(monkeypatch):
+    """However long they had failed before."""
+    clock = [0.0]
+    monkeypatch.setattr(prober_module.time, "monotonic", lambda: clock[0])
+    prober = prober_module.DeferredProber.__new__(prober_module.DeferredProber)
+    prober._retrying_since, prober.run = None, SimpleNamespace(name="run", deliver=lambda records: False)
+    prober.recorder = SimpleNamespace(read=lambda folder: [])
+    prober.run.folder = None
+    for now, late in ((0.0, None), (5_000.0, False), (5_599.0, False), (5_601.0, True)):
+        clock[0] = now
+        assert not prober._deliver()
+        assert late is None or prober._out_of_patience is late
+
+
 def test_records_are_not_lost_with_an_incomplete_snapshot(hub, repo_id, deferred, inline, tmp_path):
     """Of a commit of which one file is in the cache, the client may call that all when the Hub does not answer."""
     assert main(["push", str(deferred), "--hub_model_id", repo_id]) == 0

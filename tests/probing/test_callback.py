@@ -27,7 +27,7 @@ from transformers import (
 )
 from transformers.modeling_outputs import CausalLMOutput
 
-from hf_plasticity import PlasticityError, diagnose
+from hf_plasticity import PlasticityError, ProbeConfig, diagnose
 from hf_plasticity.analysis.series import label
 from hf_plasticity.data.token_blocks import as_blocks
 from hf_plasticity.network import supported
@@ -242,6 +242,28 @@ def test_full_partial_bf16_and_neftune_probes_are_never_compared(tmp_path):
     assert len(set.union(*hashes.values())) == len(trainings)
 
 
+def test_a_lora_probe_is_the_same_whichever_parameters_are_trained(tmp_path):
+    frozen = tiny_model("llama")
+    frozen.get_input_embeddings().requires_grad_(False)
+    for name, model in (("all", tiny_model("llama")), ("some", frozen)):
+        own_training(tmp_path / name, probes(every=9, config=short_probe(adaptation="lora")), model=model)
+    found = [
+        {(one["adaptation"], one["probe_config_hash"]) for one in recorded(tmp_path / name)}
+        for name in ("all", "some")
+    ]
+    assert found[0] == found[1] and {adaptation for adaptation, _ in found[0]} == {"lora"}
+
+
+def test_numbers_of_numpy_are_numbers(tmp_path):
+    own_training(tmp_path / "own", probes(every=9, config=short_probe()))
+    config = ProbeConfig(**{
+        name: np.int64(value) if type(value) is int else value for name, value in vars(short_probe()).items()
+    })  # fmt: skip
+    own_training(tmp_path / "numpy", probes(every=9, config=config))
+    assert recorded(tmp_path / "own")[0]["auc"] == recorded(tmp_path / "numpy")[0]["auc"]
+    assert recorded(tmp_path / "own")[0]["probe_config_hash"] == recorded(tmp_path / "numpy")[0]["probe_config_hash"]
+
+
 # Models without support are refused before the first step.
 
 
@@ -302,6 +324,11 @@ REFUSED = {
         adapted_in_place,
         {"config": short_probe(adaptation="lora")},
         "probe_adaptation: 'lora' adds adapters, but the model already has adapters",
+    ),
+    "adapters of no module": (
+        None,
+        {"config": short_probe(adaptation="lora", lora_target_modules=["c_attn"])},
+        "lora_target_modules: ['c_attn'] matches no module of 'LlamaForCausalLM'; choose others, or 'all-linear'",
     ),
     "adapters for a module": (
         lambda: WithoutLoss(loss=True),
@@ -388,8 +415,12 @@ def as_dataset(blocks, form=None):
 
 
 @pytest.mark.parametrize(
-    "convert", [np.ndarray.tolist, list, torch.from_numpy, as_dataset, lambda blocks: as_dataset(blocks, "torch")]
-)
+    "convert",
+    [
+        np.ndarray.tolist, list, torch.from_numpy, as_dataset, lambda blocks: as_dataset(blocks, "torch"),
+        lambda blocks: torch.from_numpy(blocks.astype(np.uint16)),
+    ],
+)  # fmt: skip
 def test_lists_tensors_and_datasets_are_the_same_text(tmp_path, convert):
     own_training(tmp_path / "arrays", probes(every=9))
     own_training(tmp_path / "others", probes(convert(TRAIN), convert(EVALUATION), every=9))

@@ -195,6 +195,14 @@ def test_the_default_probe_is_a_short_one():
     assert config.evaluation_steps() == list(range(0, 201, 10))
 
 
+def test_a_lora_probe_leaves_no_hook_under_gradient_checkpointing():
+    model = tiny_model()
+    model.gradient_checkpointing_enable()
+    before = dict(model.get_input_embeddings()._forward_hooks)
+    probe(model, adaptation="lora")
+    assert dict(model.get_input_embeddings()._forward_hooks) == before
+
+
 def test_lora_settings_matter_only_to_lora():
     assert probe_config(lora_rank=4).protocol() == probe_config().protocol()
     assert probe_config(adaptation="lora", lora_rank=4).protocol() != probe_config(adaptation="lora").protocol()

@@ -319,6 +319,10 @@ def test_checkpoints_with_each_others_weights_are_refused_before_anything_is_pro
         with pytest.raises(PlasticityError, match=r"2 checkpoints of .* have the same weights \(step0, step16\)"):
             probe(model, tmp_path / "run")
     assert not any("/resolve/" in request for request in hub.requests), "nothing is downloaded for it"
+    for number, model in enumerate((suite, repo_id)):  # also one after the other
+        probe(model, tmp_path / f"one{number}", "--revisions", "step0")
+        with pytest.raises(PlasticityError, match=r"2 checkpoints of .* have the same weights \(step0, step16\)"):
+            probe(model, tmp_path / f"one{number}", "--revisions", "step16")
     run = probe(repo_id, tmp_path / "run", "--allow_duplicates")
     assert aucs(run)[0] == aucs(run)[16] != aucs(run)[4]
     assert len(probe(suite, tmp_path / "other", "--revisions", "step4", "step16").probes) == 2
