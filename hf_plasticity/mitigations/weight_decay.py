@@ -1,7 +1,7 @@
 """The control for regularizers: another weight decay in training, but not in the probe."""
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from ..errors import PlasticityError
 from .base import Mitigation, argument
@@ -60,6 +60,13 @@ class WeightDecay(Mitigation):
     def stop(self) -> None:
         for group, weight_decay in self.before:
             group["weight_decay"] = weight_decay
+
+    def state(self) -> dict[str, Any]:
+        return {"before": [weight_decay for _, weight_decay in self.before]}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        # The optimizer of a checkpoint has the changed weight decay.
+        self.before = [(group, weight_decay) for (group, _), weight_decay in zip(self.before, state["before"])]
 
     def after_step(self, step: int) -> None:
         for group, weight_decay in self.before:
