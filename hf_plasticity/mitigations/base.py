@@ -7,7 +7,7 @@ import inspect
 import math
 import types
 import typing
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -70,7 +70,7 @@ class Mitigation:
     With several processes, every process must make the same calls. Random numbers depend only on (seed, step,
     parameter name). Inside [`preserve_model`], and therefore in probes and diagnoses, a mitigation is inactive.
 
-    A new mitigation is a file with a dataclass that inherits from this class and overrides some of `start`, `stop`,
+    A new mitigation is a file with a dataclass that inherits from this class and overrides some of `start`,
     `before_step`, `after_step`, `step_end`, `task_end`, `state` and `load_state`, and its line in
     `mitigations/methods.py`. Its fields are its arguments, declared with [`argument`].
     """
@@ -152,6 +152,7 @@ class Mitigation:
         self._counts: dict[str, int] = {}
         self._events: list[dict[str, Any]] = []
         self._loss_before: float | None = None
+        self._weight_decays: list[tuple[dict[str, Any], float]] = []
         reshard(model)
         self._sharded, self._parameters = is_fsdp(model), dict(model.named_parameters())
         linear = {f"{name}.weight" for name, one in model.named_modules() if isinstance(one, nn.Linear | Conv1D)}
@@ -163,25 +164,23 @@ class Mitigation:
         try:
             self.start()
         except BaseException:
-            self._remove_hooks()
+            self._restore()
             raise
 
     def detach(self) -> None:
         """Stop acting: remove every hook, and restore what was changed in the optimizer."""
         if hasattr(self, "_undo"):
-            self.stop()
-            self._remove_hooks()
+            self._restore()
 
-    def _remove_hooks(self) -> None:
+    def _restore(self) -> None:
         for undo in self._undo:
             undo()
+        for group, weight_decay in self._weight_decays:
+            group["weight_decay"] = weight_decay
         del self._undo
 
     def start(self) -> None:
         """Called by `attach`: check the model, register hooks, copy the required initial weights."""
-
-    def stop(self) -> None:
-        """Called by `detach`."""
 
     def before_step(self, step: int) -> None:
         """
@@ -220,6 +219,7 @@ class Mitigation:
             "since": self._since,
             "counts": {where: float(count) for where, count in self._counts.items()},
             "entry_steps": self.entry_steps.state(),
+            "weight_decays": [weight_decay for _, weight_decay in self._weight_decays],
             "state": self.state(),
         }
 
@@ -237,6 +237,9 @@ class Mitigation:
             )
         self.total, self._since, self._counts = state["total"], state["since"], dict(state["counts"])
         self.entry_steps.load(state["entry_steps"])
+        # The optimizer of a checkpoint has the replaced weight decay.
+        groups = [group for group, _ in self._weight_decays]
+        self._weight_decays = list(zip(groups, state["weight_decays"]))
         self.load_state(state["state"])
 
     def state(self) -> dict[str, Any]:
@@ -320,6 +323,12 @@ class Mitigation:
     def learning_rates(self) -> dict[int, float]:
         """The current learning rate of each parameter, by its `id`."""
         return {id(one): float(group["lr"]) for group in self.optimizer.param_groups for one in group["params"]}
+
+    def replace_weight_decay(self, groups: Sequence[dict[str, Any]], weight_decay: float) -> None:
+        """Change the weight decay of parameter groups until `detach`."""
+        self._weight_decays = [(group, group["weight_decay"]) for group in groups]
+        for group in groups:
+            group["weight_decay"] = weight_decay
 
     def restart_moments(self, parameter: nn.Parameter) -> None:
         """Reset the optimizer's moments and step count of a whole parameter."""

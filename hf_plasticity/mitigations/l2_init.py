@@ -46,15 +46,7 @@ class L2Init(Mitigation):
     def start(self) -> None:
         self.check_trained(self.trained())
         self.initial = {name: parameter.detach().clone() for name, parameter in self.trained().items()}
-        self.before = [(group, group.get("weight_decay")) for group in self.optimizer.param_groups]
-        for group, weight_decay in self.before:
-            if weight_decay is not None:
-                group["weight_decay"] = 0.0
-
-    def stop(self) -> None:
-        for group, weight_decay in self.before:
-            if weight_decay is not None:
-                group["weight_decay"] = weight_decay
+        self.replace_weight_decay([group for group in self.optimizer.param_groups if "weight_decay" in group], 0.0)
 
     @torch.no_grad()
     def after_step(self, step: int) -> None:

@@ -1,7 +1,7 @@
 """The control for regularizers: another weight decay in training, but not in the probe."""
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from ..errors import PlasticityError
 from .base import Mitigation, argument
@@ -53,22 +53,9 @@ class WeightDecay(Mitigation):
             if matrices == {True}:
                 decayed.append(group)
         self.check_trained({str(n): one for n, group in enumerate(decayed) for one in group["params"]})
-        self.before = [(group, group["weight_decay"]) for group in decayed]
-        for group in decayed:
-            group["weight_decay"] = self.weight_decay
-
-    def stop(self) -> None:
-        for group, weight_decay in self.before:
-            group["weight_decay"] = weight_decay
-
-    def state(self) -> dict[str, Any]:
-        return {"before": [weight_decay for _, weight_decay in self.before]}
-
-    def load_state(self, state: dict[str, Any]) -> None:
-        # The optimizer of a checkpoint has the changed weight decay.
-        self.before = [(group, weight_decay) for (group, _), weight_decay in zip(self.before, state["before"])]
+        self.replace_weight_decay(decayed, self.weight_decay)
 
     def after_step(self, step: int) -> None:
-        for group, weight_decay in self.before:
-            if weight_decay != self.weight_decay:
+        for group, configured in self._weight_decays:
+            if configured != self.weight_decay:
                 self.count("matrices", sum(parameter.numel() for parameter in group["params"]))

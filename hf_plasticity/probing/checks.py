@@ -96,9 +96,9 @@ def _check_trained(model: nn.Module, config: ProbeConfig) -> None:
 
 def _check_targets(model: nn.Module, targets: str | list[str]) -> None:
     """Check that a module gets an adapter, by the rules of PEFT."""
-    names = [name for name, _ in model.named_modules()]
     if targets == "all-linear":
         return
+    names = [name for name, _ in model.named_modules()]
     if isinstance(targets, str):
         found = any(re.fullmatch(targets, name) for name in names)
     else:

@@ -2,13 +2,17 @@
 
 import csv
 import json
+import math
 import re
 
 import pytest
+from matplotlib.figure import Figure
 
 from hf_plasticity.analysis.bands import bands_caption, bands_figure
 from hf_plasticity.analysis.comparison import comparisons
 from hf_plasticity.analysis.groups import Group, group_by_seed, interval_factor, mean_curve
+from hf_plasticity.analysis.onset import Onset
+from hf_plasticity.analysis.onset_view import draw_onset_marks
 from hf_plasticity.analysis.sections.forgetting import mean_losses
 from hf_plasticity.analysis.text import Estimate
 from hf_plasticity.records import read_run
@@ -236,6 +240,37 @@ def test_onsets_not_yet_seen_are_drawn_as_bounds(tmp_path):
         "requires 3 sizes whose 95% interval is after the start and before the last probe, and there are 2"
         in text_of(html)
     )
+
+
+def test_marks_of_onsets_are_at_what_is_known_of_them():
+    def onset(task, interval, **how):
+        return Onset(task, task * 1e6, rule="rise", interval=interval, between=(0.0, 9.0), **{"censored": False} | how)
+
+    figure = Figure()
+    axes = figure.subplots()
+    onsets = [
+        onset(1.0, (0.0, 9.0), at_first_probe=True),
+        onset(4.0, (2.0, math.inf)),
+        onset(16.0, None, censored=True),
+        Onset(11.0, 1e6, False, "statistical", between=(10.0, math.inf)),
+    ]
+    draw_onset_marks(axes, [1.0, 2.0, 3.0, 4.0], onsets, seeds=1)
+    marks = {container.get_label().split(",")[0]: container for container in axes.containers}
+    places = {label: list(container.lines[0].get_ydata()) for label, container in marks.items()}
+    # The first onset may lie anywhere up to task 9, the end of its interval.
+    assert places["lowest at the first probe: at most"] == [9.0] and places["no onset detected: at least"] == [16.0]
+    assert places["onset of one run"] == [4.0, 11.0]
+    # A bar without an upper end goes to the next probe, or ends at the mark.
+    bars = [segment[:, 1].tolist() for segment in marks["onset of one run"].lines[2][0].get_segments()]
+    assert bars == [[2.0, 9.0], [10.0, 11.0]]
+
+
+def test_a_probe_within_a_task_instance_does_not_change_its_length(tmp_path):
+    runs = [valley(tmp_path / f"{p}", p, n) for p, n in ((1_000_000, 2), (2_000_000, 4), (4_000_000, 8))]
+    lines = read_run(runs[0]).probes
+    lines[-1] |= {"step": lines[-1]["step"] + 4, "tokens": lines[-1]["tokens"] + 50_000}
+    write_lines(runs[0] / "probes.jsonl", *lines)
+    assert "The fitted law" in text_of(report(*runs))
 
 
 def test_an_onset_at_the_first_probe_is_a_bound_and_carries_no_law(tmp_path):

@@ -31,6 +31,10 @@ def records_of(folder):
     return probes, read_records(folder / MITIGATIONS_FILE)
 
 
+def weight_decays(trainer):
+    return {group["weight_decay"] for group in trainer.optimizer.param_groups}
+
+
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory, cache):
     return final_state(run(tmp_path_factory.mktemp("plain"), cache, no_probe=True))
@@ -71,6 +75,7 @@ def test_a_run_with_a_mitigation_is_exact(tmp_path, cache, plain, name):
     resumed.train(resume_from_checkpoint=True)
     assert resumed._resumed_from == str(tmp_path / "cut" / "checkpoint-14")
     assert_same(final_state(resumed), dict(expected))
+    assert weight_decays(resumed) == weight_decays(whole) == {0.0, 0.1}, "it is restored at the end"
     assert records_of(tmp_path / "cut") == records_of(tmp_path / "whole")
 
 

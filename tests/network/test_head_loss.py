@@ -529,20 +529,6 @@ def test_the_compiled_chunk_is_the_eager_one():
         torch.testing.assert_close(head_loss._compiled_chunk_loss()(logits, targets, True), expected)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("triton", [False, True])
-@pytest.mark.parametrize("bf16", [False, True])
-def test_on_a_cuda_device(bf16, triton, batch):
-    model = make_model("gpt2").cuda()
-    batch = {name: one.cuda() for name, one in batch.items()}
-    use_head_loss(model, "logits")
-    with torch.autocast("cuda", torch.bfloat16, enabled=bf16):
-        plain = loss_and_gradients(model, batch)
-        use_head_loss(model, "fused")
-        model._fused_head_loss.triton = triton
-        assert_same(plain, loss_and_gradients(model, batch), 2e-2 if bf16 else 1e-5)
-
-
 @pytest.mark.distributed
 @pytest.mark.parametrize("kind", ["ddp", "fsdp2"])
 def test_two_processes(kind, tmp_path):

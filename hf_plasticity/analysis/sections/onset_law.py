@@ -84,8 +84,8 @@ def onset_section(groups: Sequence[Group[ProbeSeries]], name: str) -> Section:
 
 def tokens_per_task(group: Group[ProbeSeries]) -> float:
     """The tokens in a task instance of these runs."""
-    last = group.members[0].trained[-1]
-    return last["tokens"] / last["task"]
+    first = group.members[0].trained[0]  # not the last, which may be within a task instance
+    return first["tokens"] / first["task"]
 
 
 def in_tasks_of(law: OnsetLaw, tokens: float) -> OnsetLaw:
