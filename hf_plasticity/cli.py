@@ -101,7 +101,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     commands.add_parser("train", help="run the study, or resume it", add_help=False)
     commands.add_parser("probe", help="probe published checkpoints, or those of a run", add_help=False)
-    mitigations = commands.add_parser("mitigations", help="list the mitigations of plasticity loss")
+    mitigations = _add_parser(commands, "mitigations", "list the mitigations of plasticity loss")
     mitigations.set_defaults(command=_mitigations, takes_settings=False)
     for add in (_add_ladder, _add_compare, _add_plan, _add_prepare, _add_report, _add_push):
         add(commands)
@@ -155,12 +155,17 @@ def _mitigations(options: argparse.Namespace) -> None:
     print(list_mitigations())
 
 
+def _add_parser(
+    commands: argparse._SubParsersAction, name: str, summary: str, epilog: str | None = None
+) -> argparse.ArgumentParser:
+    description = f"{summary[0].upper()}{summary[1:]}."
+    return commands.add_parser(name, help=summary, description=description, epilog=epilog, allow_abbrev=False)
+
+
 def _add_ladder(commands: argparse._SubParsersAction) -> None:
     from .ladder.command import add_arguments
 
-    parser = commands.add_parser(
-        "ladder", help="run several sizes, seeds and schedules", epilog=SETTINGS, allow_abbrev=False
-    )
+    parser = _add_parser(commands, "ladder", "run several sizes, seeds and schedules", epilog=SETTINGS)
     add_arguments(parser)
     parser.set_defaults(command=_ladder, takes_settings=True)
 
@@ -174,9 +179,7 @@ def _ladder(options: argparse.Namespace) -> int:
 def _add_compare(commands: argparse._SubParsersAction) -> None:
     from .comparing.command import add_arguments
 
-    parser = commands.add_parser(
-        "compare", help="compare mitigations of plasticity loss", epilog=SETTINGS, allow_abbrev=False
-    )
+    parser = _add_parser(commands, "compare", "compare mitigations of plasticity loss", epilog=SETTINGS)
     add_arguments(parser)
     parser.set_defaults(command=_compare, takes_settings=True)
 
@@ -188,12 +191,8 @@ def _compare(options: argparse.Namespace) -> int:
 
 
 def _add_plan(commands: argparse._SubParsersAction) -> None:
-    parser = commands.add_parser(
-        "plan",
-        help="estimate tokens, FLOPs, time, memory and disk of a run",
-        epilog=SETTINGS,
-        allow_abbrev=False,
-    )
+    summary = "estimate tokens, FLOPs, time, memory and disk of a run"
+    parser = _add_parser(commands, "plan", summary, epilog=SETTINGS)
     parser.add_argument("--num_processes", type=int, default=1, metavar="N", help="devices (default: 1)")
     parser.add_argument(
         "--sharding", default="none", metavar="KIND", help="none (one device, or DDP; the default) or fsdp2"
@@ -224,7 +223,7 @@ def _plan(options: argparse.Namespace) -> None:
 
 
 def _add_prepare(commands: argparse._SubParsersAction) -> None:
-    parser = commands.add_parser("prepare", help="prepare the text of a run", epilog=SETTINGS, allow_abbrev=False)
+    parser = _add_parser(commands, "prepare", "prepare the text of a run", epilog=SETTINGS)
     parser.set_defaults(command=_prepare, takes_settings=True)
 
 
@@ -236,7 +235,7 @@ def _prepare(options: argparse.Namespace) -> None:
 
 
 def _add_report(commands: argparse._SubParsersAction) -> None:
-    parser = commands.add_parser("report", help="write one HTML page about one run or several")
+    parser = _add_parser(commands, "report", "write one HTML page about one run or several")
     parser.add_argument("runs", nargs="+", metavar="RUN", help="run folder, a folder of runs, or org/name on the Hub")
     parser.add_argument("-o", "--output", type=Path, help="the page (by default report.html in the folder)")
     parser.add_argument("--figures", type=Path, metavar="DIR", help="also write every figure here, as SVG and PNG")
@@ -264,7 +263,7 @@ def _report(options: argparse.Namespace) -> None:
 
 
 def _add_push(commands: argparse._SubParsersAction) -> None:
-    parser = commands.add_parser("push", help="upload a run to the Hub, or the rest of it")
+    parser = _add_parser(commands, "push", "upload a run to the Hub, or complete its upload")
     parser.add_argument("run", type=Path, metavar="RUN", help="run folder")
     parser.add_argument("--hub_model_id", metavar="NAME", help="repository; by default the run's or the folder's name")
     parser.add_argument("--private", action="store_true", default=None, help="make a new repository private")

@@ -1,4 +1,4 @@
-"""The structure that README.md and CONTRIBUTING.md describe: imports, dependencies, tests, configurations and CI."""
+"""The structure that CONTRIBUTING.md describes: imports, dependencies, tests, configurations and CI."""
 
 import ast
 import functools
@@ -110,8 +110,8 @@ def test_a_folder_does_not_mention_those_above(name):
     assert not reached & ABOVE[name]
 
 
-def test_the_readme_lists_every_folder_above_those_that_it_imports():
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+def test_the_contributing_guide_lists_every_folder_above_those_that_it_imports():
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
     listed = re.findall(r"^  (\w+)/ ", text, flags=re.MULTILINE)
     folders = {path.parent.name for path in (ROOT / PACKAGE).glob("*/__init__.py")}
     assert sorted(listed) == sorted(folders)

@@ -75,7 +75,7 @@ def find_onset(probes: Probes | Sequence[Probes], rule: str = "rise", z: float =
     rules are ours, defined in `plasticity_onset`:
 
     - `"rise"`: a test whether the area rises by more than noise; if it does, the minimum of the smoothed curve.
-    - `"turning_point"`: the smallest area that is followed by a larger one. It finds an onset in nearly every curve.
+    - `"turning_point"`: the smallest area, unless it is the last. It finds an onset in nearly every noisy curve.
     - `"zero_crossing"`: the task at which ΔAUC, relative to the first of these probes, returns to zero, linearly
       interpolated between probes.
     - `"statistical"`: the first task after which the area stays above its running minimum by more than `z` standard

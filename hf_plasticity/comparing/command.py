@@ -36,7 +36,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--cycle", type=int, metavar="K", help="the cycle after which AUCs are compared (default: the last)"
     )
-    parser.add_argument("--output_dir", type=Path, default=Path("runs/comparison"), help="parent of the run folders")
+    parser.add_argument(
+        "--output_dir",
+        type=Path,
+        default=Path("runs/comparison"),
+        help="parent of the run folders (default: %(default)s)",
+    )
     parser.add_argument(
         "--jobs", type=int, metavar="N", help="runs at the same time (default: one for each GPU, or each CPU core)"
     )

@@ -27,7 +27,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--sizes", nargs="+", required=True, help="model sizes")
     parser.add_argument("--seeds", nargs="+", type=int, default=[42], help="seeds (default: 42)")
     parser.add_argument("--schedules", nargs="+", default=["rotation"], help="schedules (default: rotation)")
-    parser.add_argument("--output_dir", type=Path, default=Path("runs/ladder"), help="parent of the run folders")
+    parser.add_argument(
+        "--output_dir", type=Path, default=Path("runs/ladder"), help="parent of the run folders (default: %(default)s)"
+    )
     parser.add_argument(
         "--jobs", type=int, metavar="N", help="runs at the same time (default: as many as the GPUs or CPU cores allow)"
     )
@@ -36,7 +38,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--accelerate_config", metavar="FILE", help="as in `hf-plasticity train`")
     parser.add_argument("--executor", default="local", help="local (default), or slurm: one cluster job per run")
-    parser.add_argument("--timeout_min", type=int, default=240, help="with slurm: time limit; runs are queued again")
+    parser.add_argument(
+        "--timeout_min",
+        type=int,
+        default=240,
+        help="with slurm: time limit of a job, which is then queued again (default: %(default)s)",
+    )
     parser.add_argument("--slurm_partition", help="with slurm: the partition")
     parser.add_argument("--gpus_per_node", type=int, metavar="N", help="with slurm: GPUs of a run (default: none)")
     parser.add_argument("--cpus_per_task", type=int, metavar="N", help="with slurm: CPU cores of a run (default: 1)")

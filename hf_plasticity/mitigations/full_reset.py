@@ -1,4 +1,4 @@
-"""The control for all resets: a new model for every task instance."""
+"""The control for resets: a new model for every task instance."""
 
 from dataclasses import dataclass
 from typing import ClassVar

@@ -1,4 +1,4 @@
-"""The control for resets of units: reset the same number of units, chosen at random."""
+"""The control for ReDo: reset the same number of units, chosen at random."""
 
 from dataclasses import dataclass
 from typing import ClassVar
