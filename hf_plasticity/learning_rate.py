@@ -6,8 +6,16 @@ from typing import Any
 from .errors import PlasticityError
 
 
+# Arguments of Transformers' warmups, in whose place is the linear one.
+OF_WARMUP = ("warmup_type", "warmup_lr_rate")
+
+
 def learning_rate_shape(
-    scheduler_type: str, steps: int, warmup_steps: int, scheduler_kwargs: dict[str, Any] | None = None
+    scheduler_type: str,
+    learning_rate: float,
+    steps: int,
+    warmup_steps: int,
+    scheduler_kwargs: dict[str, Any] | None = None,
 ) -> Callable[[int], float]:
     """
     The factor of the peak learning rate at each step, counted from 0.
@@ -17,12 +25,14 @@ def learning_rate_shape(
 
     Args:
         scheduler_type (`str`): A name of `transformers.SchedulerType`, such as `"constant_with_warmup"`, `"cosine"`.
+        learning_rate (`float`): The peak. Arguments such as `min_lr` and `lr_end` are learning rates, not factors.
         steps (`int`): Length of the task instance or probe.
         warmup_steps (`int`): Steps of warmup, 0 for none.
         scheduler_kwargs (`dict`, *optional*): Further arguments of that scheduler (`lr_scheduler_kwargs`).
 
     Raises:
-        [`PlasticityError`]: A scheduler that depends on more than the step, or a warmup longer than `steps`.
+        [`PlasticityError`]: A scheduler that depends on more than the step, an argument that is not supported, or a
+            warmup longer than `steps`.
     """
     import torch
     from transformers import SchedulerType, get_scheduler
@@ -35,7 +45,10 @@ def learning_rate_shape(
         raise PlasticityError(f"warmup_steps: {warmup_steps} is not between 0 and the {steps} steps it is part of")
     if name in ("constant", "constant_with_warmup") and scheduler_kwargs:
         raise PlasticityError(f"lr_scheduler_kwargs: '{name}' takes none, and {', '.join(scheduler_kwargs)} is given")
-    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    for argument in OF_WARMUP:
+        if argument in (scheduler_kwargs or {}):
+            raise PlasticityError(f"lr_scheduler_kwargs: {argument} is not supported, because the warmup is linear")
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=learning_rate)
     try:
         scheduler = get_scheduler(
             name,

@@ -123,7 +123,9 @@ class ProbeConfig:
                 f"probe_warmup_steps: {self.warmup_steps} is not between 0 and the {self.steps} probe steps"
             )
         try:
-            learning_rate_shape(self.lr_scheduler_type, self.steps, self.warmup_steps, self.lr_scheduler_kwargs)
+            learning_rate_shape(
+                self.lr_scheduler_type, self.learning_rate, self.steps, self.warmup_steps, self.lr_scheduler_kwargs
+            )
         except PlasticityError as error:
             raise PlasticityError(f"probe_{error}") from None
 

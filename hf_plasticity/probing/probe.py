@@ -250,7 +250,7 @@ def _adapt(
 ) -> list[float]:
     """Train on the probe language and return the validation loss at every evaluation step."""
     shape = learning_rate_shape(
-        config.lr_scheduler_type, config.steps, config.warmup_steps, config.lr_scheduler_kwargs
+        config.lr_scheduler_type, config.learning_rate, config.steps, config.warmup_steps, config.lr_scheduler_kwargs
     )
     optimizer = _optimizer(model, config)
     # Listed once, because iterating over the modules takes a few per cent of a step of the smallest models.

@@ -223,7 +223,14 @@ class ContinualConfig(ProbeSettings, TrainingArguments):  # type: ignore[misc, v
                 raise PlasticityError(
                     f"lr_scheduler_kwargs: '{given}' is not a JSON object, such as {{\"num_decay_steps\": 100}}"
                 )
-        learning_rate_shape(self.lr_scheduler_type, self.task_steps, self.warmup_steps, self.lr_scheduler_kwargs)
+        # A learning rate that depends on the size is not known yet. The trainer checks again.
+        learning_rate_shape(
+            self.lr_scheduler_type,
+            1.0 if self.learning_rate is None else self.learning_rate,
+            self.task_steps,
+            self.warmup_steps,
+            self.lr_scheduler_kwargs,
+        )
         # Without this, several CPU processes of one launch do not join a group (seen in accelerate 1.15.0; reported in
         # https://github.com/huggingface/accelerate/issues/2741).
         self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
@@ -360,8 +367,10 @@ class ContinualConfig(ProbeSettings, TrainingArguments):  # type: ignore[misc, v
             batch_size=batch_size,
             learning_rate=self.learning_rate,
             lr_scheduler_type=SchedulerType(self.lr_scheduler_type).value,
-            # They are arguments of the training's shape.
-            lr_scheduler_kwargs=dict(self.lr_scheduler_kwargs or {}) if self.probe_lr_scheduler_type is None else {},
+            # They are arguments of the training's shape. A recorded configuration has the resolved type of the probe.
+            lr_scheduler_kwargs=dict(self.lr_scheduler_kwargs or {})
+            if self.probe_lr_scheduler_type in (None, self.lr_scheduler_type)
+            else {},
             weight_decay=self.weight_decay,
             adam_beta1=self.adam_beta1,
             adam_beta2=self.adam_beta2,

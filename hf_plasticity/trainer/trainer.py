@@ -237,7 +237,11 @@ class ContinualTrainer(Trainer):
         if self.lr_scheduler is None:
             task_steps = self.args.task_steps
             shape = learning_rate_shape(
-                self.args.lr_scheduler_type, task_steps, self.args.warmup_steps, self.args.lr_scheduler_kwargs
+                self.args.lr_scheduler_type,
+                self.args.learning_rate,
+                task_steps,
+                self.args.warmup_steps,
+                self.args.lr_scheduler_kwargs,
             )
             restarts = self.args.restart_warmup
             self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(

@@ -91,6 +91,8 @@ def test_the_probe_takes_the_arguments_of_a_schedule_only_with_the_schedule():
         "warmup_stable_decay",
         {"num_decay_steps": 20},
     )
+    recorded = parse_experiment(["--use_cpu"], settings=parse_experiment(["--use_cpu", *shape]).settings())
+    assert recorded.training.probe_config(**batch) == inherited
     own = ["--probe_lr_scheduler_type=constant_with_warmup"]
     assert parse_experiment(["--use_cpu", *shape, *own]).training.probe_config(**batch).lr_scheduler_kwargs == {}
 
