@@ -72,6 +72,7 @@ def run_comparison(options: argparse.Namespace) -> int:
     with run_lock(comparison.output_dir):
         comparison.take_folder()
         announce(comparison)
+        prepare_final(comparison)
         try:
             scored = tune(comparison, options.jobs)
             entries = run_final(comparison, scored, choose(comparison, scored), options.jobs)
@@ -79,6 +80,26 @@ def run_comparison(options: argparse.Namespace) -> int:
             return 1
         write_leaderboard(comparison, entries)
     return 0
+
+
+def prepare_final(comparison: "Comparison") -> None:
+    """
+    Prepare the text of the final runs, so that what they lack is reported before the trials.
+
+    Raises:
+        [`PlasticityError`]: Text that does not exist, or too little of it.
+    """
+    from ..experiment.data import open_data
+    from ..planning.prepare import prepare_study
+    from ..planning.study import parse_planned_study
+    from .trials import BASELINE
+
+    [run, *_] = comparison.final_runs(comparison.trials_of(BASELINE)[:1])
+    config = parse_planned_study(run.settings, on_cpu=True)
+    if config.data.streaming:
+        open_data(config)
+    else:
+        prepare_study(config)
 
 
 def announce(comparison: "Comparison") -> None:

@@ -114,6 +114,11 @@ class Comparison:
             raise PlasticityError(f"mitigation: the configuration has {', '.join(training.mitigation)}; remove it")
         if training.no_probe or training.probe != INLINE:
             raise PlasticityError("probe: a comparison requires inline probes; remove no_probe and probe")
+        if training.hub_model_id is not None:
+            raise PlasticityError(
+                f"hub_model_id: all runs would be uploaded to '{training.hub_model_id}'; leave it out, and each run "
+                "is uploaded to a repository with the name of its folder"
+            )
         held_out = self.tune_probe_language
         if held_out == data.probe_language or held_out in data.languages:
             which = "the reported probe language" if held_out == data.probe_language else "a training language"

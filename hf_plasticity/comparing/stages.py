@@ -116,7 +116,10 @@ def run_missing(runs: Sequence[Run], at_once: int | None) -> None:
     missing = [run for run in runs if not is_done(run)]
     if not missing:
         return
-    jobs = run_in_parallel({run.folder: run.command for run in missing}, at_once, of=len(runs))
+    own_threads = parse_experiment(missing[0].settings).training.cpu_threads is not None
+    jobs = run_in_parallel(
+        {run.folder: run.command for run in missing}, at_once, of=len(runs), own_threads=own_threads
+    )
     failed = [job for job in jobs if job.state == FAILED and divergence(job.folder) is None]
     for job in failed:
         print(f"failed: {job.folder}: {job.last_line()}", file=sys.stderr)

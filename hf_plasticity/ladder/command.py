@@ -12,21 +12,23 @@ import yaml
 
 from ..configs import find_config
 from ..errors import PlasticityError
-from ..models import model_size
-from ..records import PROBES_FILE, REPORT_FILE, read_run
+from ..records import PROBES_FILE, REPORT_FILE, read_run, run_lock
 
 
 if TYPE_CHECKING:
+    from ..experiment import ExperimentConfig
     from .jobs import Job
 
-EXECUTORS = ("local", "slurm")
+LOCAL, SLURM = EXECUTORS = ("local", "slurm")
+SLURM_OPTIONS = ("timeout_min", "slurm_partition", "gpus_per_node", "cpus_per_task")
+TIMEOUT_MIN = 240
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the command; all other arguments are passed to `hf-plasticity train`."""
     parser.add_argument("--sizes", nargs="+", required=True, help="model sizes")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[42], help="seeds (default: 42)")
-    parser.add_argument("--schedules", nargs="+", default=["rotation"], help="schedules (default: rotation)")
+    parser.add_argument("--seeds", nargs="+", type=int, help="seeds (default: the seed of the configuration)")
+    parser.add_argument("--schedules", nargs="+", help="schedules (default: the schedule of the configuration)")
     parser.add_argument(
         "--output_dir", type=Path, default=Path("runs/ladder"), help="parent of the run folders (default: %(default)s)"
     )
@@ -37,12 +39,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--num_processes", type=int, metavar="N", help="processes of each run, as in `hf-plasticity train`"
     )
     parser.add_argument("--accelerate_config", metavar="FILE", help="as in `hf-plasticity train`")
-    parser.add_argument("--executor", default="local", help="local (default), or slurm: one cluster job per run")
+    parser.add_argument("--executor", default=LOCAL, help="local (default), or slurm: one cluster job per run")
     parser.add_argument(
         "--timeout_min",
         type=int,
-        default=240,
-        help="with slurm: time limit of a job, which is then queued again (default: %(default)s)",
+        help=f"with slurm: time limit of a job, which is then queued again (default: {TIMEOUT_MIN})",
     )
     parser.add_argument("--slurm_partition", help="with slurm: the partition")
     parser.add_argument("--gpus_per_node", type=int, metavar="N", help="with slurm: GPUs of a run (default: none)")
@@ -55,29 +56,42 @@ def run_ladder(options: argparse.Namespace) -> int:
     Run all combinations of sizes, schedules and seeds. The same command resumes.
 
     Raises:
-        [`PlasticityError`]: A setting that the ladder decides, a duplicate value, or an invalid number of jobs or
-            executor.
+        [`PlasticityError`]: A setting that the ladder decides, a duplicate or invalid value in any run, or an invalid
+            number of jobs or executor.
     """
-    commands = ladder_commands(options)
+    runs = ladder_runs(options)
+    commands = ladder_commands(runs, options)
     if options.print_commands:
         for words in commands.values():
             print(shlex.join(words))
         return 0
-    return run_commands(commands, options)
+    _check_executor(options, len(runs))
+    if options.executor == SLURM:
+        return _submit(runs, commands, options)
+    return _run_here(runs, commands, options)
 
 
-def run_commands(commands: dict[Path, list[str]], options: argparse.Namespace) -> int:
-    """Run the commands of run folders in parallel or on a cluster, and write one report of all runs."""
-    from .jobs import COMPLETE, FAILED, Job
-
+def _check_executor(options: argparse.Namespace, runs: int) -> None:
     if options.executor not in EXECUTORS:
         raise PlasticityError(f"executor: '{options.executor}' is unknown; choose {' or '.join(EXECUTORS)}")
-    if options.jobs is not None and not 1 <= options.jobs <= len(commands):
-        raise PlasticityError(f"jobs: {options.jobs} is not between 1 and the number of runs, {len(commands)}")
-    if options.executor == "slurm":
-        return _submit([Job(folder, words) for folder, words in commands.items()], options)
+    if options.executor == SLURM and options.jobs is not None:
+        raise PlasticityError(f"jobs: {options.jobs} has no meaning with --executor {SLURM}; leave it out")
+    for name in SLURM_OPTIONS:
+        if options.executor == LOCAL and getattr(options, name) is not None:
+            raise PlasticityError(f"{name}: {getattr(options, name)} requires --executor {SLURM}")
+    if options.jobs is not None and not 1 <= options.jobs <= runs:
+        raise PlasticityError(f"jobs: {options.jobs} is not between 1 and the number of runs, {runs}")
+
+
+def _run_here(
+    runs: "dict[Path, ExperimentConfig]", commands: dict[Path, list[str]], options: argparse.Namespace
+) -> int:
+    """Run all on this machine, and write one report of them."""
+    from .jobs import COMPLETE, FAILED
+
+    own_threads = any(config.training.cpu_threads is not None for config in runs.values())
     try:
-        jobs = run_in_parallel(commands, options.jobs, processes=_processes_of_a_run(options))
+        jobs = run_in_parallel(commands, options.jobs, processes=_processes_of_a_run(options), own_threads=own_threads)
     finally:
         write_ladder_report(options.output_dir, list(commands))
     for job in jobs:
@@ -95,7 +109,11 @@ def _processes_of_a_run(options: argparse.Namespace) -> int:
 
 
 def run_in_parallel(
-    commands: dict[Path, list[str]], at_once: int | None, of: int | None = None, processes: int = 1
+    commands: dict[Path, list[str]],
+    at_once: int | None,
+    of: int | None = None,
+    processes: int = 1,
+    own_threads: bool = False,
 ) -> "list[Job]":
     """
     Run the commands of run folders on this machine.
@@ -107,6 +125,8 @@ def run_in_parallel(
         of (`int`, *optional*): The number of runs that share the machine, if `commands` are only the remaining ones.
             Then all runs have the same CPU threads.
         processes (`int`, *optional*, defaults to 1): Processes of each run.
+        own_threads (`bool`, *optional*, defaults to `False`): Whether the settings of the runs have `cpu_threads`.
+            Otherwise the CPU cores are divided among the runs.
 
     Returns:
         `list[Job]`: The finished jobs, in the order of `commands`.
@@ -117,8 +137,8 @@ def run_in_parallel(
     at_once, arguments, devices = _share_of_machine(at_once, of or len(commands), processes)
     jobs = []
     for folder, words in commands.items():
-        # A run resumes with its own number of CPU threads. The settings of the user come later and override these.
-        own = [] if recorded_setting(folder, "cpu_threads") else arguments
+        # A run resumes with its own number of CPU threads.
+        own = [] if own_threads or recorded_setting(folder, "cpu_threads") else arguments
         jobs.append(Job(folder, [*words[:4], *own, *words[4:]]))
     at_once = min(at_once, len(jobs))
     print(f"{len(jobs)} runs, {at_once} at a time; the output of each is in its folder (log.txt)", flush=True)
@@ -126,8 +146,10 @@ def run_in_parallel(
     return jobs
 
 
-def ladder_commands(options: argparse.Namespace) -> dict[Path, list[str]]:
-    """The command of each run by its folder."""
+def ladder_runs(options: argparse.Namespace) -> "dict[Path, ExperimentConfig]":
+    """The configuration of each run by its folder, checked as far as is possible without its text."""
+    from ..planning.study import parse_planned_study
+
     for name, plural in (("--size", "--sizes"), ("--seed", "--seeds"), ("--schedule", "--schedules")):
         if any(setting.split("=")[0] == name for setting in options.settings):
             raise PlasticityError(f"{name[2:]}: the ladder decides it for each run; use {plural}")
@@ -137,23 +159,45 @@ def ladder_commands(options: argparse.Namespace) -> dict[Path, list[str]]:
             "hub_token: it would be part of the command of each run; use `hf auth login` or the environment variable "
             "HF_TOKEN"
         )
-    for size in options.sizes:
-        model_size(size)
     for name in ("sizes", "seeds", "schedules"):
-        values = getattr(options, name)
+        values = getattr(options, name) or []
         if len(set(values)) < len(values):
             raise PlasticityError(f"{name}: '{' '.join(map(str, values))}' has a duplicate")
+    first = [f"--size={options.sizes[0]}", *(f"--schedule={schedule}" for schedule in (options.schedules or [])[:1])]
+    base = parse_planned_study([*options.settings, *first], on_cpu=True).training
+    if base.hub_model_id is not None:
+        raise PlasticityError(
+            f"hub_model_id: all runs would be uploaded to '{base.hub_model_id}'; leave it out, and each run "
+            "is uploaded to a repository with the name of its folder"
+        )
+    runs = {}
+    for size, schedule, seed in product(
+        options.sizes, options.schedules or [base.schedule], options.seeds or [base.seed]
+    ):
+        folder = options.output_dir / f"{size}-{schedule.replace(',', '-')}-seed{seed}"
+        run = [f"--size={size}", f"--schedule={schedule}", f"--seed={seed}", f"--output_dir={folder}"]
+        runs[folder] = parse_planned_study([*options.settings, *run], on_cpu=True)
+    return runs
+
+
+def ladder_commands(runs: "dict[Path, ExperimentConfig]", options: argparse.Namespace) -> dict[Path, list[str]]:
+    """The command of each run by its folder."""
     launcher = [
         f"--{name}={getattr(options, name)}"
         for name in ("num_processes", "accelerate_config")
         if getattr(options, name) is not None
     ]
-    commands = {}
-    for size, schedule, seed in product(options.sizes, options.schedules, options.seeds):
-        folder = options.output_dir / f"{size}-{schedule.replace(',', '-')}-seed{seed}"
-        run = [f"--size={size}", f"--schedule={schedule}", f"--seed={seed}", f"--output_dir={folder}"]
-        commands[folder] = [sys.executable, "-m", "hf_plasticity", "train", *launcher, *options.settings, *run]
-    return commands
+    train = [sys.executable, "-m", "hf_plasticity", "train", *launcher, *options.settings]
+    return {
+        folder: [
+            *train,
+            f"--size={config.model.size}",
+            f"--schedule={config.training.schedule}",
+            f"--seed={config.training.seed}",
+            f"--output_dir={folder}",
+        ]
+        for folder, config in runs.items()
+    }
 
 
 def _share_of_machine(jobs: int | None, runs: int, processes: int) -> tuple[int, list[str], list[dict[str, str]]]:
@@ -179,18 +223,40 @@ def _share_of_machine(jobs: int | None, runs: int, processes: int) -> tuple[int,
     return at_once, [], [{"CUDA_VISIBLE_DEVICES": ",".join(names)} for names in sets] if len(sets) > 1 else []
 
 
-def _submit(jobs: "list[Job]", options: argparse.Namespace) -> int:
+def _submit(runs: "dict[Path, ExperimentConfig]", commands: dict[Path, list[str]], options: argparse.Namespace) -> int:
+    """Submit every run that is neither complete nor running."""
+    from ..experiment.folder import is_finished
     from .cluster import submit_jobs
+    from .jobs import Job
 
-    parameters: dict[str, Any] = {"timeout_min": options.timeout_min}
-    for name in ("slurm_partition", "gpus_per_node", "cpus_per_task"):
+    parameters: dict[str, Any] = {"timeout_min": TIMEOUT_MIN}
+    for name in SLURM_OPTIONS:
         if getattr(options, name) is not None:
             parameters[name] = getattr(options, name)
-    submitted = submit_jobs(jobs, options.executor, str(options.output_dir / "jobs"), parameters)
+    jobs = []
+    for folder, config in runs.items():
+        if is_finished(config):
+            print(f"complete  {folder}")
+        elif _is_locked(folder):
+            print(f"running  {folder}")
+        else:
+            jobs.append(Job(folder, commands[folder]))
+    submitted = submit_jobs(jobs, options.executor, str(options.output_dir / "jobs"), parameters) if jobs else []
     for job, handle in zip(jobs, submitted):
         print(f"{handle.job_id}  {job.folder}")
     print(f"\nonce they are complete: hf-plasticity report {options.output_dir} -o report.html")
     return 0
+
+
+def _is_locked(folder: Path) -> bool:
+    """Whether another process uses a run folder."""
+    if folder.exists():
+        try:
+            with run_lock(folder):
+                pass
+        except PlasticityError:
+            return True
+    return False
 
 
 def write_ladder_report(output_dir: Path, folders: list[Path]) -> None:

@@ -9,6 +9,7 @@ import torch
 from transformers import SchedulerType, TrainingArguments
 
 from ..batch import divide_batch
+from ..diagnostics import MEASURES
 from ..errors import PlasticityError
 from ..learning_rate import learning_rate_shape
 from ..mitigations import make_mitigations
@@ -279,6 +280,11 @@ class ContinualConfig(ProbeSettings, TrainingArguments):  # type: ignore[misc, v
                 f"probe_every_tasks: {self.probe_every_tasks} and probe_every_cycles "
                 f"{self.probe_every_cycles} are both given; use one"
             )
+        for name in self.diagnostics_measures or []:
+            if name not in MEASURES:
+                raise PlasticityError(
+                    f"diagnostics_measures: '{name}' is not a measure; choose from {', '.join(MEASURES)}"
+                )
         if self.probe not in (INLINE, DEFERRED):
             raise PlasticityError(f"probe: '{self.probe}' is unknown; choose {INLINE} or {DEFERRED}")
         if self.probe == DEFERRED:

@@ -89,6 +89,8 @@ BAD = [
     (["--mitigation=redo"], "mitigation: the comparison decides it for each run; use --mitigations"),
     (["--no_probe"], "no_probe: the comparison decides it for each run; a comparison requires probes"),
     (["--probe=deferred"], "probe: a comparison requires inline probes"),
+    (["--hub_model_id=org/x"], "hub_model_id: all runs would be uploaded to 'org/x'; leave it out"),
+    (["--diagnostics_measures", "nonsense"], "diagnostics_measures: 'nonsense' is not a measure; choose from"),
     (["--learning_rte=1"], "argument '--learning_rte=1' is unknown; did you mean 'learning_rate'?"),
 ]
 
@@ -101,6 +103,19 @@ def test_mistakes_are_reported_before_any_run_starts(tmp_path, arguments, messag
     [line] = capsys.readouterr().err.strip().splitlines()
     assert f"error: {message}" in line
     assert not folder.exists()
+
+
+def test_missing_text_of_the_final_runs_is_reported_before_the_trials(tmp_path, monkeypatch, capsys):
+    corpus = tmp_path / "corpus"
+    corpus.mkdir()
+    for language in ("syn1", "syn2", "syn8"):
+        (corpus / f"{language}.txt").write_text("\n".join(f"{language} {number:05d}" for number in range(3000)))
+    monkeypatch.setattr("hf_plasticity.comparing.stages.tune", lambda *arguments: pytest.fail("a trial has started"))
+    words = ["--mitigations", "none", "redo", "--seeds", "1", "2", "--tune_probe_language", "syn8"]
+    local = ["--source=local", f"--data_dir={corpus}", "--languages", "syn1", "syn2", "--probe_language=syn9"]
+    folder = f"--output_dir={tmp_path / 'comparison'}"
+    assert cli.main(["compare", *words, folder, *ARGUMENTS, *local]) == 2
+    assert f"data_dir: '{corpus}' has no 'syn9'" in capsys.readouterr().err
 
 
 def test_a_configuration_with_a_mitigation_is_refused(tmp_path):

@@ -13,7 +13,7 @@ from hf_plasticity import cli, load_run
 from hf_plasticity.data.schedule import LANGUAGES, PROBE_LANGUAGE
 from hf_plasticity.deferred import parse_deferred
 from hf_plasticity.experiment import parse_experiment
-from hf_plasticity.ladder.command import ladder_commands
+from hf_plasticity.ladder.command import ladder_commands, ladder_runs
 from hf_plasticity.planning.study import parse_planned_study
 from hf_plasticity.published import parse_suite
 from hf_plasticity.trainer.training_arguments import REFUSED
@@ -77,7 +77,7 @@ def checked(monkeypatch):
         raise SystemExit(cli.main(words[words.index("hf_plasticity") + 1 :]))
 
     def ladder(options):
-        assert all(cli.main(words[3:]) == 0 for words in ladder_commands(options).values())
+        assert all(cli.main(words[3:]) == 0 for words in ladder_commands(ladder_runs(options), options).values())
 
     monkeypatch.setitem(cli.LAUNCHED, "train", lambda arguments: parse_experiment([*arguments, "--use_cpu"]))
     monkeypatch.setitem(cli.LAUNCHED, "probe", probe)

@@ -13,7 +13,7 @@ import pytest
 from hf_plasticity.cli import main
 from hf_plasticity.ladder.cluster import ClusterRun, submit_jobs
 from hf_plasticity.ladder.jobs import Job
-from hf_plasticity.records import read_run
+from hf_plasticity.records import read_run, run_lock
 from support.launch import ROOT, TINY
 from support.slurm import SlurmUnavailable, single_node_slurm
 
@@ -84,6 +84,11 @@ def test_the_resources_of_a_job_are_what_the_command_line_says(tmp_path, monkeyp
     assert capsys.readouterr().out.startswith(f"17  {tmp_path / 'ladder' / '25K-rotation-seed1'}\n")
     file = tmp_path / "ladder" / "jobs" / "17_submission.sh"
     lines = file.read_text().splitlines()
+    monkeypatch.setattr("hf_plasticity.experiment.folder.is_finished", lambda config: config.training.seed == 1)
+    with run_lock(tmp_path / "ladder" / "25K-rotation-seed3"):
+        assert main([*command[:-3], "--seeds", "1", "2", "3", command[-1], *SETTINGS]) == 0
+    states = [line.split()[0] for line in capsys.readouterr().out.splitlines()[:3]]
+    assert sorted(states) == ["17", "complete", "running"]
     for line in ("--partition=gpu", "--gpus-per-node=1", "--cpus-per-task=3", "--time=30"):
         assert f"#SBATCH {line}" in lines
 

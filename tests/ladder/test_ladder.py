@@ -14,6 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from hf_plasticity import cli
 from hf_plasticity.ladder.command import _processes_of_a_run, add_arguments, run_in_parallel
 from hf_plasticity.records import read_run, write_config
 from hf_plasticity.threads import available_cores
@@ -53,6 +54,29 @@ def test_a_run_resumes_with_its_own_number_of_cpu_threads(tmp_path, monkeypatch)
     assert given == {"new": [f"--cpu_threads={available_cores()}"], "started": []}
 
 
+def test_seeds_and_schedules_are_those_of_the_configuration_unless_given(tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text("schedule: stationary\nseed: 7\nsize: 100K\n")
+
+    def printed(*arguments):
+        process = ladder("--config", file, "--sizes", "25K", "--print_commands", *arguments)
+        assert process.returncode == 0, process.stderr
+        return [shlex.split(line)[-3:-1] for line in process.stdout.splitlines()]
+
+    assert printed() == [["--schedule=stationary", "--seed=7"]]
+    assert printed("--seeds", 1, 2) == [["--schedule=stationary", f"--seed={seed}"] for seed in (1, 2)]
+    assert printed("--schedules", "rotation") == [["--schedule=rotation", "--seed=7"]]
+
+
+def test_runs_keep_the_cpu_threads_of_their_configuration(tmp_path, monkeypatch):
+    file = tmp_path / "mine.yaml"
+    file.write_text("cpu_threads: 1\n")
+    jobs = []
+    monkeypatch.setattr("hf_plasticity.ladder.jobs.run_jobs", lambda given, *_: jobs.extend(given))
+    cli.main(["ladder", f"--config={file}", "--sizes", "25K", f"--output_dir={tmp_path / 'ladder'}"])
+    assert not any(word.startswith("--cpu_threads") for word in jobs[0].command)
+
+
 def test_the_printed_commands_are_one_line_a_run_for_a_shell(tmp_path):
     process = ladder(
         "--sizes", "5M", "12M", "--seeds", 1, 2, "--schedules", "rotation", "en,zh", "--print_commands",
@@ -90,6 +114,11 @@ def test_the_printed_commands_are_one_line_a_run_for_a_shell(tmp_path):
         ("--sizes 5M --jobs 2", "jobs: 2 is not between 1 and the number of runs, 1"),
         ("--sizes 5M --executor pbs", "executor: 'pbs' is unknown; choose local or slurm"),
         ("--sizes 5M --seeds 1 1", "seeds: '1 1' has a duplicate"),
+        ("--sizes 5M --schedules rotation statonary", "schedule: 'statonary'"),
+        ("--sizes 5M --task_steps 0", "task_steps: 0"),
+        ("--sizes 5M --hub_model_id org/x", "hub_model_id: all runs would be uploaded to 'org/x'; leave it out"),
+        ("--sizes 5M --timeout_min 10", "timeout_min: 10 requires --executor slurm"),
+        ("--sizes 5M --executor slurm --jobs 1", "jobs: 1 has no meaning with --executor slurm"),
     ],
 )
 def test_mistakes_are_reported_before_any_run_starts(tmp_path, arguments, message):
