@@ -373,7 +373,12 @@ def checkpoint_task(name: str, tasks_per_cycle: int) -> int:
 def probed_checkpoints(folder: str | os.PathLike) -> list[Path]:
     """The folders of probed checkpoints (`cycle-003`, `task-012`) in a run folder, by name."""
     folders = (path for path in Path(folder).iterdir() if CHECKPOINT_NAME.fullmatch(path.name) and path.is_dir())
-    return sorted(folders, key=lambda path: (len(path.name), path.name))
+    return sorted(folders, key=lambda path: checkpoint_order(path.name))
+
+
+def checkpoint_order(name: str) -> tuple[int, str]:
+    """The key that sorts the names of probed checkpoints: `cycle-999` before `cycle-1000`."""
+    return len(name), name
 
 
 def checkpoints(folder: str | os.PathLike) -> list[Path]:

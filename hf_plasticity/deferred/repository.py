@@ -12,7 +12,7 @@ from huggingface_hub.hf_api import RepoFile
 from transformers.utils import logging
 
 from ..errors import PlasticityError
-from ..hub.contents import RECORD_KEYS, RUN_ID, main_files, merge_records, public
+from ..hub.contents import RECORD_KEYS, RUN_ID, has_weights, main_files, merge_records, public
 from ..hub.push import describe
 from ..hub.repository import MAIN, UNCLAIMED, HubAccessError, RunRepository, download, with_timeout
 from ..hub_errors import explain_hub_error, is_temporary
@@ -25,6 +25,7 @@ from ..records import (
     PROVENANCE,
     TRAINER_STATE_FILE,
     append_record,
+    checkpoint_order,
     finished_steps_of_run,
     numerics_of,
     read_config,
@@ -146,7 +147,7 @@ class DeferredRepository(DeferredFolder):
     def _register_branch(self, name: str, commit: str) -> None:
         """Register a branch that has its checkpoint. A branch is created before its files are uploaded."""
         files = self._files(commit)
-        if not any(path.endswith(".safetensors") for path in files):
+        if not has_weights(files):
             return
         if RECORD_FILE in files:
             path = hf_hub_download(self.name, RECORD_FILE, revision=commit)
@@ -203,8 +204,8 @@ class DeferredRepository(DeferredFolder):
                     self._recorded.add(name)
             self._look()
             finished_at = finished_steps_of_run(self.folder)
-            branches = sorted(self._seen, key=lambda name: (len(name), name))
-            has_model = finished_at is not None
+            branches = sorted(self._seen, key=checkpoint_order)
+            has_model = has_weights(self._files(self._main))
             files = main_files(self.folder, self.name, self._repository.run_id, branches, finished_at, has_model)
             self._main = self._repository.upload(MAIN, files, "Records of the probes", parent=self._main)
         except PlasticityError:

@@ -190,6 +190,7 @@ def run_experiment(config: ExperimentConfig) -> None:
             from ..hub.push import PushCallback
 
             trainer.add_callback(PushCallback(pusher, trainer.timeline, *config.training.probe_period))
+            pusher.wake()  # the configuration, before another run uses the repository
         trainer.folder_is_checked = True
         trainer.train(resume_from_checkpoint=True)
         trainer.save_state()

@@ -32,7 +32,9 @@ def delta_auc_png(run: RunRecord) -> bytes | None:
     return render(partial(delta_auc_figure, drawable[0]), "png")[0]
 
 
-def render_card(run: RunRecord, repo_id: str, branches: list[str], finished: bool, figure: bool) -> str:
+def render_card(
+    run: RunRecord, repo_id: str, branches: list[str], finished: bool, has_model: bool, figure: bool
+) -> str:
     """
     The card of a run.
 
@@ -40,7 +42,8 @@ def render_card(run: RunRecord, repo_id: str, branches: list[str], finished: boo
         run ([`~records.RunRecord`]): The records of the run, with a configuration without private values.
         repo_id (`str`): Its repository.
         branches (`list[str]`): The branches of probed checkpoints in it.
-        finished (`bool`): Whether `main` has the final model.
+        finished (`bool`): Whether the run is finished.
+        has_model (`bool`): Whether `main` has a model: the final one, or that of a run which was extended since.
         figure (`bool`): Whether `main` has the plot of ΔAUC.
 
     Returns:
@@ -57,6 +60,7 @@ def render_card(run: RunRecord, repo_id: str, branches: list[str], finished: boo
         repo_id=repo_id,
         branches=branches,
         finished=finished,
+        has_model=has_model,
         figure=FIGURE_FILE if figure else None,
         summary=" ".join([run_summary(run, series), *run_result(series)]),
         config=run.config,

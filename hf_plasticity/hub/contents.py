@@ -4,7 +4,7 @@ import io
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -138,11 +138,10 @@ def main_files(
         run_id (`str`): The id in the configuration that identifies the run of the repository.
         branches (`list[str]`): The branches of probed checkpoints in the repository.
         finished_at (`int`, *optional*): The optimizer steps of a finished run, `None` before that.
-        has_model (`bool`, *optional*, defaults to `False`): Whether the repository already has the final model.
+        has_model (`bool`, *optional*, defaults to `False`): Whether `main` has a model already.
     """
     run = read_run(folder)
-    run.config, run.name = public(run.config), repo_id.split("/")[-1]
-    run.config.setdefault(PROVENANCE, {})[RUN_ID] = run_id
+    run.config, run.name = _public_config(run.config, run_id), repo_id.split("/")[-1]
     model = final_model(folder, finished_at)
     files: Files = {**model, CONFIG_FILE: _yaml(run.config), REVISIONS_FILE: _lines(branches)}
     lines = {
@@ -162,13 +161,39 @@ def main_files(
     figure = delta_auc_png(run)
     if figure is not None:
         files[FIGURE_FILE] = figure
-    card = render_card(run, repo_id, branches, finished=has_model or bool(model), figure=figure is not None)
+    card = render_card(
+        run,
+        repo_id,
+        branches,
+        finished=finished_at is not None,
+        has_model=has_model or has_weights(model),
+        figure=figure is not None,
+    )
     files[CARD_FILE] = card.encode()
     return files
 
 
+def has_weights(paths: Iterable[str]) -> bool:
+    """Whether files of a branch include a model."""
+    return any(path.endswith(".safetensors") for path in paths)
+
+
+def config_file(folder: Path, run_id: str) -> Files:
+    """The configuration alone, which identifies the run of a repository."""
+    return {CONFIG_FILE: _yaml(_public_config(read_run(folder).config, run_id))}
+
+
+def _public_config(config: dict[str, Any], run_id: str) -> dict[str, Any]:
+    config = public(config)
+    config.setdefault(PROVENANCE, {})[RUN_ID] = run_id
+    return config
+
+
 def final_model(folder: Path, step: int | None) -> Files:
-    """The files of the final model: of the last probed checkpoint or of the Trainer's; empty for an unfinished run."""
+    """
+    The files of the final model: of the last probed checkpoint or of the Trainer's. Empty for an unfinished run, and
+    where neither has been saved, or the Trainer's is sharded.
+    """
     config = read_config(folder)
     if step is None or config is None:
         return {}
@@ -179,7 +204,7 @@ def final_model(folder: Path, step: int | None) -> Files:
         files.pop(RECORD_FILE, None)
         return files
     checkpoint = folder / f"checkpoint-{step}"
-    if not is_complete(checkpoint) or not any(checkpoint.glob("*.safetensors")):
+    if not is_complete(checkpoint) or not has_weights(path.name for path in checkpoint.iterdir()):
         return {}
     return {
         path.name: path

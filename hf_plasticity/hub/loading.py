@@ -55,10 +55,9 @@ def load_run(run: str | Path, revision: str | None = None) -> RunRecord:
         if explanation is None:
             raise
         raise PlasticityError(f"run: there is no folder of that name here, and {explanation}") from None
-    try:
-        record = records.read_run(folder)
-    except PlasticityError:
-        raise PlasticityError(f"run: '{repo_id}' on the Hub has neither a configuration nor a probe") from None
+    if not any((folder / name).exists() for name in (records.CONFIG_FILE, records.PROBES_FILE)):
+        raise PlasticityError(f"run: '{repo_id}' on the Hub has neither a configuration nor a probe")
+    record = records.read_run(folder)
     record.name = repo_id
     return record
 

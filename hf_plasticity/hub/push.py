@@ -23,6 +23,7 @@ from ..records import (
     PROBES_FILE,
     PROVENANCE,
     checkpoint_name,
+    checkpoint_order,
     finished_steps_of_run,
     numerics_of,
     read_config,
@@ -33,6 +34,8 @@ from ..trainer.config import DEFERRED
 from .contents import (
     RECORD_KEYS,
     checkpoint_files,
+    config_file,
+    has_weights,
     main_files,
     merge_records,
     public,
@@ -100,6 +103,11 @@ def push_run(folder: str | Path, repository: RunRepository) -> None:
     pushed = state.setdefault("pushed", {}).setdefault(repository.repo_id, {})
     for name in set(pushed) - set(there):
         del pushed[name]
+    has_config = (folder / CONFIG_FILE).exists()
+    if has_config and MAIN not in pushed:
+        # Before any checkpoint, so that no other run can use the repository.
+        files = config_file(folder, repository.run_id)
+        there[MAIN] = repository.upload(MAIN, files, "Configuration of the run", parent=there[MAIN])
     # Checkpoints that were uploaded before they were probed.
     unprobed = state.setdefault("unprobed", {}).setdefault(repository.repo_id, [])
     deferred = (read_config(folder) or {}).get("probe") == DEFERRED
@@ -115,9 +123,15 @@ def push_run(folder: str | Path, repository: RunRepository) -> None:
             pushed[name] = repository.upload(name, checkpoint_files(folder, name), message)
             unprobed[:] = sorted({*unprobed, name} - ({name} if probed else set()))
             _write_upload_state(folder, state)
-    if (folder / CONFIG_FILE).exists():
-        files = main_files(folder, repository.repo_id, repository.run_id, list(cycles), finished_at)
+    if has_config:
+        # Also those that were deleted here after their upload.
+        branches = sorted({*pushed, *cycles} - {MAIN}, key=checkpoint_order)
+        with_model = state.setdefault("with_model", [])
+        has_model = repository.repo_id in with_model
+        files = main_files(folder, repository.repo_id, repository.run_id, branches, finished_at, has_model)
         pushed[MAIN] = repository.upload(MAIN, files, "Records of the run", parent=there[MAIN])
+        if has_weights(files) and not has_model:
+            with_model.append(repository.repo_id)
         _write_upload_state(folder, state)
 
 

@@ -181,7 +181,10 @@ Apache 2.0.
 
 def test_the_card_of_a_finished_run():
     branches = ["cycle-000", "cycle-001", "cycle-002", "cycle-003"]
-    assert render_card(make_run(PROBES), "org/plasticity-5m", branches, finished=True, figure=True) == GOLDEN
+    assert (
+        render_card(make_run(PROBES), "org/plasticity-5m", branches, finished=True, has_model=True, figure=True)
+        == GOLDEN
+    )
 
 
 def test_the_hub_reads_the_results_from_the_card():
@@ -199,22 +202,34 @@ def test_the_hub_reads_the_results_from_the_card():
 
 
 def test_the_card_of_an_unfinished_run_states_its_progress():
-    card = render_card(make_run([]), "org/name", [], finished=False, figure=False)
+    card = render_card(make_run([]), "org/name", [], finished=False, has_model=False, figure=False)
     assert "The run is in progress. `main` will have its final model." in card
     assert "No probe has been recorded yet." in card
     for absent in ("None", "model-index", "revision=", "delta_auc.png", "NaN"):
         assert absent not in card
 
 
+def test_the_card_states_which_model_is_on_main():
+    def card(finished, has_model):
+        return render_card(make_run([]), "org/name", [], finished=finished, has_model=has_model, figure=False)
+
+    assert "The final model is on `main`:" in card(True, True)
+    extended = card(False, True)
+    assert "The run was extended and is in progress." in extended and "is on `main`:" not in extended
+    assert 'from_pretrained("org/name")' in extended
+    sharded = card(True, False)
+    assert "`main` has no model" in sharded and "in progress" not in sharded and "from_pretrained" not in sharded
+
+
 def test_the_card_of_a_run_without_probes_does_not_mention_a_copy():
-    card = render_card(make_run([], no_probe=True), "org/name", [], finished=True, figure=False)
+    card = render_card(make_run([], no_probe=True), "org/name", [], finished=True, has_model=True, figure=False)
     assert "The run has no probes." in card and "No probe has been recorded." in card
     assert "| Probe |" not in card and "copy" not in card
 
 
 def test_synthetic_languages_are_never_called_natural():
     run = make_run([probe(1, 1.0, language="vi")], source="synthetic", languages=["en"], tokenizer="byte")
-    card = render_card(run, "org/name", [], finished=True, figure=False)
+    card = render_card(run, "org/name", [], finished=True, has_model=True, figure=False)
     assert ModelCard(card).data.language is None and ModelCard(card).data.datasets is None
     assert "Vietnamese" not in card and "English" not in card
     assert "| Text | procedurally generated languages, not natural ones" in card
@@ -222,14 +237,14 @@ def test_synthetic_languages_are_never_called_natural():
 
 def test_the_card_names_the_optimizer_permutation_and_mitigation_of_the_run():
     run = make_run([], optim="sgd", permute_tokens=True, mitigation=["redo", "l2_init"])
-    card = render_card(run, "org/name", [], finished=True, figure=False)
+    card = render_card(run, "org/name", [], finished=True, has_model=True, figure=False)
     assert "| Optimizer | `sgd`, peak learning rate 0.003, weight decay 0.1 |" in card
     assert "| Permutation | a separate random permutation" in card and "| Mitigation | redo, l2_init |" in card
 
 
 def test_probes_within_a_cycle_are_named_by_their_task():
     run = make_run([probe(0, 1.0), probe(0, 1.0, task=1, step=9537), probe(1, 1.0)])
-    card = render_card(run, "org/name", [], finished=True, figure=False)
+    card = render_card(run, "org/name", [], finished=True, has_model=True, figure=False)
     assert [name in card for name in ("| 0 (untrained) |", "| task 1 |", "| 1 |")] == [True] * 3
 
 
@@ -238,7 +253,7 @@ def test_probes_within_a_cycle_are_named_by_their_task():
     [("org/corpus@v1", ["org/corpus"]), ("wikipedia", ["wikimedia/wikipedia"]), ("texts", None)],
 )
 def test_the_datasets_of_a_run_are_named(dataset, datasets):
-    card = render_card(make_run([], dataset=dataset), "org/name", [], finished=True, figure=False)
+    card = render_card(make_run([], dataset=dataset), "org/name", [], finished=True, has_model=True, figure=False)
     assert ModelCard(card).data.datasets == datasets
 
 
@@ -249,19 +264,21 @@ def test_the_folder_of_cards_links_to_the_one_template():
 
 @pytest.mark.parametrize(("restarts", "words"), [(True, "in every task instance |"), (False, "once |")])
 def test_the_card_says_how_often_the_learning_rate_warms_up(restarts, words):
-    card = render_card(make_run(PROBES, restart_warmup=restarts), "org/plasticity-5m", [], finished=True, figure=False)
+    card = render_card(
+        make_run(PROBES, restart_warmup=restarts), "org/plasticity-5m", [], finished=True, has_model=True, figure=False
+    )
     [row] = [line for line in str(card).splitlines() if line.startswith("| Learning rate |")]
     assert row.endswith(words)
 
 
 def test_the_metadata_has_only_what_the_hub_accepts(tmp_path, monkeypatch):
     run = make_run([], dataset="org/corpus", languages=["en", "fra_Latn", "zh-CN", "english"])
-    card = render_card(run, "org/name", [], finished=True, figure=False)
+    card = render_card(run, "org/name", [], finished=True, has_model=True, figure=False)
     assert ModelCard(card).data.language == ["en"]
     (tmp_path / "corpora" / "mine").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
     for folder in ("corpora/mine", "./corpora/mine", str(tmp_path / "corpora" / "mine")):
-        card = render_card(make_run([], dataset=folder), "org/name", [], finished=True, figure=False)
+        card = render_card(make_run([], dataset=folder), "org/name", [], finished=True, has_model=True, figure=False)
         assert ModelCard(card).data.datasets is None and "huggingface.co/datasets" not in card
         assert public({"dataset": folder, "tokenizer": folder}) == {"dataset": "mine", "tokenizer": "mine"}
     assert public({"dataset": "org/corpus", "tokenizer": "byte"}) == {"dataset": "org/corpus", "tokenizer": "byte"}

@@ -18,6 +18,7 @@ import huggingface_hub.utils._http as client_http
 import pytest
 import torch
 import yaml
+from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.utils import enable_progress_bars
 from safetensors.torch import load_file
 
@@ -26,7 +27,8 @@ from hf_plasticity.cli import main
 from hf_plasticity.experiment import parse_experiment, run_experiment
 from hf_plasticity.hub import push, repository
 from hf_plasticity.hub.push import RunPusher, push_run, repository_of
-from hf_plasticity.records import COMPLETE_FILE
+from hf_plasticity.hub.repository import HubAccessError
+from hf_plasticity.records import COMPLETE_FILE, read_config, write_config
 from support.hub_server import OWNER_TOKEN, READER_TOKEN
 from support.launch import ROOT, TINY, error_line, launch, launch_killed
 
@@ -240,6 +242,37 @@ def test_invalid_names_and_folders_are_errors_on_one_line(run_folder, tmp_path, 
     assert "has no config.yaml: it is not the folder of a run" in second
 
 
+def test_a_repository_belongs_to_the_run_that_writes_its_configuration_first(hub, repo_id, run_folder, tmp_path):
+    """Two runs that start at the same time are not mixed, and the other one uploads nothing."""
+    other = shutil.copytree(run_folder, tmp_path / "other", ignore=shutil.ignore_patterns("hub.json"))
+    first, second = open_repository(run_folder, repo_id), open_repository(other, repo_id)
+    hub.fail("POST .*/commit/cycle-000", status=500)
+    with pytest.raises(HfHubHTTPError):
+        push_run(run_folder, first)
+    with pytest.raises(HubAccessError, match="belongs to another run"):
+        push_run(other, second)
+    push_run(run_folder, first)
+    assert_all_there_once(hub, repo_id, run_folder)
+
+
+def test_branches_stay_listed_after_their_checkpoints_are_deleted_here(hub, repo_id, run_folder):
+    repository = open_repository(run_folder, repo_id)
+    push_run(run_folder, repository)
+    shutil.rmtree(run_folder / "cycle-000")
+    push_run(run_folder, repository)
+    assert hub.files(repo_id)["revisions.txt"].decode().split() == BRANCHES
+
+
+def test_the_card_of_an_extended_run_names_the_model_of_its_earlier_end(hub, repo_id, run_folder):
+    repository = open_repository(run_folder, repo_id)
+    push_run(run_folder, repository)
+    assert "The final model is on `main`" in hub.files(repo_id)["README.md"].decode()
+    config = read_config(run_folder)
+    write_config(run_folder, config | {"cycles": config["cycles"] + 1})
+    push_run(run_folder, repository)
+    assert "The run was extended and is in progress" in hub.files(repo_id)["README.md"].decode()
+
+
 def test_a_run_is_uploaded_while_it_trains(hub, repo_id, finished, tmp_path, monkeypatch):
     steps, original = itertools.count(1), torch.optim.AdamW.step
 
@@ -256,7 +289,9 @@ def test_a_run_is_uploaded_while_it_trains(hub, repo_id, finished, tmp_path, mon
     flags = ["--push_to_hub", f"--hub_model_id={repo_id}", f"--output_dir={tmp_path / 'run'}"]
     run_experiment(parse_experiment([*FLAGS, *flags]))
     assert_all_there_once(hub, repo_id, tmp_path / "run")
-    assert set(hub.titles(repo_id)) == {"initial commit", "Records of the run"}, "the Trainer does not upload"
+    assert set(hub.titles(repo_id)) == {"initial commit", "Configuration of the run", "Records of the run"}, (
+        "the Trainer does not upload"
+    )
     assert_same_weights(finished, tmp_path / "run")
 
 
