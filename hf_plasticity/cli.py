@@ -231,7 +231,7 @@ def _prepare(options: argparse.Namespace) -> None:
     from .planning.prepare import describe_prepared, prepare_study
     from .planning.study import parse_planned_study
 
-    print(describe_prepared(prepare_study(parse_planned_study(options.settings))))
+    print(describe_prepared(prepare_study(parse_planned_study(options.settings, on_cpu=True))))
 
 
 def _add_report(commands: argparse._SubParsersAction) -> None:

@@ -33,6 +33,7 @@ from ..experiment.config import ExperimentConfig
 from ..experiment.data import run_schedule
 from ..models import ModelSize, model_size
 from ..network.head_loss import LOGITS, head_loss_bytes
+from ..trainer.config import DEFERRED
 from .text import Text
 
 
@@ -219,7 +220,7 @@ def run_memory(
         - `weight_copies`: the bfloat16 copies of the weight matrices that autocast keeps for the backward pass,
         - `activations`: of a micro-batch, kept for the backward pass,
         - `logits`: the loss of a micro-batch over the vocabulary, whole or fused,
-        - `probe_snapshot`, `probe_adam`: a probe's copy of the parameters and its Adam state,
+        - `probe_snapshot`, `probe_adam`: a probe's copy of the parameters and its Adam state; 0 with deferred probes,
         - `training`, `probe`: the sums outside probes, and in a probe, where the Adam state of the training stays.
     """
     training, length, size = study.training, study.data.context_length, model_size(study.model.size)
@@ -241,7 +242,7 @@ def run_memory(
         "logits": head_loss_bytes(head_loss, tokens, vocab_size, width, bf16),
     }
     in_training = sum(parts.values())
-    if training.no_probe:
+    if training.no_probe or training.probe == DEFERRED:
         snapshot = adam = in_probe = 0
     elif adapters := _adapter_parameters(study):
         snapshot, adam = 0, ADAM * adapters

@@ -18,9 +18,15 @@ from .measure import measure_throughput
 from .text import text_of_study
 
 
-def parse_planned_study(arguments: Sequence[str]) -> ExperimentConfig:
-    """Parse the settings of a run. They need not be possible on this machine: a laptop can plan for GPUs."""
-    here = [] if torch.cuda.is_available() else ["--use_cpu", "--tf32=false"]
+def parse_planned_study(arguments: Sequence[str], on_cpu: bool = False) -> ExperimentConfig:
+    """
+    Parse the settings of a run. They need not be possible on this machine: a laptop can plan for GPUs.
+
+    Args:
+        arguments (`Sequence[str]`): The settings.
+        on_cpu (`bool`, *optional*, defaults to `False`): Whether the devices of this machine are not used.
+    """
+    here = ["--use_cpu", "--tf32=false"] if on_cpu or not torch.cuda.is_available() else []
     return parse_experiment([*arguments, *here])
 
 
@@ -44,8 +50,9 @@ def plan_study(
 
     Returns:
         `dict[str, Any]`: What `--json` prints: the settings that decide, `head_loss` (`"logits"` or `"fused"`),
-        `no_tokenizer` (why the tokenizer is not available), `plan` ([`plan_run`]), `text` (a list of [`Text`]), and
-        `measured` (where the throughput was measured).
+        `no_tokenizer` (why the tokenizer is not available), `plan` ([`plan_run`]), `text` (a list of [`Text`]),
+        `measured` (where the throughput was measured), and `not_counted` (the settings whose cost is not in the plan,
+        with that cost).
 
     Raises:
         [`PlasticityError`]: The configuration is not possible.
@@ -73,7 +80,23 @@ def plan_study(
         "plan": plan(tokens_per_second=tokens_per_second, text=text),
         "text": text,
         "measured": measured,
+        "not_counted": _not_counted(study),
     }
+
+
+def _not_counted(study: ExperimentConfig) -> dict[str, str]:
+    """The settings whose cost is not part of the plan, and what is missing."""
+    training = study.training
+    missing = {}
+    if not training.optim.value.startswith("adamw_torch"):
+        missing["optim"] = f"memory and disk are those of AdamW, not of {training.optim.value}"
+    if training.mitigation is not None:
+        missing["mitigation"] = f"time, memory and disk of {', '.join(training.mitigation)}"
+    if training.diagnose:
+        missing["diagnose"] = "time, memory and disk of the diagnoses"
+    if training.torch_compile:
+        missing["torch_compile"] = "time and memory are those without compilation"
+    return missing
 
 
 def _head_loss(head_loss: str, vocab_size: int) -> str:

@@ -28,6 +28,7 @@ def plan_table(study: ExperimentConfig, planned: dict[str, Any]) -> str:
         "memory on each device": _memory(study, planned),
         "disk": _disk(study, planned),
         "onset by the paper's law": _onset(plan),
+        "not counted": [(name, "", missing) for name, missing in planned["not_counted"].items()],
     }
     rows = [row for section in sections.values() for row in section]
     width, figures = (max(len(row[column]) for row in rows) for column in (0, 1))
@@ -36,6 +37,7 @@ def plan_table(study: ExperimentConfig, planned: dict[str, Any]) -> str:
             [title, *(f"  {name:<{width}}  {figure:>{figures}}  {note}".rstrip() for name, figure, note in rows)]
         )
         for title, rows in sections.items()
+        if rows
     )
 
 

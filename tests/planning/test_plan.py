@@ -374,3 +374,28 @@ def test_the_documented_commands_run_as_they_are_written(tmp_path, monkeypatch, 
         assert figure in outputs[2]
     assert outputs[3].splitlines()[0].split() == ["language", "split", "use", "blocks", "tokens", "folder"]
     assert not (tmp_path / "runs").exists()
+
+
+def test_deferred_probes_need_no_memory_on_the_devices_of_the_training(capsys):
+    memory = planned(capsys, *SMALL, "--probe=deferred")["plan"]["memory"]
+    assert (memory["probe_snapshot"], memory["probe_adam"], memory["probe"]) == (0, 0, 0)
+
+
+def test_the_plan_names_the_settings_whose_cost_it_does_not_count(capsys):
+    assert planned(capsys, *SMALL)["not_counted"] == {}
+    settings = [
+        "--optim=sgd",
+        "--probe_learning_rate=1e-3",
+        "--mitigation",
+        "l2_init",
+        "--diagnose",
+        "--torch_compile",
+    ]
+    assert list(planned(capsys, *SMALL, *settings)["not_counted"]) == [
+        "optim",
+        "mitigation",
+        "diagnose",
+        "torch_compile",
+    ]
+    assert main(["plan", *SMALL, "--mitigation", "l2_init"]) == 0
+    assert "mitigation" in capsys.readouterr().out.split("not counted\n")[1]
