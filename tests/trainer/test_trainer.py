@@ -165,6 +165,35 @@ def test_the_model_is_diagnosed_at_every_probe(probed):
     assert len(measured["per_layer"]) == len(weights) == 2
 
 
+def test_a_run_that_is_stopped_within_a_task_instance_is_not_diagnosed_there(tmp_path, cache, probed):
+    settings = {"evaluate_forgetting": True, "diagnose": True, "diagnostics_sequences": 4}
+    trainer = make_trainer(tmp_path, cache, **settings)
+    training_step = trainer.training_step
+
+    def interrupted(*arguments, **options):
+        if trainer.state.global_step == 9:
+            trainer.signals._receive(signal.SIGTERM, None)
+        return training_step(*arguments, **options)
+
+    trainer.training_step = interrupted
+    with pytest.raises(TrainingInterrupted, match="after step 10 of 24"):
+        trainer.train()
+    trainer = make_trainer(tmp_path, cache, **settings)
+    trainer.train(resume_from_checkpoint=True)
+    records, whole = (
+        [record | {"seconds": 0} for record in read_records(Path(folder) / DIAGNOSTICS_FILE)]
+        for folder in (tmp_path, probed.args.output_dir)
+    )
+    assert records == whole
+
+
+def test_the_text_of_deferred_probes_is_checked_before_the_training(tmp_path, cache):
+    with pytest.raises(PlasticityError, match=r"^probe_steps: 5000 steps require 30,000 training sequences"):
+        make_trainer(tmp_path, cache, probe="deferred", probe_steps=5000)
+    with pytest.raises(PlasticityError, match=r"^diagnostics_sequences: 100000 are requested"):
+        make_trainer(tmp_path, cache, probe="deferred", diagnose=True, diagnostics_sequences=100_000)
+
+
 def test_forgetting_is_measured_on_every_language_after_each_cycle(probed):
     records = read_records(Path(probed.args.output_dir) / FORGETTING_FILE)
     assert [record["cycle"] for record in records] == [1, 2]
