@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 from ..errors import PlasticityError
 from ..records import config_hash, write_atomically
 from .sources.base import SPLITS, Source, split_of
-from .tokenizers import check_tokenizer, join_documents, tokenizer_fingerprint
+from .tokenizers import check_tokenizer, join_documents, num_token_ids, tokenizer_fingerprint
 
 
 if TYPE_CHECKING:
@@ -72,7 +72,8 @@ class Blocks:
         self.source, self.language, self.split, self.tokenizer = source, language, split, check_tokenizer(tokenizer)
         self.context_length, self.validation_fraction = context_length, validation_fraction
         self.show_progress = show_progress
-        self.dtype = np.dtype(np.uint16 if len(tokenizer) <= 2**16 else np.uint32)
+        fits = len(tokenizer) <= 2**16 and num_token_ids(tokenizer) <= 2**16
+        self.dtype = np.dtype(np.uint16 if fits else np.uint32)
         self.made_from = {
             "format_version": FORMAT_VERSION,
             "source": source.fingerprint(language),

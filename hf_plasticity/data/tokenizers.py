@@ -106,6 +106,11 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBa
     return tokenizer
 
 
+def num_token_ids(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The highest token id plus one: more than `len(tokenizer)` if there are gaps between the ids."""
+    return max(tokenizer.get_vocab().values()) + 1
+
+
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
     """
     A hexadecimal hash of the tokenizer: vocabulary, merges, normalizer, pre-tokenizer and special tokens. It does not
@@ -197,7 +202,7 @@ def vocabulary_of(tokenizer: PreTrainedTokenizerBase) -> Vocabulary:
             f"permute_tokens: the tokenizer has {len(text_ids)} tokens besides its special tokens, and a permutation "
             "requires at least 2; use another tokenizer, or leave permute_tokens out"
         )
-    return Vocabulary(size=max(ids) + 1, text_ids=np.array(text_ids, dtype=np.int64))
+    return Vocabulary(size=num_token_ids(tokenizer), text_ids=np.array(text_ids, dtype=np.int64))
 
 
 def _alphabet() -> list[str]:

@@ -4,7 +4,9 @@ import hashlib
 
 import numpy as np
 import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers
 from torch.utils.data import DataLoader
+from transformers import PreTrainedTokenizerFast
 
 from hf_plasticity import PlasticityError
 from hf_plasticity.data import blocks as blocks_module
@@ -12,7 +14,7 @@ from hf_plasticity.data.blocks import Blocks
 from hf_plasticity.data.schedule import make_schedule
 from hf_plasticity.data.sources.base import split_of
 from hf_plasticity.data.stream import TrainingStream, collate_batch
-from hf_plasticity.data.tokenizers import byte_tokenizer, train_tokenizer
+from hf_plasticity.data.tokenizers import byte_tokenizer, num_token_ids, train_tokenizer
 from support.tiny import ListedSource
 
 
@@ -45,6 +47,17 @@ def test_blocks_are_the_documents_joined_by_end_of_text_and_cut(tmp_path):
     tokens = expected_tokens(source, "a", "train")
     assert blocks.exhausted and len(blocks) == len(tokens) // 16
     assert blocks[np.arange(len(blocks))].ravel().tolist() == tokens[: len(blocks) * 16]
+
+
+def test_ids_above_65535_are_kept_also_by_a_small_vocabulary_with_gaps(tmp_path):
+    vocabulary = {"<end>": 0, "<unknown>": 1} | {f"a{number}": 70_000 + number for number in range(60)}
+    model = Tokenizer(models.WordLevel(vocabulary, unk_token="<unknown>"))
+    model.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=model, eos_token="<end>", unk_token="<unknown>")
+    assert len(tokenizer) == 62 and num_token_ids(tokenizer) == 70_060
+    blocks = make_blocks(tmp_path, tokenizer=tokenizer, context_length=4).prepare(1000)
+    ids = {id for id in blocks[np.arange(len(blocks))].ravel().tolist() if id != 0}
+    assert ids and min(ids) >= 70_000
 
 
 def test_shards_cut_nothing_and_continue_where_the_last_ended(tmp_path, small_shards):
