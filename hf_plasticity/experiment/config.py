@@ -1,6 +1,7 @@
 """The configuration of a run: model, text and training, from a command line and YAML."""
 
 import dataclasses
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from ..trainer.training_arguments import REFUSED, ROLES
 
 
 TRANSFORMERS_OUTPUT_DIR = "trainer_output"
+FRESH_LANGUAGE = re.compile(r".*\.\d+")
 # Settings of Transformers with another default, or another meaning.
 HELP = {
     "output_dir": "Run folder; runs/<size>-<schedule>-<source>-seed<seed> by default.",
@@ -130,6 +132,12 @@ def parse_experiment(
             "train_tokenizer: not supported with fresh_languages, because the tokenizer would be trained on the "
             "languages of the first cycle only; use the byte tokenizer"
         )
+    for language in [*data.languages, data.probe_language]:
+        if data.fresh_languages and FRESH_LANGUAGE.fullmatch(language):
+            raise PlasticityError(
+                f"languages: '{language}' is the name of a new language of a later cycle with fresh_languages; use "
+                "names without a number after a dot"
+            )
     make_schedule(training.schedule, data.languages, task_slots=1, blend=training.blend)
     if training.learning_rate is None:
         training.learning_rate = peak_learning_rate(model.size)

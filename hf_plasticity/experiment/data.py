@@ -13,12 +13,13 @@ from transformers import PreTrainedTokenizerBase
 
 from ..data.blocks import Blocks
 from ..data.opening import open_blocks, open_source
-from ..data.schedule import Schedule, make_schedule
+from ..data.schedule import GradualSchedule, Schedule, make_schedule
 from ..data.sources import Source
 from ..data.sources.base import split_of
 from ..data.stream import TrainingStream
-from ..data.tokenizers import load_tokenizer, train_tokenizer
+from ..data.tokenizers import load_tokenizer, num_token_ids, train_tokenizer
 from ..errors import PlasticityError
+from ..trainer.checkpoint import has_started
 from .config import ExperimentConfig
 
 
@@ -95,7 +96,8 @@ def open_run_data(config: ExperimentConfig, source: Source, tokenizer: PreTraine
     Open the blocks of a run. Nothing is prepared.
 
     Raises:
-        [`PlasticityError`]: The source does not have a language, or cannot be reached.
+        [`PlasticityError`]: The source does not have a language, two languages have the same text, or the source
+            cannot be reached.
     """
     languages = [*config.data.languages, config.data.probe_language]
 
@@ -111,8 +113,15 @@ def open_run_data(config: ExperimentConfig, source: Source, tokenizer: PreTraine
             streamed_by=config.training.output_dir if streamed else None,
         )
 
+    with_this_text: dict[str, str] = {}
     for language in languages:
-        both_splits(language)
+        train, _ = both_splits(language)
+        other = with_this_text.setdefault(train.made_from["source"], language)
+        if other != language:
+            raise PlasticityError(
+                f"languages: '{other}' and '{language}' have the same text; give each language its own, so that the "
+                "text of the probe is never trained on"
+            )
     return RunData(
         tokenizer,
         train=BlocksOfSplit(languages, lambda language: both_splits(language)[0]),
@@ -127,6 +136,11 @@ def _tokenizer(config: ExperimentConfig, source: Source) -> PreTrainedTokenizerB
     folder = Path(config.training.output_dir) / TOKENIZER_FOLDER
     trained_from = _trained_from(config, source)
     if _read_json(folder / TRAINED_FROM_FILE) != trained_from:
+        if has_started(config.training.output_dir):
+            raise PlasticityError(
+                f"output_dir: '{config.training.output_dir}' was started with other text or another tokenizer; choose "
+                "another folder"
+            )
         # There is no tokenizer yet, or it is from an earlier start with other settings.
         partial = folder.with_name(f".{TOKENIZER_FOLDER}.partial")
         for path in (folder, partial):
@@ -177,9 +191,10 @@ def vocabulary(config: ExperimentConfig, tokenizer: PreTrainedTokenizerBase) -> 
     Raises:
         [`PlasticityError`]: `vocab_size` is less than the number of tokens.
     """
-    vocab_size = config.model.vocab_size or len(tokenizer)
-    if vocab_size < len(tokenizer):
-        raise PlasticityError(f"vocab_size: {vocab_size} is less than the tokenizer's {len(tokenizer)} tokens")
+    needed = num_token_ids(tokenizer)
+    vocab_size = config.model.vocab_size or needed
+    if vocab_size < needed:
+        raise PlasticityError(f"vocab_size: {vocab_size} is less than the tokenizer's {needed} tokens")
     return vocab_size
 
 
@@ -191,9 +206,14 @@ def run_schedule(config: ExperimentConfig, batch_size: int) -> Schedule:
         config.data.languages,
         task_slots=training.task_steps * batch_size,
         blend=training.blend,
-        seed=training.seed,
+        seed=data_seed(config),
         fresh_languages=config.data.fresh_languages,
     )
+
+
+def data_seed(config: ExperimentConfig) -> int:
+    """The seed of the order of the training text: `data_seed`, or `seed` without one."""
+    return config.training.seed if config.training.data_seed is None else config.training.data_seed
 
 
 def training_stream(config: ExperimentConfig, data: RunData) -> TrainingStream:
@@ -201,15 +221,20 @@ def training_stream(config: ExperimentConfig, data: RunData) -> TrainingStream:
     The sequences of the whole run, prepared unless they are streamed.
 
     Raises:
-        [`PlasticityError`]: Too little text, or a batch that does not divide.
+        [`PlasticityError`]: Too little text, a batch that does not divide, or a blend of less than two sequences.
     """
     training = config.training
     schedule = run_schedule(config, training.set_batch(config.data.context_length))
+    if isinstance(schedule, GradualSchedule) and schedule.half == 0:
+        raise PlasticityError(
+            f"blend: {training.blend} of a task instance is less than two of its {schedule.task_slots} sequences; use "
+            "more, or the schedule rotation"
+        )
     return TrainingStream(
         data.train,
         schedule,
         tasks=training.cycles * schedule.tasks_per_cycle,
-        seed=training.seed if training.data_seed is None else training.data_seed,
+        seed=data_seed(config),
         allow_repeats=training.allow_repeats,
         streaming=config.data.streaming,
         permute_tokens=config.data.permute_tokens,

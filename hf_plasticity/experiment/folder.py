@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib.metadata
+import json
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
+from transformers.utils import logging
 
 from .. import __version__
 from ..distributed import from_main_process, is_main_process
@@ -26,16 +28,23 @@ from ..records import (
     read_config,
     remove_temporary_files,
     run_lock,
+    write_atomically,
     write_config,
 )
 from ..trainer import ContinualTrainer
-from ..trainer.checkpoint import clear_start, has_started, remove_incomplete
+from ..trainer.checkpoint import clear_start, has_started, last_complete_checkpoint, remove_incomplete
 from ..trainer.config import DEFERRED, INLINE
 from .config import ExperimentConfig
 from .data import RunData, run_schedule
 
 
-PACKAGES = ("torch", "transformers", "accelerate", "datasets", "evaluate", "peft", "huggingface-hub", "tokenizers")
+PACKAGES = (
+    "torch", "transformers", "accelerate", "datasets", "evaluate", "peft", "huggingface-hub", "tokenizers", "numpy",
+)  # fmt: skip
+# Under `provenance`: what the run is made with, and the same of its earlier parts.
+MADE_WITH, EARLIER = ("versions", "git_commit", "hardware"), "earlier"
+
+logger = logging.get_logger(__name__)
 
 
 @contextlib.contextmanager
@@ -91,9 +100,10 @@ def _take_folder(config: ExperimentConfig, stack: contextlib.ExitStack) -> None:
             )
 
 
-def _clear(config: ExperimentConfig, different: list[str]) -> None:
+def _clear(config: ExperimentConfig, different: list[str], same_run: bool = False) -> None:
     """
-    Delete the records, the untrained checkpoint and the upload state of a start without a training checkpoint.
+    Delete the records, the untrained checkpoint and the configuration of a start without a training checkpoint. The
+    upload state is deleted too, unless it remains the same run.
 
     Raises:
         [`PlasticityError`]: A separate probe process has read the settings of that start.
@@ -109,8 +119,14 @@ def _clear(config: ExperimentConfig, different: list[str]) -> None:
                     "stop it and start it again after the run, or choose another folder"
                 ) from None
         clear_start(folder)
-        for name in (HUB_FILE, CONFIG_FILE):
-            (folder / name).unlink(missing_ok=True)
+        hub, run_id = folder / HUB_FILE, None
+        if same_run and hub.exists():
+            # The repository remains that of this run, and what was uploaded is uploaded again.
+            run_id = json.loads(hub.read_text(encoding="utf-8")).get("run_id")
+        for path in (hub, folder / CONFIG_FILE):
+            path.unlink(missing_ok=True)
+        if run_id is not None:
+            write_atomically(hub, json.dumps({"run_id": run_id}).encode())
 
 
 def recorded_setting(folder: str | Path, name: str) -> Any:
@@ -125,25 +141,42 @@ def is_finished(config: ExperimentConfig) -> bool:
     return has_finished(training.output_dir, steps)
 
 
-def write_run_config(config: ExperimentConfig, data: RunData, trainer: ContinualTrainer) -> None:
+def check_same_text(config: ExperimentConfig, data: RunData) -> None:
     """
-    Write `config.yaml`: every setting, and under `provenance` versions, hardware and text of the run.
+    Check that the text is that with which the run in the folder was started. Without a training checkpoint, what was
+    recorded with other text is deleted.
 
     Raises:
         [`PlasticityError`]: The run in the folder was started with other text.
     """
+    from_main_process(lambda: _check_same_text(config, data.fingerprints()))
+
+
+def _check_same_text(config: ExperimentConfig, fingerprints: dict[str, dict[str, str]]) -> None:
+    folder = config.training.output_dir
+    recorded = (read_config(folder) or {}).get(PROVENANCE, {}).get("data", {})
+    changed = [
+        language
+        for language in fingerprints
+        if recorded.get(language, fingerprints[language]) != fingerprints[language]
+    ]
+    if changed and has_started(folder):
+        raise PlasticityError(
+            f"output_dir: '{folder}' was started with other text; that of '{changed[0]}' has changed; choose another "
+            "folder"
+        )
+    if changed:
+        _clear(config, [f"the text of '{changed[0]}' has changed"], same_run=True)
+
+
+def write_run_config(config: ExperimentConfig, data: RunData, trainer: ContinualTrainer) -> None:
+    """
+    Write `config.yaml`: every setting, and under `provenance` versions, hardware and text of the run, with those of
+    its earlier parts (`earlier`) if it resumes with others.
+    """
     if not is_main_process():
         return
     folder = config.training.output_dir
-    fingerprints = data.fingerprints()
-    if has_started(folder):
-        recorded = (read_config(folder) or {}).get(PROVENANCE, {})
-        for language, fingerprint in recorded.get("data", {}).items():
-            if language in fingerprints and fingerprint != fingerprints[language]:
-                raise PlasticityError(
-                    f"output_dir: '{folder}' was started with other text; that of '{language}' has changed; "
-                    "choose another folder"
-                )
     provenance = {
         "num_parameters": trainer.model.num_parameters(),
         "num_non_embedding_parameters": num_non_embedding_parameters(trainer.model),
@@ -151,12 +184,33 @@ def write_run_config(config: ExperimentConfig, data: RunData, trainer: Continual
         "head_loss": trainer.head_loss,
         # The settings that affect the results, so that reports can find runs that differ only by their seed.
         "numerics": sorted(config.numerics()),
-        "data": fingerprints,
+        "data": data.fingerprints(),
         "versions": versions(),
         "git_commit": _git_commit(),
         "hardware": _hardware(),
     }
+    if has_started(folder):
+        recorded = (read_config(folder) or {}).get(PROVENANCE, {})
+        earlier = recorded.get(EARLIER, [])
+        made_with = {name: recorded.get(name) for name in MADE_WITH}
+        if any(made_with[name] != provenance[name] for name in MADE_WITH):
+            checkpoint = last_complete_checkpoint(folder)
+            until = None if checkpoint is None else int(checkpoint.rsplit("-", 1)[-1])
+            earlier = [*earlier, {"until_step": until, **made_with}]
+            _warn_of_versions(made_with["versions"] or {}, provenance["versions"])
+        if earlier:
+            provenance[EARLIER] = earlier
     write_config(folder, config.settings() | {PROVENANCE: provenance})
+
+
+def _warn_of_versions(before: dict[str, str], now: dict[str, str]) -> None:
+    """Name the packages whose version has changed since the earlier part of a run."""
+    changed = [f"{name} {before[name]} → {now[name]}" for name in now if before.get(name, now[name]) != now[name]]
+    if changed:
+        logger.warning(
+            f"the run resumes with other versions ({', '.join(changed)}), and may not end with the same numbers as an "
+            "uninterrupted run"
+        )
 
 
 def versions() -> dict[str, str]:
@@ -165,11 +219,15 @@ def versions() -> dict[str, str]:
 
 
 def _git_commit() -> str | None:
-    """The commit of the source tree that this package is imported from; `None` for an installed copy."""
+    """
+    The commit of the source tree that this package is imported from, with `-dirty` if files have changed; `None` for
+    an installed copy.
+    """
     tree = Path(__file__).parents[2]
     if not (tree / ".git").exists():
         return None
-    answer = subprocess.run(["git", "-C", str(tree), "rev-parse", "HEAD"], capture_output=True, text=True)
+    command = ["git", "-C", str(tree), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    answer = subprocess.run(command, capture_output=True, text=True)
     return answer.stdout.strip() or None
 
 

@@ -12,6 +12,7 @@ from transformers.utils import logging
 from ..data.sources import SOURCES
 from ..distributed import from_main_process, is_main_process
 from ..models import gpt2_config
+from ..probing.probe import check_text
 from ..records import (
     DIAGNOSTICS_FILE,
     FORGETTING_FILE,
@@ -19,6 +20,7 @@ from ..records import (
     PROBES_FILE,
     REPORT_FILE,
     TRAINER_STATE_FILE,
+    read_config,
     read_run,
 )
 from ..threads import choose_threads, set_threads
@@ -26,7 +28,7 @@ from ..trainer import ContinualTrainer, last_complete_checkpoint
 from ..trainer.config import DEFERRED
 from .config import ExperimentConfig
 from .data import RunData, open_data, training_stream, vocabulary
-from .folder import is_finished, recorded_setting, run_folder, write_run_config
+from .folder import check_same_text, is_finished, recorded_setting, run_folder, write_run_config
 
 
 if TYPE_CHECKING:
@@ -45,6 +47,10 @@ def build_trainer(config: ExperimentConfig, data: RunData) -> ContinualTrainer:
     """
     training = config.training
     vocab_size = vocabulary(config, data.tokenizer)
+    probe_blocks = data.train[config.data.probe_language], data.validation[config.data.probe_language]
+    if not training.no_probe:
+        # Before the training text, which may take hours to prepare.
+        check_text(*probe_blocks, training.probe_config(training.set_batch(config.data.context_length)))
     stream = training_stream(config, data)
     set_seed(training.seed)
     model = GPT2LMHeadModel(
@@ -60,12 +66,11 @@ def build_trainer(config: ExperimentConfig, data: RunData) -> ContinualTrainer:
     # must not have a token.
     args = copy.copy(training)
     args.push_to_hub, args.hub_token = False, None
-    probe_language = config.data.probe_language
     return ContinualTrainer(
         model=model,
         args=args,
         train_dataset=stream,
-        probe_blocks=(data.train[probe_language], data.validation[probe_language]),
+        probe_blocks=probe_blocks,
         eval_blocks={language: data.validation[language] for language in stream.schedule.languages},
         processing_class=data.tokenizer,
     )
@@ -171,8 +176,8 @@ def run_experiment(config: ExperimentConfig) -> None:
     # Transformers shows a progress bar for every file of weights that it writes.
     logging.disable_progress_bar()
     with run_folder(config):
-        pusher = start_pushing(config)
         if from_main_process(lambda: is_finished(config)):
+            pusher = start_pushing(config)
             if is_main_process():
                 if not report_is_current(folder):
                     show_results(folder)
@@ -182,8 +187,11 @@ def run_experiment(config: ExperimentConfig) -> None:
             return
         announce(config)
         if config.data.dataset_commits is None:
-            config.data.dataset_commits = from_main_process(lambda: recorded_setting(folder, "dataset_commits"))
+            # Also those of a start without a training checkpoint.
+            config.data.dataset_commits = from_main_process(lambda: (read_config(folder) or {}).get("dataset_commits"))
         data = open_data(config)
+        check_same_text(config, data)
+        pusher = start_pushing(config)
         trainer = build_trainer(config, data)
         write_run_config(config, data, trainer)
         if pusher is not None:

@@ -1,11 +1,14 @@
 """Prepare all blocks of a run before it starts, for example on a machine with network and without a GPU."""
 
+import contextlib
+
 from ..data.blocks import Blocks
 from ..data.overlap import TextTooShortError, measure_overlap
 from ..errors import PlasticityError
 from ..experiment.config import ExperimentConfig
 from ..experiment.data import open_data, training_stream, vocabulary
 from ..probing.probe import check_text
+from ..records import run_lock
 from .text import sequences_needed
 
 
@@ -28,7 +31,10 @@ def prepare_study(study: ExperimentConfig) -> list[tuple[Blocks, str]]:
             "streaming: blocks are prepared during the run and deleted afterwards; leave it out to prepare them "
             "all, or start the run"
         )
-    data = open_data(study)
+    # A tokenizer is trained in the run folder.
+    tokenizer_is_trained = study.data.train_tokenizer is not None
+    with run_lock(training.output_dir) if tokenizer_is_trained else contextlib.nullcontext():
+        data = open_data(study)
     vocabulary(study, data.tokenizer)
     stream = training_stream(study, data)
     batch_size = stream.schedule.task_slots // training.task_steps

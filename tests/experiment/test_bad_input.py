@@ -28,6 +28,11 @@ FLAGS = [*TINY, "--disable_tqdm=true", "--use_cpu"]
             "probe_language: 'syn9' is also a training language; the probe language must be held out",
         ),
         ("--languages syn1 syn1", "languages: 'syn1 syn1' has a duplicate"),
+        (
+            "--fresh_languages --languages syn1 syn2 --probe_language syn1.2",
+            "languages: 'syn1.2' is the name of a new language of a later cycle",
+        ),
+        ("--diagnostics_measures nonsense", "diagnostics_measures: 'nonsense' is not a measure; choose from"),
         ("--lr_scheduler_type waves", "lr_scheduler_type: 'waves' is unknown; choose one of linear"),
         ("--warmup_steps 99", "warmup_steps: 99 is not between 0 and the 80 steps"),
         ("--context_length 0", "context_length: 0 leaves no token to predict; use 2 or more"),
@@ -89,6 +94,7 @@ def test_numbers_lists_and_mappings_can_be_written_as_in_yaml(tmp_path):
         ("--tokenizer no/such", "tokenizer: "),
         ("--languages syn1 xx", "xx"),
         ("--context_length 1 --global_batch_tokens 64", "context_length: 1 leaves no token to predict"),
+        ("--schedule gradual --blend 0.01", "blend: 0.01 of a task instance is less than two of its 16 sequences"),
         ("--validation_fraction 1.5", "validation_fraction: 1.5 is not between 0 and 1"),
         ("--train_tokenizer 100", "100"),
     ],
@@ -106,8 +112,8 @@ def test_an_invalid_study_is_refused_before_training(tmp_path, flags, message, c
 
 
 def test_a_corpus_too_small_for_the_run_is_an_error_with_both_numbers(tmp_path, capsys):
-    for language in ("en", "vi"):
-        (tmp_path / f"{language}.txt").write_text("".join(f"{language} line {n}\n" for n in range(200)))
+    for language, lines in (("en", 200), ("vi", 2000)):
+        (tmp_path / f"{language}.txt").write_text("".join(f"{language} line {n}\n" for n in range(lines)))
     with pytest.raises(SystemExit), errors_on_one_line("continual.py"):
         run_experiment(
             parse_experiment(

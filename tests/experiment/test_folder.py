@@ -1,5 +1,6 @@
 """The content of a run folder: files of killed starts, damaged files, and files of other runs."""
 
+import json
 import os
 import shutil
 import signal
@@ -12,6 +13,7 @@ import pytest
 from hf_plasticity import ContinualTrainer, PlasticityError
 from hf_plasticity.cli import main
 from hf_plasticity.data.sources import SOURCES, SyntheticSource
+from hf_plasticity.experiment import folder as folder_module
 from hf_plasticity.experiment import parse_experiment, run_experiment
 from hf_plasticity.experiment.data import open_data
 from hf_plasticity.experiment.folder import run_folder
@@ -289,6 +291,53 @@ def test_a_run_resumes_with_the_text_that_it_was_started_with(tmp_path, monkeypa
     assert len(curves[0]) == 3 and curves[0] == curves[1]
     with pytest.raises(PlasticityError, match="was started with other text"):
         train(tmp_path / "run", "--source=versioned", "--dataset_commits=b", "--cycles=3")
+
+
+def test_text_that_changes_before_the_first_checkpoint_leaves_no_records_of_the_other_text(tmp_path, monkeypatch):
+    monkeypatch.setitem(SOURCES, "versioned", VersionedSource)
+    monkeypatch.setattr(VersionedSource, "resolved_settings", lambda self: {})  # as for files of a folder
+    folder = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(ContinualTrainer, "training_step", Mock(side_effect=PlasticityError("loss: not finite")))
+        with pytest.raises(PlasticityError, match="loss: not finite"):
+            train(folder, "--source=versioned", "--cycles=1")
+    (folder / "hub.json").write_text('{"run_id": "a", "pushed": {"org/run": {"cycle-000": "0"}}}')
+    monkeypatch.setattr(VersionedSource, "newest", "b")
+    for one in (folder, tmp_path / "new"):
+        train(one, "--source=versioned", "--cycles=1")
+    assert [probe["step"] for probe in read_run(folder).probes] == [0, 8]
+    assert_same_run(folder, tmp_path / "new")
+    assert json.loads((folder / "hub.json").read_text()) == {"run_id": "a"}, "cycle-000 is uploaded again"
+
+
+def test_the_trained_tokenizer_of_a_run_is_kept_when_its_text_has_changed(tmp_path, monkeypatch):
+    monkeypatch.setitem(SOURCES, "versioned", VersionedSource)
+    monkeypatch.setattr(VersionedSource, "resolved_settings", lambda self: {})
+    settings = ["--source=versioned", "--train_tokenizer=300"]
+    train(tmp_path / "run", *settings, "--cycles=1")
+    written = (tmp_path / "run" / "tokenizer" / "tokenizer.json").stat().st_mtime_ns
+    monkeypatch.setattr(VersionedSource, "newest", "b")
+    with pytest.raises(PlasticityError, match="was started with other text"):
+        train(tmp_path / "run", *settings)
+    assert (tmp_path / "run" / "tokenizer" / "tokenizer.json").stat().st_mtime_ns == written
+
+
+def test_two_languages_with_the_same_text_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(SyntheticSource, "fingerprint", lambda self, language: language.replace("syn9", "syn1"))
+    with pytest.raises(PlasticityError, match="languages: 'syn1' and 'syn9' have the same text"):
+        train(tmp_path / "run")
+
+
+def test_a_run_that_resumes_with_other_versions_records_both_and_warns(begun, monkeypatch, caplog):
+    before = read_run(begun).config["provenance"]
+    monkeypatch.setattr(folder_module, "versions", lambda: before["versions"] | {"torch": "9.9.9"})
+    with caplog.at_level("WARNING"):
+        train(begun)
+    after = read_run(begun).config["provenance"]
+    assert after["versions"]["torch"] == "9.9.9"
+    [earlier] = after["earlier"]
+    assert earlier["until_step"] == 8 and earlier["versions"] == before["versions"]
+    assert f"torch {before['versions']['torch']} → 9.9.9" in caplog.text
 
 
 @pytest.fixture

@@ -59,6 +59,7 @@ class LocalSource(Source):
     def __init__(self, folder: str | os.PathLike, text_column: str = "text"):
         self.folder = Path(folder)
         self.text_column = text_column
+        self._fingerprints: dict[str, str] = {}
         if not self.folder.is_dir():
             raise PlasticityError(f"data_dir: folder '{folder}' does not exist")
 
@@ -81,6 +82,12 @@ class LocalSource(Source):
         return sorted(found | {path.name for path in folders if self._files_below(path)})
 
     def fingerprint(self, language: str) -> str:
+        # It reads all text, and several blocks ask for it.
+        if language not in self._fingerprints:
+            self._fingerprints[language] = self._fingerprint(language)
+        return self._fingerprints[language]
+
+    def _fingerprint(self, language: str) -> str:
         digest = hashlib.blake2b(f"local {FORMAT_VERSION} {self.text_column}".encode(), digest_size=16)
         digest.update(hash_files(self._files(language), self.folder))
         return digest.hexdigest()
