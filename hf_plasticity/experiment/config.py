@@ -20,7 +20,7 @@ from ..trainer.training_arguments import REFUSED, ROLES
 
 
 TRANSFORMERS_OUTPUT_DIR = "trainer_output"
-FRESH_LANGUAGE = re.compile(r".*\.\d+")
+FRESH_LANGUAGE = re.compile(r"(.+)\.(\d+)")
 # Settings of Transformers with another default, or another meaning.
 HELP = {
     "output_dir": "Run folder; runs/<size>-<schedule>-<source>-seed<seed> by default.",
@@ -84,6 +84,22 @@ class ExperimentConfig:
         return {name: value for name, value in self.settings().items() if roles[name] == NUMERICS}
 
 
+def _check_fresh_languages(languages: Sequence[str], probe_language: str) -> None:
+    """Cycle n ≥ 2 trains on `"<language>.<n>"`, so that these names must not be used otherwise."""
+    for language in languages:
+        if FRESH_LANGUAGE.fullmatch(language):
+            raise PlasticityError(
+                f"languages: '{language}' has a number after a dot, as the new languages of later cycles with "
+                "fresh_languages have; use names without one"
+            )
+    match = FRESH_LANGUAGE.fullmatch(probe_language)
+    if match and match[1] in languages:
+        raise PlasticityError(
+            f"probe_language: with fresh_languages, cycle {match[2]} trains on '{probe_language}'; the probe language "
+            "must be held out"
+        )
+
+
 def parse_experiment(
     arguments: Sequence[str] | None = None,
     description: str | None = None,
@@ -132,12 +148,8 @@ def parse_experiment(
             "train_tokenizer: not supported with fresh_languages, because the tokenizer would be trained on the "
             "languages of the first cycle only; use the byte tokenizer"
         )
-    for language in [*data.languages, data.probe_language]:
-        if data.fresh_languages and FRESH_LANGUAGE.fullmatch(language):
-            raise PlasticityError(
-                f"languages: '{language}' is the name of a new language of a later cycle with fresh_languages; use "
-                "names without a number after a dot"
-            )
+    if data.fresh_languages:
+        _check_fresh_languages(data.languages, data.probe_language)
     make_schedule(training.schedule, data.languages, task_slots=1, blend=training.blend)
     if training.learning_rate is None:
         training.learning_rate = peak_learning_rate(model.size)

@@ -30,8 +30,9 @@ FLAGS = [*TINY, "--disable_tqdm=true", "--use_cpu"]
         ("--languages syn1 syn1", "languages: 'syn1 syn1' has a duplicate"),
         (
             "--fresh_languages --languages syn1 syn2 --probe_language syn1.2",
-            "languages: 'syn1.2' is the name of a new language of a later cycle",
+            "probe_language: with fresh_languages, cycle 2 trains on 'syn1.2'; the probe language must be held out",
         ),
+        ("--fresh_languages --languages syn1 syn1.2", "languages: 'syn1.2' has a number after a dot"),
         ("--diagnostics_measures nonsense", "diagnostics_measures: 'nonsense' is not a measure; choose from"),
         ("--lr_scheduler_type waves", "lr_scheduler_type: 'waves' is unknown; choose one of linear"),
         ("--warmup_steps 99", "warmup_steps: 99 is not between 0 and the 80 steps"),
