@@ -219,6 +219,10 @@ def find_record(path: str | os.PathLike, values: dict[str, Any]) -> dict[str, An
     return None
 
 
+class FolderInUseError(PlasticityError):
+    """Another process uses a run folder."""
+
+
 @contextlib.contextmanager
 def run_lock(folder: str | os.PathLike, name: str = LOCK_FILE) -> Iterator[None]:
     """
@@ -230,7 +234,8 @@ def run_lock(folder: str | os.PathLike, name: str = LOCK_FILE) -> Iterator[None]
             separate locks.
 
     Raises:
-        [`PlasticityError`]: Another process holds the lock, or the folder cannot be written to.
+        [`FolderInUseError`]: Another process holds the lock.
+        [`PlasticityError`]: The folder cannot be written to.
     """
     folder = Path(folder)
     lock = FileLock(folder / name, blocking=False, thread_local=False)
@@ -238,7 +243,7 @@ def run_lock(folder: str | os.PathLike, name: str = LOCK_FILE) -> Iterator[None]
         folder.mkdir(parents=True, exist_ok=True)
         lock.acquire()
     except Timeout:
-        raise PlasticityError(
+        raise FolderInUseError(
             f"output_dir: '{folder}' is in use by another process; wait for it, stop it, or choose another folder"
         ) from None
     except OSError as error:

@@ -55,7 +55,7 @@ def run_comparison(options: argparse.Namespace) -> int:
         [`PlasticityError`]: An invalid value, or a baseline that diverges.
     """
     from .plan import Comparison
-    from .stages import IncompleteError, choose, run_final, tune
+    from .stages import IncompleteError, choose, is_done, run_final, tune
 
     comparison = Comparison(
         options.output_dir,
@@ -70,9 +70,11 @@ def run_comparison(options: argparse.Namespace) -> int:
     if options.jobs is not None and options.jobs < 1:
         raise PlasticityError(f"jobs: {options.jobs} is not a positive number")
     with run_lock(comparison.output_dir):
-        comparison.take_folder()
+        comparison.check_folder()
         announce(comparison)
-        prepare_final(comparison)
+        if not all(is_done(run) for run in comparison.tuning_runs()):
+            prepare_final(comparison)
+        comparison.take_folder()
         try:
             scored = tune(comparison, options.jobs)
             entries = run_final(comparison, scored, choose(comparison, scored), options.jobs)

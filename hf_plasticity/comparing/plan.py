@@ -206,9 +206,14 @@ class Comparison:
         }
 
     def take_folder(self) -> None:
+        """Write the settings of the comparison to its folder, after [`check_folder`]."""
+        self.check_folder()
+        own = json.dumps(self.identity(), indent=1, ensure_ascii=False)
+        write_atomically(self.output_dir / PLAN_FILE, own.encode())
+
+    def check_folder(self) -> None:
         """
-        Write the settings of the comparison to its folder, or check that the folder belongs to this comparison. It may
-        have more mitigations than before.
+        Check that the folder is new, or belongs to this comparison. It may have more mitigations than before.
 
         Raises:
             [`PlasticityError`]: The folder belongs to another comparison.
@@ -230,4 +235,3 @@ class Comparison:
                     f"output_dir: '{self.output_dir}' belongs to another comparison ({'; '.join(different)}); choose "
                     "another folder"
                 )
-        write_atomically(path, json.dumps(own, indent=1, ensure_ascii=False).encode())

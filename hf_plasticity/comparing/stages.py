@@ -116,9 +116,9 @@ def run_missing(runs: Sequence[Run], at_once: int | None) -> None:
     missing = [run for run in runs if not is_done(run)]
     if not missing:
         return
-    own_threads = parse_experiment(missing[0].settings).training.cpu_threads is not None
+    cpu_threads = parse_experiment(missing[0].settings).training.cpu_threads
     jobs = run_in_parallel(
-        {run.folder: run.command for run in missing}, at_once, of=len(runs), own_threads=own_threads
+        {run.folder: run.command for run in missing}, at_once, of=len(runs), cpu_threads=cpu_threads
     )
     failed = [job for job in jobs if job.state == FAILED and divergence(job.folder) is None]
     for job in failed:

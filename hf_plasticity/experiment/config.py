@@ -37,12 +37,14 @@ class ModelConfig:
     Args:
         size (`str`, *optional*, defaults to `"100K"`):
             A name of `MODEL_SIZES`: the paper's `5M` to `314M`, or of the micro ladder below them.
-        vocab_size (`int`, *optional*, defaults to the tokenizer's length):
+        vocab_size (`int`, *optional*, defaults to the tokenizer's highest token id plus one):
             Rows of the embedding, for example rounded up (the paper: 151,680).
     """
 
     size: str = setting("100K", help="Model size: 1.8K to 2.5M (micro), 5M to 314M (the paper).")
-    vocab_size: int | None = setting(None, help="Rows of the embedding; the tokenizer's length by default.")
+    vocab_size: int | None = setting(
+        None, help="Rows of the embedding; as many as the tokenizer has token ids by default."
+    )
 
 
 @dataclass

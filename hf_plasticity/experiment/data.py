@@ -115,8 +115,8 @@ def open_run_data(config: ExperimentConfig, source: Source, tokenizer: PreTraine
 
     with_this_text: dict[str, str] = {}
     for language in languages:
-        train, _ = both_splits(language)
-        other = with_this_text.setdefault(train.made_from["source"], language)
+        both_splits(language)
+        other = with_this_text.setdefault(source.text_digest(language), language)
         if other != language:
             raise PlasticityError(
                 f"languages: '{other}' and '{language}' have the same text; give each language its own, so that the "
@@ -135,8 +135,9 @@ def _tokenizer(config: ExperimentConfig, source: Source) -> PreTrainedTokenizerB
         return load_tokenizer(data.tokenizer)
     folder = Path(config.training.output_dir) / TOKENIZER_FOLDER
     trained_from = _trained_from(config, source)
-    if _read_json(folder / TRAINED_FROM_FILE) != trained_from:
-        if has_started(config.training.output_dir):
+    known = _read_json(folder / TRAINED_FROM_FILE)
+    if known != trained_from:
+        if known is not None and has_started(config.training.output_dir):
             raise PlasticityError(
                 f"output_dir: '{config.training.output_dir}' was started with other text or another tokenizer; choose "
                 "another folder"

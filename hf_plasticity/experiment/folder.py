@@ -26,6 +26,7 @@ from ..records import (
     has_finished,
     probed_checkpoints,
     read_config,
+    read_json,
     remove_temporary_files,
     run_lock,
     write_atomically,
@@ -102,8 +103,9 @@ def _take_folder(config: ExperimentConfig, stack: contextlib.ExitStack) -> None:
 
 def _clear(config: ExperimentConfig, different: list[str], same_run: bool = False) -> None:
     """
-    Delete the records, the untrained checkpoint and the configuration of a start without a training checkpoint. The
-    upload state is deleted too, unless it remains the same run.
+    Delete the records, the untrained checkpoint, the configuration and the upload state of a start without a training
+    checkpoint. If it remains the same run, its repository is still that of the run, and what was uploaded is uploaded
+    again.
 
     Raises:
         [`PlasticityError`]: A separate probe process has read the settings of that start.
@@ -119,14 +121,12 @@ def _clear(config: ExperimentConfig, different: list[str], same_run: bool = Fals
                     "stop it and start it again after the run, or choose another folder"
                 ) from None
         clear_start(folder)
-        hub, run_id = folder / HUB_FILE, None
+        hub = folder / HUB_FILE
         if same_run and hub.exists():
-            # The repository remains that of this run, and what was uploaded is uploaded again.
-            run_id = json.loads(hub.read_text(encoding="utf-8")).get("run_id")
-        for path in (hub, folder / CONFIG_FILE):
-            path.unlink(missing_ok=True)
-        if run_id is not None:
-            write_atomically(hub, json.dumps({"run_id": run_id}).encode())
+            write_atomically(hub, json.dumps({"run_id": read_json(hub).get("run_id")}).encode())
+        else:
+            hub.unlink(missing_ok=True)
+        (folder / CONFIG_FILE).unlink(missing_ok=True)
 
 
 def recorded_setting(folder: str | Path, name: str) -> Any:
@@ -166,7 +166,9 @@ def _check_same_text(config: ExperimentConfig, fingerprints: dict[str, dict[str,
             "folder"
         )
     if changed:
-        _clear(config, [f"the text of '{changed[0]}' has changed"], same_run=True)
+        # A repository with deferred probes has records that would be downloaded again.
+        same_run = config.training.probe == INLINE
+        _clear(config, [f"the text of '{changed[0]}' has changed"], same_run)
 
 
 def write_run_config(config: ExperimentConfig, data: RunData, trainer: ContinualTrainer) -> None:

@@ -18,6 +18,7 @@ from ..hub_errors import one_line
 from ..periodic import PeriodicCallback, Timeline
 from ..probing.checkpoint import save_probe_record
 from ..records import (
+    CHECKPOINT_NAME,
     CONFIG_FILE,
     HUB_FILE,
     PROBES_FILE,
@@ -124,14 +125,12 @@ def push_run(folder: str | Path, repository: RunRepository) -> None:
             unprobed[:] = sorted({*unprobed, name} - ({name} if probed else set()))
             _write_upload_state(folder, state)
     if has_config:
-        # Also those that were deleted here after their upload.
-        branches = sorted({*pushed, *cycles} - {MAIN}, key=checkpoint_order)
-        with_model = state.setdefault("with_model", [])
-        has_model = repository.repo_id in with_model
+        # Also the branches of checkpoints that were deleted here after their upload.
+        uploaded = {name for name in there if CHECKPOINT_NAME.fullmatch(name)}
+        branches = sorted({*uploaded, *cycles}, key=checkpoint_order)
+        has_model = has_weights(repository.files(there[MAIN]))
         files = main_files(folder, repository.repo_id, repository.run_id, branches, finished_at, has_model)
         pushed[MAIN] = repository.upload(MAIN, files, "Records of the run", parent=there[MAIN])
-        if has_weights(files) and not has_model:
-            with_model.append(repository.repo_id)
         _write_upload_state(folder, state)
 
 

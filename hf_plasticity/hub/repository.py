@@ -144,7 +144,7 @@ class RunRepository:
     def _check_owner(self, commit: str) -> None:
         there = self._config(commit)
         if there is None:
-            other = sorted(set(self._tree(commit)) - UNCLAIMED)
+            other = sorted(set(self.files(commit)) - UNCLAIMED)
             if other:
                 raise HubAccessError(
                     f"hub_model_id: '{self.repo_id}' has other files ({other[0]}) and no run; choose another name"
@@ -172,7 +172,8 @@ class RunRepository:
             return None
         return config if isinstance(config, dict) and "schedule" in config else None
 
-    def _tree(self, commit: str) -> dict[str, RepoFile]:
+    def files(self, commit: str) -> dict[str, RepoFile]:
+        """The files of a commit by their path."""
         entries = self.api.list_repo_tree(self.repo_id, recursive=True, revision=commit)
         return {entry.path: entry for entry in entries if isinstance(entry, RepoFile)}
 
@@ -200,7 +201,7 @@ class RunRepository:
             first = self.api.list_repo_commits(self.repo_id, revision=MAIN)[-1].commit_id
             self.api.create_branch(self.repo_id, branch=branch, revision=first, exist_ok=True)
             heads[branch] = first
-        there = self._tree(heads[branch])
+        there = self.files(heads[branch])
         changed = {path: content for path, content in files.items() if not _is_there(content, there.get(path))}
         if changed:
             operations = [CommitOperationAdd(path, content) for path, content in changed.items()]

@@ -12,7 +12,7 @@ import yaml
 
 from ..configs import find_config
 from ..errors import PlasticityError
-from ..records import PROBES_FILE, REPORT_FILE, read_run, run_lock
+from ..records import PROBES_FILE, REPORT_FILE, FolderInUseError, differences, read_config, read_run, run_lock
 
 
 if TYPE_CHECKING:
@@ -89,9 +89,9 @@ def _run_here(
     """Run all on this machine, and write one report of them."""
     from .jobs import COMPLETE, FAILED
 
-    own_threads = any(config.training.cpu_threads is not None for config in runs.values())
+    cpu_threads = next(iter(runs.values())).training.cpu_threads
     try:
-        jobs = run_in_parallel(commands, options.jobs, processes=_processes_of_a_run(options), own_threads=own_threads)
+        jobs = run_in_parallel(commands, options.jobs, processes=_processes_of_a_run(options), cpu_threads=cpu_threads)
     finally:
         write_ladder_report(options.output_dir, list(commands))
     for job in jobs:
@@ -113,7 +113,7 @@ def run_in_parallel(
     at_once: int | None,
     of: int | None = None,
     processes: int = 1,
-    own_threads: bool = False,
+    cpu_threads: int | None = None,
 ) -> "list[Job]":
     """
     Run the commands of run folders on this machine.
@@ -125,8 +125,8 @@ def run_in_parallel(
         of (`int`, *optional*): The number of runs that share the machine, if `commands` are only the remaining ones.
             Then all runs have the same CPU threads.
         processes (`int`, *optional*, defaults to 1): Processes of each run.
-        own_threads (`bool`, *optional*, defaults to `False`): Whether the settings of the runs have `cpu_threads`.
-            Otherwise the CPU cores are divided among the runs.
+        cpu_threads (`int`, *optional*): The CPU threads of each process, if the settings of the runs have them. By
+            default, the CPU cores are divided among the runs.
 
     Returns:
         `list[Job]`: The finished jobs, in the order of `commands`.
@@ -134,11 +134,11 @@ def run_in_parallel(
     from ..experiment.folder import recorded_setting
     from .jobs import Job, run_jobs
 
-    at_once, arguments, devices = _share_of_machine(at_once, of or len(commands), processes)
+    at_once, arguments, devices = _share_of_machine(at_once, of or len(commands), processes, cpu_threads)
     jobs = []
     for folder, words in commands.items():
         # A run resumes with its own number of CPU threads.
-        own = [] if own_threads or recorded_setting(folder, "cpu_threads") else arguments
+        own = [] if recorded_setting(folder, "cpu_threads") else arguments
         jobs.append(Job(folder, [*words[:4], *own, *words[4:]]))
     at_once = min(at_once, len(jobs))
     print(f"{len(jobs)} runs, {at_once} at a time; the output of each is in its folder (log.txt)", flush=True)
@@ -200,7 +200,9 @@ def ladder_commands(runs: "dict[Path, ExperimentConfig]", options: argparse.Name
     }
 
 
-def _share_of_machine(jobs: int | None, runs: int, processes: int) -> tuple[int, list[str], list[dict[str, str]]]:
+def _share_of_machine(
+    jobs: int | None, runs: int, processes: int, cpu_threads: int | None
+) -> tuple[int, list[str], list[dict[str, str]]]:
     """
     The number of runs at a time, the arguments of each, and for several GPUs the environments that select the GPUs of
     a run.
@@ -210,12 +212,12 @@ def _share_of_machine(jobs: int | None, runs: int, processes: int) -> tuple[int,
     from ..threads import available_cores
 
     gpus, cores = torch.cuda.device_count(), available_cores()
-    at_once = min(jobs or max(1, (gpus or cores) // processes), runs)
+    at_once = min(jobs or max(1, (gpus or cores // (cpu_threads or 1)) // processes), runs)
     if not gpus:
         if at_once > max(1, cores // processes):
             needed = at_once * processes
             raise PlasticityError(f"jobs: {at_once} need {needed} CPU cores, and {cores} are available; use fewer")
-        return at_once, [f"--cpu_threads={max(1, cores // at_once // processes)}"], []
+        return at_once, [] if cpu_threads else [f"--cpu_threads={max(1, cores // at_once // processes)}"], []
     # Devices that are already selected for this command, by number or identifier.
     selected = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
     names = selected if len(selected) == gpus and selected[0] else [str(number) for number in range(gpus)]
@@ -235,7 +237,7 @@ def _submit(runs: "dict[Path, ExperimentConfig]", commands: dict[Path, list[str]
             parameters[name] = getattr(options, name)
     jobs = []
     for folder, config in runs.items():
-        if is_finished(config):
+        if is_finished(config) and _has_settings(folder, config) and not config.training.push_to_hub:
             print(f"complete  {folder}")
         elif _is_locked(folder):
             print(f"running  {folder}")
@@ -248,13 +250,20 @@ def _submit(runs: "dict[Path, ExperimentConfig]", commands: dict[Path, list[str]
     return 0
 
 
+def _has_settings(folder: Path, config: "ExperimentConfig") -> bool:
+    """Whether the run in a folder has these settings, apart from `tf32`, which was not parsed for its devices."""
+    current = {name: value for name, value in config.numerics().items() if name != "tf32"}
+    recorded = {name: value for name, value in (read_config(folder) or {}).items() if name != "tf32"}
+    return not differences(recorded, current)
+
+
 def _is_locked(folder: Path) -> bool:
     """Whether another process uses a run folder."""
     if folder.exists():
         try:
             with run_lock(folder):
                 pass
-        except PlasticityError:
+        except FolderInUseError:
             return True
     return False
 

@@ -18,6 +18,22 @@ from .measure import measure_throughput
 from .text import text_of_study
 
 
+# Flags that a single process, such as this one, refuses.
+OF_SEVERAL_PROCESSES = ("ddp_backend", "fsdp")
+
+
+def without_settings(arguments: Sequence[str], names: Sequence[str]) -> list[str]:
+    """A command line without some settings, given as `--name=value` or as `--name value …`."""
+    kept: list[str] = []
+    dropped = False
+    for word in arguments:
+        if word.startswith("--"):
+            dropped = word.split("=")[0].removeprefix("--").replace("-", "_") in names
+        if not dropped:
+            kept.append(word)
+    return kept
+
+
 def parse_planned_study(arguments: Sequence[str], on_cpu: bool = False) -> ExperimentConfig:
     """
     Parse the settings of a run. They need not be possible on this machine: a laptop can plan for GPUs.
@@ -27,7 +43,7 @@ def parse_planned_study(arguments: Sequence[str], on_cpu: bool = False) -> Exper
         on_cpu (`bool`, *optional*, defaults to `False`): Whether the devices of this machine are not used.
     """
     here = ["--use_cpu", "--tf32=false"] if on_cpu or not torch.cuda.is_available() else []
-    return parse_experiment([*arguments, *here])
+    return parse_experiment([*without_settings(arguments, OF_SEVERAL_PROCESSES), *here])
 
 
 def plan_study(

@@ -11,7 +11,7 @@ from transformers.utils import logging
 
 from ..data.config import DataConfig
 from ..data.opening import open_blocks, open_source
-from ..data.tokenizers import load_tokenizer
+from ..data.tokenizers import load_tokenizer, num_token_ids
 from ..diagnostics import DiagnosticsConfig
 from ..distributed import from_main_process, is_main_process, start_processes
 from ..errors import PlasticityError
@@ -79,7 +79,7 @@ def probe_suite(suite: SuiteConfig, data: DataConfig) -> None:
 
         def load(name: str) -> PreTrainedModel:
             model = load_model(Path(suite.model) / name) if local else load_model(suite.model, name)
-            _check_fit(model, name, data, len(tokenizer))
+            _check_fit(model, name, data, num_token_ids(tokenizer))
             if writes:
                 _write_config(suite, data, found, text, num_non_embedding_parameters(model))
             return model

@@ -316,16 +316,23 @@ def test_the_trained_tokenizer_of_a_run_is_kept_when_its_text_has_changed(tmp_pa
     settings = ["--source=versioned", "--train_tokenizer=300"]
     train(tmp_path / "run", *settings, "--cycles=1")
     written = (tmp_path / "run" / "tokenizer" / "tokenizer.json").stat().st_mtime_ns
-    monkeypatch.setattr(VersionedSource, "newest", "b")
-    with pytest.raises(PlasticityError, match="was started with other text"):
-        train(tmp_path / "run", *settings)
+    with monkeypatch.context() as patch:
+        patch.setattr(VersionedSource, "newest", "b")
+        with pytest.raises(PlasticityError, match="was started with other text"):
+            train(tmp_path / "run", *settings)
     assert (tmp_path / "run" / "tokenizer" / "tokenizer.json").stat().st_mtime_ns == written
+    shutil.rmtree(tmp_path / "run" / "tokenizer")
+    train(tmp_path / "run", *settings)  # it is trained again from the same text
+    assert [probe["cycle"] for probe in read_run(tmp_path / "run").probes] == [0, 1, 2]
 
 
-def test_two_languages_with_the_same_text_are_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(SyntheticSource, "fingerprint", lambda self, language: language.replace("syn9", "syn1"))
-    with pytest.raises(PlasticityError, match="languages: 'syn1' and 'syn9' have the same text"):
-        train(tmp_path / "run")
+def test_two_languages_with_the_same_text_are_refused(tmp_path):
+    for language in ("en", "fr", "vi"):
+        text = "the same text" if language != "fr" else "another text"
+        (tmp_path / f"{language}.txt").write_text("\n".join(f"{text} {number}" for number in range(500)))
+    local = ["--source=local", f"--data_dir={tmp_path}", "--languages", "en", "fr", "--probe_language=vi"]
+    with pytest.raises(PlasticityError, match="languages: 'en' and 'vi' have the same text"):
+        train(tmp_path / "run", *local)
 
 
 def test_a_run_that_resumes_with_other_versions_records_both_and_warns(begun, monkeypatch, caplog):

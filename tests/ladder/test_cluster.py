@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from unittest.mock import Mock
 
 import psutil
 import pytest
@@ -13,7 +14,8 @@ import pytest
 from hf_plasticity.cli import main
 from hf_plasticity.ladder.cluster import ClusterRun, submit_jobs
 from hf_plasticity.ladder.jobs import Job
-from hf_plasticity.records import read_run, run_lock
+from hf_plasticity.planning.study import parse_planned_study
+from hf_plasticity.records import read_config, read_run, run_lock, write_config
 from support.launch import ROOT, TINY
 from support.slurm import SlurmUnavailable, single_node_slurm
 
@@ -84,13 +86,28 @@ def test_the_resources_of_a_job_are_what_the_command_line_says(tmp_path, monkeyp
     assert capsys.readouterr().out.startswith(f"17  {tmp_path / 'ladder' / '25K-rotation-seed1'}\n")
     file = tmp_path / "ladder" / "jobs" / "17_submission.sh"
     lines = file.read_text().splitlines()
-    monkeypatch.setattr("hf_plasticity.experiment.folder.is_finished", lambda config: config.training.seed == 1)
-    with run_lock(tmp_path / "ladder" / "25K-rotation-seed3"):
-        assert main([*command[:-3], "--seeds", "1", "2", "3", command[-1], *SETTINGS]) == 0
-    states = [line.split()[0] for line in capsys.readouterr().out.splitlines()[:3]]
-    assert sorted(states) == ["17", "complete", "running"]
     for line in ("--partition=gpu", "--gpus-per-node=1", "--cpus-per-task=3", "--time=30"):
         assert f"#SBATCH {line}" in lines
+
+
+def test_only_missing_runs_are_submitted(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("hf_plasticity.ladder.cluster.submit_jobs", lambda jobs, *_: [Mock(job_id="17") for _ in jobs])
+    folders = [tmp_path / f"25K-rotation-seed{seed}" for seed in (1, 2, 3, 4)]
+    command = ["ladder", "--executor=slurm", "--sizes=25K", f"--output_dir={tmp_path}", *SETTINGS]
+    for seed, folder in zip((1, 2), folders):
+        run = parse_planned_study([*SETTINGS, "--size=25K", f"--seed={seed}", f"--output_dir={folder}"], on_cpu=True)
+        numerics = {"numerics": sorted(run.numerics()), "tasks_per_cycle": 2}
+        folder.mkdir()
+        write_config(folder, run.settings() | {"provenance": numerics})
+        (folder / "trainer_state.json").write_text('{"global_step": 32000}')
+    # The second has another learning rate. Its job reports that.
+    write_config(folders[1], read_config(folders[1]) | {"learning_rate": 1.0})
+    with run_lock(folders[2]):
+        assert main([*command, "--seeds", "1", "2", "3", "4"]) == 0
+    lines = capsys.readouterr().out.splitlines()[:4]
+    assert sorted(lines) == [
+        f"17  {folders[1]}", f"17  {folders[3]}", f"complete  {folders[0]}", f"running  {folders[2]}"
+    ]  # fmt: skip
 
 
 @pytest.mark.slow

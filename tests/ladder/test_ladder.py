@@ -80,7 +80,7 @@ def test_runs_keep_the_cpu_threads_of_their_configuration(tmp_path, monkeypatch)
 def test_the_printed_commands_are_one_line_a_run_for_a_shell(tmp_path):
     process = ladder(
         "--sizes", "5M", "12M", "--seeds", 1, 2, "--schedules", "rotation", "en,zh", "--print_commands",
-        f"--output_dir={tmp_path / 'with space'}", "--num_processes=8", "--cycles=3",
+        f"--output_dir={tmp_path / 'with space'}", "--num_processes=8", "--cycles=3", "--ddp_backend", "gloo",
         "--languages", "en", "zh", "--dataset_configs", "2023.{language}",
     )  # fmt: skip
     assert process.returncode == 0, process.stderr
@@ -93,7 +93,7 @@ def test_the_printed_commands_are_one_line_a_run_for_a_shell(tmp_path):
     ]  # fmt: skip
     assert lines[2] == [
         sys.executable, "-m", "hf_plasticity", "train", "--num_processes=8",
-        "--cycles=3", "--languages", "en", "zh", "--dataset_configs", "2023.{language}",
+        "--cycles=3", "--ddp_backend", "gloo", "--languages", "en", "zh", "--dataset_configs", "2023.{language}",
         "--size=5M", "--schedule=en,zh", "--seed=1", f"--output_dir={tmp_path / 'with space' / '5M-en-zh-seed1'}",
     ]  # fmt: skip
     expected = product(("5M", "12M"), ("rotation", "en-zh"), (1, 2))

@@ -88,6 +88,13 @@ class Source(ABC):
             [`PlasticityError`]: The source does not have this language, or cannot be reached.
         """
 
+    def text_digest(self, language: str) -> str:
+        """
+        A hexadecimal hash of the documents of `language` without its name, if the source can compute one. Two
+        languages with the same hash have the same text. By default, it is the fingerprint.
+        """
+        return self.fingerprint(language)
+
     @abstractmethod
     def batches(
         self, language: str, state: dict[str, Any] | None = None
@@ -123,11 +130,21 @@ def shuffled_range(length: int, *entropy: int) -> list[int]:
 
 def hash_files(files: Iterable[Path], folder: Path) -> bytes:
     """A digest of the contents of `files` and their names relative to `folder`."""
+    return hash_contents({path: hash_content(path) for path in files}, folder)
+
+
+def hash_content(path: Path) -> bytes:
+    """A digest of the content of a file."""
     digest = hashlib.blake2b(digest_size=32)
-    for path in files:
-        content = hashlib.blake2b(digest_size=32)
-        with open(path, "rb") as file:
-            while block := file.read(2**22):
-                content.update(block)
-        digest.update(path.relative_to(folder).as_posix().encode() + b"\0" + content.digest())
+    with open(path, "rb") as file:
+        while block := file.read(2**22):
+            digest.update(block)
+    return digest.digest()
+
+
+def hash_contents(contents: Mapping[Path, bytes], folder: Path) -> bytes:
+    """A digest of the digests of files and their names relative to `folder`."""
+    digest = hashlib.blake2b(digest_size=32)
+    for path, content in contents.items():
+        digest.update(path.relative_to(folder).as_posix().encode() + b"\0" + content)
     return digest.digest()

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from ...errors import PlasticityError
 from ...hub_errors import one_line
-from .base import BATCH_CHARACTERS, Source, hash_files, shuffled_range
+from .base import BATCH_CHARACTERS, Source, hash_content, hash_contents, shuffled_range
 
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ class LocalSource(Source):
     def __init__(self, folder: str | os.PathLike, text_column: str = "text"):
         self.folder = Path(folder)
         self.text_column = text_column
-        self._fingerprints: dict[str, str] = {}
+        self._digests: dict[str, dict[Path, bytes]] = {}
         if not self.folder.is_dir():
             raise PlasticityError(f"data_dir: folder '{folder}' does not exist")
 
@@ -82,15 +82,18 @@ class LocalSource(Source):
         return sorted(found | {path.name for path in folders if self._files_below(path)})
 
     def fingerprint(self, language: str) -> str:
-        # It reads all text, and several blocks ask for it.
-        if language not in self._fingerprints:
-            self._fingerprints[language] = self._fingerprint(language)
-        return self._fingerprints[language]
-
-    def _fingerprint(self, language: str) -> str:
         digest = hashlib.blake2b(f"local {FORMAT_VERSION} {self.text_column}".encode(), digest_size=16)
-        digest.update(hash_files(self._files(language), self.folder))
+        digest.update(hash_contents(self._contents(language), self.folder))
         return digest.hexdigest()
+
+    def text_digest(self, language: str) -> str:
+        return hashlib.blake2b(b"".join(self._contents(language).values()), digest_size=16).hexdigest()
+
+    def _contents(self, language: str) -> dict[Path, bytes]:
+        """The digest of each file of a language. It is kept, because it reads all text and is needed several times."""
+        if language not in self._digests:
+            self._digests[language] = {path: hash_content(path) for path in self._files(language)}
+        return self._digests[language]
 
     def batches(
         self, language: str, state: dict[str, Any] | None = None
