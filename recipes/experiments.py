@@ -7,6 +7,7 @@ The figures and the tables of docs/experiments.md and docs/mitigations.md, from 
 import json
 import math
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from statistics import fmean, stdev
 
@@ -63,6 +64,7 @@ def print_tables() -> None:
         learning_rate_table(),
         onset_table(scaled, "cycle"),
         onset_table(scaled, "cycle", "final_loss"),
+        parts_table(scaled),
         combined_table(scaled),
         onset_table(permuted, "task"),
         cause_table(permuted),
@@ -181,6 +183,26 @@ def onset_table(groups: Arms, unit: str, field: str = "mean_loss") -> Iterator[s
             detectable_cell(onset),
             f"{sum(not find_onset(curve).censored for curve in curves)} of {len(seeds)}",
         ]
+        yield f"| {' | '.join(map(str, cells))} |"
+
+
+def parts_table(groups: Arms) -> Iterator[str]:
+    """The change since the first probe of the trained model, and the test for a rise, of each part of a probe."""
+    step = next(iter(groups.values()))[0].late_step
+    yield f"| size | text | seeds | AUC | AUC from step {step} | start loss | final loss |"
+    yield "|---|---|---|---|---|---|---|"
+    for (size, name), seeds in groups.items():
+        cells = [size, name, len(seeds)]
+        parts: tuple[Callable[[ProbeSeries, dict], float], ...] = (
+            lambda one, record: record["auc"],
+            ProbeSeries.late_auc,
+            lambda one, record: record["start_loss"],
+            lambda one, record: record["final_loss"],
+        )
+        for part in parts:
+            onset = find_onset([[record | {"auc": part(one, record)} for record in one.trained] for one in seeds])
+            changes = fmean(change(one, partial(part, one)) for one in seeds)
+            cells.append(f"{changes:+.1f}%, {p_words(onset.p_value)}")
         yield f"| {' | '.join(map(str, cells))} |"
 
 

@@ -201,7 +201,7 @@ def ladder_commands(runs: "dict[Path, ExperimentConfig]", options: argparse.Name
 
 
 def _share_of_machine(
-    jobs: int | None, runs: int, processes: int, cpu_threads: int | None
+    jobs: int | None, runs: int, processes: int, cpu_threads: int | None = None
 ) -> tuple[int, list[str], list[dict[str, str]]]:
     """
     The number of runs at a time, the arguments of each, and for several GPUs the environments that select the GPUs of

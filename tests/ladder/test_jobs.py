@@ -70,5 +70,6 @@ def test_cpu_cores_are_divided_among_runs_and_their_processes(monkeypatch):
     monkeypatch.setattr(threads, "available_cores", lambda: 8)
     assert _share_of_machine(None, 12, 2) == (4, ["--cpu_threads=1"], [])
     assert _share_of_machine(2, 12, 2) == (2, ["--cpu_threads=2"], [])
+    assert _share_of_machine(None, 12, 1, cpu_threads=4) == (2, [], []), "a configuration has the threads"
     with pytest.raises(PlasticityError, match=r"^jobs: 5 need 10 CPU cores, and 8 are available; use fewer$"):
         _share_of_machine(5, 12, 2)
