@@ -116,8 +116,8 @@ def test_a_diverged_trial_is_not_chosen_and_other_failures_stop_the_comparison(t
     assert compare.runs.started == []  # it would diverge again
 
     short = ["--source=local", f"--data_dir={tmp_path}", "--languages", "a", "b", "--probe_language", "c"]
-    for language in "abcd":
-        (tmp_path / f"{language}.txt").write_text("few words\n" * 40)
+    for language, lines in zip("abcd", (2000, 2000, 2000, 4)):  # too little of the language of the trials
+        (tmp_path / f"{language}.txt").write_text("".join(f"{language} words {line}\n" for line in range(lines)))
     assert compare(tmp_path / "failed", *short, "--tune_probe_language", "d") == 1
     assert re.search(r"failed: .*none-trial0-seed3: hf-plasticity: error: ", capsys.readouterr().err)
     assert all(name.startswith("tuning/") for name in compare.runs.started)
