@@ -14,7 +14,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_N
 
 from ..data.token_blocks import TokenBlocks
 from ..errors import PlasticityError
-from ..network import evaluation_mode
+from ..network import evaluation_mode, is_fsdp
 from ..network.supported import check_gradients, check_sharding
 from .config import ProbeConfig
 
@@ -58,7 +58,7 @@ def check_model(model: nn.Module, train_blocks: TokenBlocks, eval_blocks: TokenB
         [`PlasticityError`]: It has no trained parameters, already has adapters before a LoRA probe, does not fit the
             blocks, returns no loss, or is not a causal language model.
     """
-    model = unwrapped(model)
+    whole, model = model, unwrapped(model)
     check_sharding(model)
     check_gradients(model)
     _check_trained(model, config)
@@ -68,10 +68,12 @@ def check_model(model: nn.Module, train_blocks: TokenBlocks, eval_blocks: TokenB
             _check_fit(without_adapters(model), blocks)
     device = next(model.parameters()).device
     sample = torch.as_tensor(eval_blocks[np.arange(1)], dtype=torch.long)[:, :SAMPLE_TOKENS].to(device)
+    # Accelerate shards a model after its compilation, so that its root is the compiled module (seen in 1.15.0).
+    called = whole if is_fsdp(model) else model
     with evaluation_mode(model), torch.no_grad():
-        _check_loss(model, sample)
+        _check_loss(called, sample)
         if isinstance(without_adapters(model), PreTrainedModel):
-            _check_causal(model, sample)
+            _check_causal(called, sample)
 
 
 def _check_trained(model: nn.Module, config: ProbeConfig) -> None:
@@ -135,7 +137,7 @@ def _check_fit(model: PreTrainedModel, blocks: TokenBlocks) -> None:
 
 
 def _check_loss(model: nn.Module, sample: torch.Tensor) -> None:
-    name = type(without_adapters(model)).__name__
+    name = type(without_adapters(without_compilation(model))).__name__
     try:
         loss = getattr(model(input_ids=sample, labels=sample), "loss", None)
     except (TypeError, ValueError, IndexError, RuntimeError) as error:
@@ -158,7 +160,8 @@ def _check_causal(model: nn.Module, sample: torch.Tensor) -> None:
     change = (model(input_ids=other).logits.float() - logits)[:, :-1].abs().max()
     exact = precision(next(model.parameters()).dtype) in ("float32", "float64")
     if change > (ROUNDING if exact else LOW_PRECISION_ROUNDING) * logits.abs().max():
+        name = type(without_adapters(without_compilation(model))).__name__
         raise PlasticityError(
-            f"model: '{type(without_adapters(model)).__name__}' predicts a token from the tokens after it; the probe "
+            f"model: '{name}' predicts a token from the tokens after it; the probe "
             "requires a causal language model (an encoder with is_decoder=True in its configuration)"
         )
