@@ -19,6 +19,7 @@ from ..data.sources.base import split_of
 from ..data.stream import TrainingStream
 from ..data.tokenizers import load_tokenizer, num_token_ids, train_tokenizer
 from ..errors import PlasticityError
+from ..probing.probe import check_text
 from ..trainer.checkpoint import has_started
 from .config import ExperimentConfig
 
@@ -215,6 +216,22 @@ def run_schedule(config: ExperimentConfig, batch_size: int) -> Schedule:
 def data_seed(config: ExperimentConfig) -> int:
     """The seed of the order of the training text: `data_seed`, or `seed` without one."""
     return config.training.seed if config.training.data_seed is None else config.training.data_seed
+
+
+def check_probe_text(config: ExperimentConfig, data: RunData) -> None:
+    """
+    Check that there is enough text for the probes and diagnoses, deferred ones included, and prepare it. Call this
+    before `training_stream`, which may prepare text for hours.
+
+    Raises:
+        [`PlasticityError`]: Too little text, or a batch that does not divide.
+    """
+    training, language = config.training, config.data.probe_language
+    if not training.no_probe:
+        probe = training.probe_config(training.set_batch(config.data.context_length))
+        check_text(data.train[language], data.validation[language], probe)
+    if training.diagnose:
+        data.validation[language].require(training.diagnostics_sequences, "diagnostics_sequences")
 
 
 def training_stream(config: ExperimentConfig, data: RunData) -> TrainingStream:

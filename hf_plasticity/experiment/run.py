@@ -12,7 +12,6 @@ from transformers.utils import logging
 from ..data.sources import SOURCES
 from ..distributed import from_main_process, is_main_process
 from ..models import gpt2_config
-from ..probing.probe import check_text
 from ..records import (
     DIAGNOSTICS_FILE,
     FORGETTING_FILE,
@@ -27,7 +26,7 @@ from ..threads import choose_threads, set_threads
 from ..trainer import ContinualTrainer, last_complete_checkpoint
 from ..trainer.config import DEFERRED
 from .config import ExperimentConfig
-from .data import RunData, open_data, training_stream, vocabulary
+from .data import RunData, check_probe_text, open_data, training_stream, vocabulary
 from .folder import check_same_text, is_finished, recorded_setting, run_folder, write_run_config
 
 
@@ -47,10 +46,7 @@ def build_trainer(config: ExperimentConfig, data: RunData) -> ContinualTrainer:
     """
     training = config.training
     vocab_size = vocabulary(config, data.tokenizer)
-    probe_blocks = data.train[config.data.probe_language], data.validation[config.data.probe_language]
-    if not training.no_probe:
-        # Before the training text, which may take hours to prepare.
-        check_text(*probe_blocks, training.probe_config(training.set_batch(config.data.context_length)))
+    check_probe_text(config, data)
     stream = training_stream(config, data)
     set_seed(training.seed)
     model = GPT2LMHeadModel(
@@ -66,11 +62,12 @@ def build_trainer(config: ExperimentConfig, data: RunData) -> ContinualTrainer:
     # must not have a token.
     args = copy.copy(training)
     args.push_to_hub, args.hub_token = False, None
+    probe_language = config.data.probe_language
     return ContinualTrainer(
         model=model,
         args=args,
         train_dataset=stream,
-        probe_blocks=probe_blocks,
+        probe_blocks=(data.train[probe_language], data.validation[probe_language]),
         eval_blocks={language: data.validation[language] for language in stream.schedule.languages},
         processing_class=data.tokenizer,
     )

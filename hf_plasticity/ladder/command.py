@@ -212,10 +212,11 @@ def _share_of_machine(
     from ..threads import available_cores
 
     gpus, cores = torch.cuda.device_count(), available_cores()
-    at_once = min(jobs or max(1, (gpus or cores // (cpu_threads or 1)) // processes), runs)
+    cores_of_a_run = processes * (cpu_threads or 1)
+    at_once = min(jobs or max(1, gpus // processes if gpus else cores // cores_of_a_run), runs)
     if not gpus:
-        if at_once > max(1, cores // processes):
-            needed = at_once * processes
+        if at_once > max(1, cores // cores_of_a_run):
+            needed = at_once * cores_of_a_run
             raise PlasticityError(f"jobs: {at_once} need {needed} CPU cores, and {cores} are available; use fewer")
         return at_once, [] if cpu_threads else [f"--cpu_threads={max(1, cores // at_once // processes)}"], []
     # Devices that are already selected for this command, by number or identifier.

@@ -6,8 +6,7 @@ from ..data.blocks import Blocks
 from ..data.overlap import TextTooShortError, measure_overlap
 from ..errors import PlasticityError
 from ..experiment.config import ExperimentConfig
-from ..experiment.data import open_data, training_stream, vocabulary
-from ..probing.probe import check_text
+from ..experiment.data import check_probe_text, open_data, training_stream, vocabulary
 from ..records import run_lock
 from .text import sequences_needed
 
@@ -25,7 +24,7 @@ def prepare_study(study: ExperimentConfig) -> list[tuple[Blocks, str]]:
         [`PlasticityError`]: Too little text, with the same message as at the start of the run, or blocks that are
             streamed.
     """
-    training, probe_language = study.training, study.data.probe_language
+    training = study.training
     if study.data.streaming:
         raise PlasticityError(
             "streaming: blocks are prepared during the run and deleted afterwards; leave it out to prepare them "
@@ -36,14 +35,13 @@ def prepare_study(study: ExperimentConfig) -> list[tuple[Blocks, str]]:
     with run_lock(training.output_dir) if tokenizer_is_trained else contextlib.nullcontext():
         data = open_data(study)
     vocabulary(study, data.tokenizer)
+    check_probe_text(study, data)
     stream = training_stream(study, data)
     batch_size = stream.schedule.task_slots // training.task_steps
     prepared = []
     for language, split, use, sequences in sequences_needed(study, stream.schedule, batch_size):
         blocks = (data.train if split == "train" else data.validation)[language]
-        if use == "probe":
-            check_text(blocks, data.validation[probe_language], training.probe_config(batch_size))
-        elif use == "evaluation":
+        if use == "evaluation":
             blocks.require(sequences, "probe_eval_sequences")
         prepared.append((blocks, use))
     return prepared

@@ -71,9 +71,10 @@ def check_model(model: nn.Module, train_blocks: TokenBlocks, eval_blocks: TokenB
     # Accelerate shards a model after its compilation, so that its root is the compiled module (seen in 1.15.0).
     called = whole if is_fsdp(model) else model
     with evaluation_mode(model), torch.no_grad():
-        _check_loss(called, sample)
+        name = type(without_adapters(model)).__name__
+        _check_loss(called, name, sample)
         if isinstance(without_adapters(model), PreTrainedModel):
-            _check_causal(called, sample)
+            _check_causal(called, name, sample)
 
 
 def _check_trained(model: nn.Module, config: ProbeConfig) -> None:
@@ -136,8 +137,7 @@ def _check_fit(model: PreTrainedModel, blocks: TokenBlocks) -> None:
             )
 
 
-def _check_loss(model: nn.Module, sample: torch.Tensor) -> None:
-    name = type(without_adapters(without_compilation(model))).__name__
+def _check_loss(model: nn.Module, name: str, sample: torch.Tensor) -> None:
     try:
         loss = getattr(model(input_ids=sample, labels=sample), "loss", None)
     except (TypeError, ValueError, IndexError, RuntimeError) as error:
@@ -152,7 +152,7 @@ def _check_loss(model: nn.Module, sample: torch.Tensor) -> None:
         )
 
 
-def _check_causal(model: nn.Module, sample: torch.Tensor) -> None:
+def _check_causal(model: nn.Module, name: str, sample: torch.Tensor) -> None:
     """Models such as `BertLMHeadModel` see later tokens unless they are configured as decoders."""
     other = sample.clone()
     other[:, -1] = int(sample[0, -1] == 0)
@@ -160,7 +160,6 @@ def _check_causal(model: nn.Module, sample: torch.Tensor) -> None:
     change = (model(input_ids=other).logits.float() - logits)[:, :-1].abs().max()
     exact = precision(next(model.parameters()).dtype) in ("float32", "float64")
     if change > (ROUNDING if exact else LOW_PRECISION_ROUNDING) * logits.abs().max():
-        name = type(without_adapters(without_compilation(model))).__name__
         raise PlasticityError(
             f"model: '{name}' predicts a token from the tokens after it; the probe "
             "requires a causal language model (an encoder with is_decoder=True in its configuration)"

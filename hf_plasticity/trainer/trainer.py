@@ -41,7 +41,6 @@ from ..network.head_loss import use_head_loss
 from ..periodic import PeriodicCallback, Timeline
 from ..probing import PlasticityProbeCallback
 from ..probing.callback import ProbeCheckpointCallback
-from ..probing.probe import check_text
 from ..records import TRAINER_STATE_FILE, checkpoints, is_complete, write_atomically
 from .checkpoint import (
     clear_start,
@@ -181,11 +180,6 @@ class ContinualTrainer(Trainer):
         if args.evaluate_forgetting:
             callbacks.append(ForgettingCallback(eval_blocks, args.probe_eval_sequences, timeline))
         if args.probe == DEFERRED:
-            # The probe process reads the same text, and the settings of a probe cannot be changed after the start.
-            if probe_blocks is not None:
-                check_text(*probe_blocks, args.probe_config(self.batch_size))
-                if args.diagnose:
-                    probe_blocks[1].require(args.diagnostics_sequences, "diagnostics_sequences")
             return [*callbacks, ProbeCheckpointCallback(timeline, every, unit)]
         if args.diagnose:
             blocks = probe_blocks[1].first(args.diagnostics_sequences, "diagnostics_sequences")

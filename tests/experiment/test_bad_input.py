@@ -127,6 +127,27 @@ def test_a_corpus_too_small_for_the_run_is_an_error_with_both_numbers(tmp_path, 
     assert "training tokens and the run requires 6,336; give it more text, shorten the run" in error
 
 
+@pytest.mark.parametrize("probe", ["inline", "deferred"])
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--probe_steps=5000"], "probe_steps: 5000 steps require 20,000 training sequences and there are "),
+        (["--diagnose", "--diagnostics_sequences=9999"], "diagnostics_sequences: 9999 are requested and "),
+    ],
+)
+def test_too_little_text_of_the_probe_is_an_error_before_the_training_text_is_prepared(
+    tmp_path, probe, flags, message, capsys
+):
+    for language in ("en", "vi"):
+        (tmp_path / f"{language}.txt").write_text("".join(f"{language} line {n}\n" for n in range(3000)))
+    text = ["--source=local", f"--data_dir={tmp_path}", "--languages", "en", f"--data_cache_dir={tmp_path / 'blocks'}"]
+    run = [*FLAGS, *text, f"--output_dir={tmp_path / 'run'}", f"--probe={probe}", *flags]
+    with pytest.raises(SystemExit), errors_on_one_line("continual.py"):
+        run_experiment(parse_experiment(run))
+    assert message in capsys.readouterr().err
+    assert list((tmp_path / "blocks").glob("vi-*/*.bin")) and not list((tmp_path / "blocks").glob("en-*/*.bin"))
+
+
 def test_a_full_disk_is_reported_on_one_line(capsys):
     with pytest.raises(SystemExit) as caught, errors_on_one_line("continual.py"):
         raise OSError(errno.ENOSPC, "No space left on device", "runs/x/checkpoint-8")

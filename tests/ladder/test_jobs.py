@@ -73,3 +73,5 @@ def test_cpu_cores_are_divided_among_runs_and_their_processes(monkeypatch):
     assert _share_of_machine(None, 12, 1, cpu_threads=4) == (2, [], []), "a configuration has the threads"
     with pytest.raises(PlasticityError, match=r"^jobs: 5 need 10 CPU cores, and 8 are available; use fewer$"):
         _share_of_machine(5, 12, 2)
+    with pytest.raises(PlasticityError, match=r"^jobs: 3 need 12 CPU cores, and 8 are available; use fewer$"):
+        _share_of_machine(3, 12, 1, cpu_threads=4)

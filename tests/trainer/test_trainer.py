@@ -187,13 +187,6 @@ def test_a_run_that_is_stopped_within_a_task_instance_is_not_diagnosed_there(tmp
     assert records == whole
 
 
-def test_the_text_of_deferred_probes_is_checked_before_the_training(tmp_path, cache):
-    with pytest.raises(PlasticityError, match=r"^probe_steps: 5000 steps require 30,000 training sequences"):
-        make_trainer(tmp_path, cache, probe="deferred", probe_steps=5000)
-    with pytest.raises(PlasticityError, match=r"^diagnostics_sequences: 100000 are requested"):
-        make_trainer(tmp_path, cache, probe="deferred", diagnose=True, diagnostics_sequences=100_000)
-
-
 def test_forgetting_is_measured_on_every_language_after_each_cycle(probed):
     records = read_records(Path(probed.args.output_dir) / FORGETTING_FILE)
     assert [record["cycle"] for record in records] == [1, 2]
