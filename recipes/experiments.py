@@ -8,13 +8,14 @@ import json
 import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from operator import itemgetter
 from pathlib import Path
 from statistics import fmean, stdev
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from scipy.stats import combine_pvalues
+from scipy.stats import combine_pvalues, ttest_1samp
 
 from hf_plasticity.analysis.onset import find_onset, probe_scatter
 from hf_plasticity.analysis.onset_view import detectable_cell, onset_cell, p_words
@@ -38,6 +39,13 @@ SCALED_ARMS = {
     ("stationary", True, 0.1): "stationary text",
     ("stationary", False, 0.1): "stationary text, no restarts",
 }
+# The kinds whose changes are compared: the first minus the second.
+COMPARED = (
+    ("stationary text", "stationary text, no restarts"),
+    ("rotation", "stationary text"),
+    ("rotation", "stationary text, no restarts"),
+    ("rotation, weight decay 0", "rotation"),
+)
 # The figures show only these kinds.
 COLORS = {
     "permuted": "#c0392b",
@@ -66,6 +74,7 @@ def print_tables() -> None:
         onset_table(scaled, "cycle", "final_loss"),
         parts_table(scaled),
         combined_table(scaled),
+        difference_table(scaled),
         onset_table(permuted, "task"),
         cause_table(permuted),
         fit_table(scaled),
@@ -224,6 +233,33 @@ def combined_table(groups: Arms) -> Iterator[str]:
         yield f"| {' | '.join(cells)} |"
 
 
+def difference_table(groups: Arms) -> Iterator[str]:
+    """
+    Whether two kinds of runs change differently: the difference of their changes since the first probe of the trained
+    model, in percentage points, paired by seed, with the p-value of Student's t-test.
+    """
+    yield "| size | compared | seeds | AUC | p | final loss | p |"
+    yield "|---|---|---|---|---|---|---|"
+    for one, other in COMPARED:
+        for size in dict.fromkeys(size for size, name in groups if name == one):
+            pairs = same_seeds(groups[size, one], groups.get((size, other), []))
+            if len(pairs) < 2:
+                continue
+            cells = [size, f"{one} − {other}", len(pairs)]
+            for field in ("auc", "final_loss"):
+                value = itemgetter(field)
+                differences = [change(first, value) - change(second, value) for first, second in pairs]
+                p_value = float(ttest_1samp(differences, 0).pvalue)
+                cells += [estimate(differences, "{:+.1f}"), p_words(p_value)]
+            yield f"| {' | '.join(map(str, cells))} |"
+
+
+def same_seeds(group: Sequence[ProbeSeries], others: Sequence[ProbeSeries]) -> list[tuple[ProbeSeries, ProbeSeries]]:
+    """The runs of two groups with the same seed."""
+    by_seed = {one.run.config["seed"]: one for one in others}
+    return [(one, by_seed[seed]) for one in group if (seed := one.run.config["seed"]) in by_seed]
+
+
 def cause_table(groups: Arms) -> Iterator[str]:
     """What else changes from the first probe of the trained model to the last."""
     step = next(iter(groups.values()))[0].late_step
@@ -311,14 +347,16 @@ def quickstart_table() -> Iterator[str]:
 def comparison_table() -> Iterator[str]:
     """The leaderboard of results/compare."""
     path = ROOT / "results" / "compare" / "leaderboard.json"
-    yield "| method | rank | AUC against none (95% interval) | p, corrected | with default arguments | training loss |"
-    yield "|---|---|---|---|---|---|"
+    against = "AUC against none (95% interval) | p, corrected | AUC against untrained"
+    yield f"| method | rank | {against} | with default arguments | training loss |"
+    yield "|---|---|---|---|---|---|---|"
     for row in json.loads(path.read_text(encoding="utf-8"))["rows"]:
         cells = [
             f"`{row['method']}`",
             "–".join(map(str, sorted(set(row["rank"])))),
             interval(row["change"]),
             "" if row["corrected_p"] is None else f"{row['corrected_p']:.3f}",
+            interval(row["against_untrained"]),
             interval(row["with_defaults"]),
             "" if row["method"] == "none" else f"{row['training_loss_gap'][0]:+.2f}",
         ]

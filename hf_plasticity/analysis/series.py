@@ -72,6 +72,11 @@ class ProbeSeries:
         return next((probe for probe in self.probes if is_untrained(probe)), None)
 
     @property
+    def start_model(self) -> str:
+        """What the model before the first step is called. In your own training, it may be a pretrained one."""
+        return "untrained model" if "schedule" in self.run.config else "model before training"
+
+    @property
     def reference(self) -> dict[str, Any] | None:
         """The reference of ΔAUC, as in the records: the first probe of the trained model."""
         return self.trained[0] if self.trained else None

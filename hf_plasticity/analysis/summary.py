@@ -40,7 +40,7 @@ def series_result(series: ProbeSeries) -> str:
     after = f"after {series.label(reference)}"
     others = [(reference, after, f"that {after}")]
     if series.untrained is not None:
-        others.insert(0, (series.untrained, "the untrained model", "that of the untrained model"))
+        others.insert(0, (series.untrained, f"the {series.start_model}", f"that of the {series.start_model}"))
     changes = [series.change_since(other) for other, *_ in others]
     if changes[0].error is None:
         differences = [_difference(change, name) for change, (*_, name) in zip(changes, others)]

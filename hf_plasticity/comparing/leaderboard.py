@@ -86,6 +86,7 @@ class Row:
         corrected_p (`float`, *optional*): The same, corrected for the number of methods.
         with_defaults (`Change`, *optional*): `change` with default arguments, relative to the baseline as configured.
         auc, delta_auc (`float`, *optional*): The means over seeds.
+        against_untrained (`Change`, *optional*): 100·(AUC / AUC of the untrained model − 1) with its 95% interval.
         training_loss_gap, forgetting_gap (`tuple`, *optional*): The mean difference to the baseline in nats per token,
             with the ends of its 95% interval.
         ms_per_step (`float`, *optional*): The mean over seeds.
@@ -105,6 +106,7 @@ class Row:
     with_defaults: Change | None = None
     auc: float | None = None
     delta_auc: float | None = None
+    against_untrained: Change | None = None
     training_loss_gap: tuple[float | None, ...] | None = None
     forgetting_gap: tuple[float | None, ...] | None = None
     ms_per_step: float | None = None
@@ -236,6 +238,9 @@ def _row(entry: Entry, baseline: Entry) -> Row:
         return row
     results = list(entry.results.values())
     row.auc, row.delta_auc = (fmean(getattr(one, name) for one in results) for name in ("auc", "delta_auc"))
+    row.against_untrained = percent_change(
+        log_ratios([one.auc for one in results], [one.untrained_auc for one in results])
+    )
     row.ms_per_step, row.state_bytes, row.touched = (
         _mean(results, name) for name in ("ms_per_step", "state_bytes", "touched")
     )

@@ -47,6 +47,11 @@ def result(board: Leaderboard) -> list[str]:
         )
     if not sentences:
         sentences.append("No method differs significantly from the baseline.")
+    baseline = next(row for row in board.rows if row.method == BASELINE)
+    sentences.append(
+        f"Without mitigation, the AUC is {abs(baseline.against_untrained.percent):.1f}% "
+        f"{'below' if baseline.against_untrained.percent < 0 else 'above'} that of the untrained model."
+    )
     if board.smallest_p > LEVEL:
         tests = sum(row.corrected_p is not None for row in board.rows)
         sentences.append(
@@ -64,6 +69,8 @@ def leaderboard_section(comparison: Comparison, board: Leaderboard) -> Section:
         "faster learning. The 95% interval is by Student’s t over seeds. p is from the exact sign-flip test over "
         "seeds; the corrected p accounts for the number of methods (Holm). A rank is a range: a method is above "
         "another only if the sign-flip test of the two, corrected for all pairs, is below 0.05.",
+        "AUC against untrained is the mean ratio to the untrained model with the same seed. Above zero, the model learns "
+        "more slowly than before any training.",
         f"Every method had {plural(comparison.trials, 'trial')}, scored on {comparison.tune_probe_language} with "
         f"{plural(len(comparison.tune_seeds), 'other seed')}. Learning rate and weight decay were searched for every "
         "method, including the baseline, together with the arguments of the method. The column “with defaults” "
@@ -90,6 +97,7 @@ def leaderboard_table(board: Leaderboard) -> Table:
         "with defaults, from": percent,
         "with defaults, to": percent,
         "AUC": "{:.2f}".format,
+        "AUC against untrained": percent,
         "ΔAUC": partial(signed_percent, digits=2),
         "Training loss": gap,
         "Forgetting": gap,
@@ -124,6 +132,7 @@ def _cells(row: Row) -> list[Any]:
         row.corrected_p,
         *(row.with_defaults or nothing),
         row.auc,
+        row.against_untrained and row.against_untrained.percent,
         row.delta_auc,
         (row.training_loss_gap or nothing)[0],
         (row.forgetting_gap or nothing)[0],
@@ -197,14 +206,15 @@ def runs_section(comparison: Comparison, entries: list[Entry]) -> Section:
 def terminal_table(board: Leaderboard) -> str:
     """The leaderboard in plain text."""
     lines = [
-        f"{'method':<18} {'rank':>7} {'AUC':>10} {'against baseline':>17} {'95% interval':>20} {'p corr.':>8} "
+        f"{'method':<18} {'rank':>7} {'AUC':>10} {'against untrained':>17} {'against baseline':>17} {'95% interval':>20} {'p corr.':>8} "
         f"{'defaults':>9} {'ms/step':>8}"
     ]
     for row in board.rows:
+        untrained = missing(row.against_untrained and row.against_untrained.percent, percent)
         changes = [missing(row.change and row.change.percent, percent), missing(row.change, interval)]
         lines.append(
             f"{row.method:<18} {missing(row.rank, rank_text):>7} {missing(row.auc, '{:.2f}'.format):>10} "
-            f"{changes[0]:>17} {changes[1]:>20} {missing(row.corrected_p, '{:.2g}'.format):>8} "
+            f"{untrained:>17} {changes[0]:>17} {changes[1]:>20} {missing(row.corrected_p, '{:.2g}'.format):>8} "
             f"{missing(row.with_defaults and row.with_defaults.percent, percent):>9} "
             f"{missing(row.ms_per_step, '{:.1f}'.format):>8}"
         )

@@ -25,6 +25,7 @@ class Result:
     Args:
         auc (`float`): The AUC of the probe at the step of the comparison.
         delta_auc (`float`): The ΔAUC of the same probe.
+        untrained_auc (`float`): The AUC of the probe before the first step.
         training_loss (`float`): The mean over the last cycle.
         forgetting_loss (`float`, *optional*): The mean validation loss on the training languages at that step.
         ms_per_step (`float`, *optional*): The median time of an optimizer step.
@@ -35,6 +36,7 @@ class Result:
 
     auc: float
     delta_auc: float
+    untrained_auc: float
     training_loss: float
     forgetting_loss: float | None
     ms_per_step: float | None
@@ -52,26 +54,32 @@ def read_result(folder: Path, step: int) -> Result:
         step (`int`): The optimizer step of the comparison.
 
     Raises:
-        [`PlasticityError`]: It does not have exactly one probe at that step.
+        [`PlasticityError`]: It does not have exactly one probe at that step, and one before the first step.
     """
     run = read_run(folder)
-    probes = [probe for probe in run.probes if probe["step"] == step]
-    if len(probes) != 1:
-        raise PlasticityError(f"'{folder}' has {len(probes)} probes after step {step} instead of one")
+    untrained, probe = (_probe(run, folder, at) for at in (0, step))
     cycle_steps = run.config["task_steps"] * run.config[PROVENANCE]["tasks_per_cycle"]
     entries = [entry for entry in run.training_log if "loss" in entry and step - cycle_steps < entry["step"] <= step]
     speeds = [entry["tokens_per_second"] for entry in entries if entry.get("tokens_per_second")]
     forgetting = [record for record in run.forgetting if record["step"] == step]
     return Result(
-        auc=probes[0]["auc"],
-        delta_auc=probes[0]["delta_auc"],
+        auc=probe["auc"],
+        delta_auc=probe["delta_auc"],
+        untrained_auc=untrained["auc"],
         training_loss=_mean_loss(run, entries),
         forgetting_loss=fmean(forgetting[0]["losses"].values()) if forgetting else None,
         ms_per_step=1000 * run.config["global_batch_tokens"] / median(speeds) if speeds else None,
         touched=sum(amount_touched(event) for event in run.mitigations if event["step"] <= step),
         state_bytes=_state_bytes(run),
-        probe_config_hash=probes[0]["probe_config_hash"],
+        probe_config_hash=probe["probe_config_hash"],
     )
+
+
+def _probe(run: RunRecord, folder: Path, step: int) -> dict[str, Any]:
+    probes = [probe for probe in run.probes if probe["step"] == step]
+    if len(probes) != 1:
+        raise PlasticityError(f"'{folder}' has {len(probes)} probes after step {step} instead of one")
+    return probes[0]
 
 
 def amount_touched(event: dict[str, Any]) -> int:

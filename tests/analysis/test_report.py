@@ -122,6 +122,12 @@ def test_first_screen_has_the_result_or_its_absence(tmp_path, areas, words):
     assert words in first_screen(report(make_run(tmp_path / "run", areas)))
 
 
+def test_the_model_before_your_own_training_is_not_called_untrained(tmp_path):
+    html = report(make_run(tmp_path / "run", dict(enumerate([*NOISY, 100.0, 101.0, 150.0])), bare=True))
+    assert "more slowly than the model before training and" in first_screen(html)
+    assert "untrained" not in text_of(html)
+
+
 def test_noise_alone_rarely_makes_a_difference_in_words(tmp_path):
     folder, rng, claims = make_run(tmp_path / "run", {0: 1.0}), np.random.default_rng(0), 0
     record = read_run(folder)

@@ -7,6 +7,7 @@ import pytest
 from hf_plasticity import PlasticityError
 from hf_plasticity.analysis.paired import mean_interval
 from hf_plasticity.comparing.leaderboard import Entry, Scored, make_leaderboard
+from hf_plasticity.comparing.page import result as leaderboard_result
 from hf_plasticity.comparing.results import Result
 from hf_plasticity.comparing.trials import Trial
 
@@ -16,8 +17,8 @@ SEEDS = range(1, 9)
 LUCK = [0.0, 30.0, -20.0, 10.0, -5.0, 25.0, -15.0, 5.0]
 
 
-def result(auc, training_loss=2.0, forgetting_loss=None, touched=0, probe="h"):
-    return Result(auc, 1.0, training_loss, forgetting_loss, 10.0, touched, 100, probe)
+def result(auc, training_loss=2.0, forgetting_loss=None, touched=0, probe="h", untrained=80.0):
+    return Result(auc, 1.0, untrained, training_loss, forgetting_loss, 10.0, touched, 100, probe)
 
 
 def entry(method, factor, defaults=1.0, control_of=None, diverged=(), training_loss=2.0, probe="h"):
@@ -46,6 +47,18 @@ def test_the_main_result_is_the_ratio_paired_by_seed():
     assert pairs.keys() == {("redo", "none"), ("redo", "cbp"), ("none", "cbp")}
     assert pairs["redo", "cbp"].change.percent == pytest.approx(-25) and pairs["redo", "cbp"].corrected_p == 6 / 256
     assert board.supported() == [redo, cbp] and board.smallest_p == 4 / 256
+
+
+def test_the_untrained_model_with_the_same_seed_is_a_second_reference():
+    untrained = {1: 80.0, 2: 125.0}
+    plain = {seed: result(1.25 * auc, untrained=auc) for seed, auc in untrained.items()}
+    better = {seed: result(0.9 * auc, untrained=auc) for seed, auc in untrained.items()}
+    trial = Trial("none", 0, 1e-3, 0.1)
+    board = make_leaderboard(
+        [Entry("redo", None, trial, better, better, []), Entry("none", None, trial, plain, plain, [])]
+    )
+    assert [row.against_untrained.percent for row in board.rows] == pytest.approx([-10, 25])
+    assert "Without mitigation, the AUC is 25.0% above that of the untrained model." in leaderboard_result(board)
 
 
 def test_a_difference_that_changes_its_sign_is_a_tie():

@@ -43,21 +43,22 @@ def probes_section(series: ProbeSeries) -> Section:
         Drawing("late learning curves", partial(learning_curves, series, late), f"The same from step {late:,} on."),
     ]
     if series.untrained is None:
-        section.notes.append(f"No probe of the untrained model (configuration {series.probe_config_hash}).")
+        section.notes.append(f"No probe of the {series.start_model} (configuration {series.probe_config_hash}).")
     if any(probe.get("tokens") is None for probe in series.probes):
         section.notes.append("The tokens of some probes are not recorded: the horizontal axis is the optimizer step.")
     return section
 
 
 def auc_figure(series: ProbeSeries) -> Figure:
-    """AUC of every probe of the trained model, and a line for the untrained model if its AUC is near."""
+    """AUC of every probe of the trained model, and a line for the model before training if its AUC is near."""
     values = [auc(probe) for probe in series.trained]
     lines = {}
     if series.untrained is not None:
         untrained, aucs = series.untrained["auc"], [value.value for value in values]
         room = 1.5 * (max(aucs) - min(aucs))
         near = min(aucs) - room <= untrained <= max(aucs) + room
-        lines = {f"untrained: {number(untrained)}{'' if near else ', off scale'}": untrained if near else None}
+        label = f"{series.start_model}: {number(untrained)}{'' if near else ', off scale'}"
+        lines = {label: untrained if near else None}
     return _over_training(series, "AUC (nats/token × steps)", values, series.best["auc"] / 100, lines)
 
 
@@ -99,7 +100,7 @@ def learning_curves(series: ProbeSeries, start: int = 0) -> Figure:
         draw(probe, color=color, linewidth=1.2)
     limits = axes.get_ylim() if start else None
     if series.untrained is not None:
-        draw(series.untrained, label="untrained", **DASHED)
+        draw(series.untrained, label=series.start_model, **DASHED)
     axes.set_ylim(limits)
     axes.set_xlabel("probe step")
     legend(axes)
