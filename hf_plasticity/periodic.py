@@ -97,7 +97,7 @@ class Timeline:
             raise PlasticityError(f"unit: '{unit}' is unknown; choose one of {', '.join(UNITS)}")
         number = isinstance(every, numbers.Real) and not isinstance(every, bool)
         if number and unit == "steps" and 0 < every < 1 and max_steps is not None:
-            return max(1, round(every * max_steps))
+            return math.ceil(every * max_steps)
         if not number or every < 1 or every % 1 != 0:
             share = ", or a share of the training between 0 and 1" if unit == "steps" else ""
             raise PlasticityError(f"every: {every!r} is not a whole number of {unit}{share}")

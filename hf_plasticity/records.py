@@ -15,6 +15,7 @@ runs/<name>/
   cycle-003/           a probed checkpoint, loadable with from_pretrained (task-012/ within a cycle)
   report.html
   hub.json             the state of the upload, if the run is pushed to the Hub
+  log.txt              its output, if a ladder or a comparison started it
 ```
 
 This module does not import torch, so that records can be read without it.
@@ -58,6 +59,7 @@ INITIAL_WEIGHTS_FILE = "initial_weights.safetensors"
 REPORT_FILE = "report.html"
 COMPLETE_FILE = "complete.json"
 HUB_FILE = "hub.json"
+LOG_FILE = "log.txt"  # the output of a run of a ladder or a comparison
 # Names that `write_atomically` gives to files before they are complete.
 TEMPORARY = re.compile(r"\..+\.[0-9a-f]{12}")
 CHECKPOINT_NAME = re.compile(r"(cycle|task)-(\d{3,})")

@@ -54,7 +54,6 @@ def build_model(case: Case) -> GPT2LMHeadModel:
     set_seed(0)
     with torch.device(case.device):
         model = GPT2LMHeadModel(gpt2_config(case.size, case.vocab_size, case.context_length))
-    model.loss_type = "ForCausalLM"
     use_head_loss(model, case.head_loss)
     return model.train()
 

@@ -69,8 +69,8 @@ def leaderboard_section(comparison: Comparison, board: Leaderboard) -> Section:
         "faster learning. The 95% interval is by Student’s t over seeds. p is from the exact sign-flip test over "
         "seeds; the corrected p accounts for the number of methods (Holm). A rank is a range: a method is above "
         "another only if the sign-flip test of the two, corrected for all pairs, is below 0.05.",
-        "AUC against untrained is the mean ratio to the untrained model with the same seed. Above zero, the model learns "
-        "more slowly than before any training.",
+        "AUC against untrained is the mean ratio to the untrained model with the same seed. Above zero, the model "
+        "learns more slowly than before any training.",
         f"Every method had {plural(comparison.trials, 'trial')}, scored on {comparison.tune_probe_language} with "
         f"{plural(len(comparison.tune_seeds), 'other seed')}. Learning rate and weight decay were searched for every "
         "method, including the baseline, together with the arguments of the method. The column “with defaults” "
@@ -206,8 +206,8 @@ def runs_section(comparison: Comparison, entries: list[Entry]) -> Section:
 def terminal_table(board: Leaderboard) -> str:
     """The leaderboard in plain text."""
     lines = [
-        f"{'method':<18} {'rank':>7} {'AUC':>10} {'against untrained':>17} {'against baseline':>17} {'95% interval':>20} {'p corr.':>8} "
-        f"{'defaults':>9} {'ms/step':>8}"
+        f"{'method':<18} {'rank':>7} {'AUC':>10} {'against untrained':>17} {'against baseline':>17} "
+        f"{'95% interval':>20} {'p corr.':>8} {'defaults':>9} {'ms/step':>8}"
     ]
     for row in board.rows:
         untrained = missing(row.against_untrained and row.against_untrained.percent, percent)

@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import PlasticityError
-from ..ladder.jobs import LOG_FILE
-from ..records import PROVENANCE, RunRecord, read_run
+from ..records import LOG_FILE, PROVENANCE, RunRecord, read_run
 
 
 # Must match the errors of the trainer and of the probe.

@@ -288,7 +288,7 @@ class Blocks:
         for documents, state in self.source.batches(self.language, start["state"]):
             chosen = self._of_split(documents)
             encoded = join_documents(self.tokenizer, chosen)
-            bytes_encoded += sum(len(text.encode("utf-8", "surrogatepass")) for text in chosen)
+            bytes_encoded += sum(len(text.encode()) for text in chosen)
             tokens_encoded += len(encoded)
             taken = encoded[used : used + len(tokens) - filled]
             tokens[filled : filled + len(taken)] = taken

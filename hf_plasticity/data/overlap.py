@@ -120,7 +120,7 @@ def _keys(text: str) -> np.ndarray:
     """
     if len(text) < PIECE_LENGTH:
         return np.zeros(0, dtype=np.int64)
-    codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype=np.uint32).astype(np.uint64)
+    codes = np.frombuffer(text.encode("utf-32-le"), dtype=np.uint32).astype(np.uint64)
     powers, inverses = _powers(MULTIPLIER), _powers(pow(MULTIPLIER, -1, 2**64))
     sums = np.concatenate([np.zeros(1, np.uint64), np.cumsum(codes * powers[: len(codes)])])
     hashes = sums[PIECE_LENGTH:] - sums[:-PIECE_LENGTH]

@@ -14,6 +14,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedToken
 
 from ..errors import PlasticityError
 from ..hub_errors import explain_hub_error, one_line
+from .sources.base import utf8
 
 
 END_OF_TEXT = "<|endoftext|>"
@@ -134,9 +135,12 @@ def encode_documents(tokenizer: PreTrainedTokenizerBase, documents: Sequence[str
     Returns:
         `tuple[np.ndarray, np.ndarray]`: The tokens (int32) of all documents in a row, and the number of tokens of each
         document (int64).
+
+    Raises:
+        [`PlasticityError`]: As [`utf8`].
     """
+    encoded = [utf8(document) for document in documents]
     if _is_byte_tokenizer(tokenizer):
-        encoded = [document.encode() for document in documents]
         return np.frombuffer(b"".join(encoded), dtype=np.uint8).astype(np.int32), _lengths(encoded)
     with _plain(tokenizer.backend_tokenizer) as backend:
         # Not `tokenizer(documents)`, which builds masks and offsets, and warns about documents longer than the model's

@@ -12,7 +12,9 @@ from ..records import (
     DEFERRED_LOCK_FILE,
     HUB_FILE,
     LOCK_FILE,
+    LOG_FILE,
     PROVENANCE,
+    TEMPORARY,
     checkpoint_name,
     finished_steps_of_run,
     probed_checkpoints,
@@ -21,7 +23,9 @@ from ..records import (
 
 
 # Files that a run folder may have before its configuration.
-BEFORE_THE_RUN = {LOCK_FILE, DEFERRED_LOCK_FILE, HUB_FILE, TOKENIZER_FOLDER, f".{TOKENIZER_FOLDER}.partial"}
+BEFORE_THE_RUN = {
+    LOCK_FILE, DEFERRED_LOCK_FILE, HUB_FILE, LOG_FILE, TOKENIZER_FOLDER, f".{TOKENIZER_FOLDER}.partial",
+}  # fmt: skip
 
 
 @dataclass
@@ -58,7 +62,8 @@ class DeferredFolder:
         """
         if not self.folder.is_dir():
             raise PlasticityError(f"model: there is no run folder '{self.folder}'")
-        others = sorted(path.name for path in self.folder.iterdir() if path.name not in BEFORE_THE_RUN)
+        names = {path.name for path in self.folder.iterdir()} - BEFORE_THE_RUN
+        others = sorted(name for name in names if not TEMPORARY.fullmatch(name))
         if others and read_config(self.folder) is None:
             raise PlasticityError(f"model: '{self.folder}' has other files ({others[0]}) and no run")
 

@@ -20,6 +20,7 @@ from ..errors import PlasticityError
 from ..experiment.config import ExperimentConfig, parse_experiment
 from ..experiment.run import show_results
 from ..hub.loading import is_repository
+from ..network import enable_activation_checkpointing
 from ..network.head_loss import FUSED, LOGITS
 from ..periodic import Timeline
 from ..probing.checkpoint import restore_probe_records
@@ -247,7 +248,7 @@ class DeferredProber:
     def _load(self, path: str) -> PreTrainedModel:
         model = load_model(path)
         if self.config.training.gradient_checkpointing:
-            model.gradient_checkpointing_enable(self.config.training.gradient_checkpointing_kwargs)
+            enable_activation_checkpointing(model, self.config.training.gradient_checkpointing_kwargs)
         return model
 
 

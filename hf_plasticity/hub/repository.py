@@ -168,6 +168,8 @@ class RunRepository:
         try:
             path = self.api.hf_hub_download(self.repo_id, CONFIG_FILE, revision=commit)
             config = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        except LocalEntryNotFoundError:  # the Hub was not reached
+            raise
         except (EntryNotFoundError, yaml.YAMLError, UnicodeDecodeError):
             return None
         return config if isinstance(config, dict) and "schedule" in config else None

@@ -15,8 +15,9 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from ..records import LOG_FILE
 
-LOG_FILE = "log.txt"
+
 # The lines that `LogLinesCallback` prints.
 STEP = re.compile(r"^step ([\d,]+)/([\d,]+) ")
 LEFT = re.compile(r"  left (.+)$")

@@ -83,6 +83,8 @@ class Mitigation:
     requires_tasks: ClassVar[bool] = False
     # Whether it requires float32 weights, because its small steps would be lost to the rounding of bf16.
     requires_float32: ClassVar[bool] = False
+    # Whether it changes the weight decay of the optimizer, which only one mitigation can.
+    replaces_weight_decay: ClassVar[bool] = False
     # Whether it resets moments of the optimizer, which must have a number for each weight.
     resets_moments: ClassVar[bool] = False
 

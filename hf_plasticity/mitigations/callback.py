@@ -16,7 +16,7 @@ from ..periodic import Timeline, running_training
 from ..records import MITIGATION_KEY, MITIGATIONS_FILE, append_record, read_records, write_atomically
 from .base import Mitigation, describe
 from .batch_loss import BatchLoss
-from .methods import make_mitigation
+from .methods import check_together, make_mitigation
 
 
 logger = logging.get_logger(__name__)
@@ -77,15 +77,7 @@ class MitigationCallback(TrainerCallback):
                 f"mitigation: {', '.join(arguments)} must be given to the mitigation, not to its callback"
             )
         self.mitigations = [mitigation] if isinstance(mitigation, Mitigation) else list(mitigation)
-        names = [one.name for one in self.mitigations]
-        if len(set(names)) < len(names):
-            raise PlasticityError(f"mitigation: {', '.join(names)} has a duplicate name")
-        exact = [one.name for one in self.mitigations if getattr(one, "exact_moments", False)]
-        if len(exact) > 1:
-            raise PlasticityError(
-                f"mitigation_args: exact_moments of {' and '.join(exact)} would correct the same updates twice; set "
-                "it for one of them"
-            )
+        check_together(self.mitigations)
         self.timeline = Timeline(task_steps, tasks_per_cycle, tokens_per_step)
         self.seed, self.output_dir = seed, output_dir
         self._saved: Path | None = None
@@ -172,7 +164,7 @@ class MitigationCallback(TrainerCallback):
     def _detach(self) -> None:
         if self._batch_loss is not None:
             self._batch_loss.remove()
-        for mitigation in self.mitigations:
+        for mitigation in reversed(self.mitigations):
             mitigation.detach()
 
     # State

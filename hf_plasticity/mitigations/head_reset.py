@@ -136,7 +136,8 @@ class HeadReset(Mitigation):
         with torch.no_grad(), evaluation_mode(self.model), observer.watch():
             for input_ids, mask in self.batches:
                 observer.tokens = None if mask is None else mask.bool()
-                self.model(input_ids=input_ids, attention_mask=mask, use_cache=False)
+                # Only the attention is measured, so only the logits of the last position are computed.
+                self.model(input_ids=input_ids, attention_mask=mask, use_cache=False, logits_to_keep=1)
         reshard(self.model)
         others = gather(observer.statistics)
         for layer in observer.statistics:

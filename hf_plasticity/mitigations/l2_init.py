@@ -34,6 +34,7 @@ class L2Init(Mitigation):
 
     name: ClassVar[str] = "l2_init"
     reference: ClassVar[str] = "Kumar et al. 2023, huggingface.co/papers/2308.11958"
+    replaces_weight_decay: ClassVar[bool] = True
     requires_float32: ClassVar[bool] = True
 
     strength: float = argument(

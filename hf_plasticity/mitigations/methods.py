@@ -88,4 +88,27 @@ def make_mitigations(names: Sequence[str], arguments: Mapping[str, Any] | None =
                 f"mitigation_args: '{name}' is not a mitigation of this run ({', '.join(names) or 'there is none'}); "
                 'write the arguments of each under its name, as in {"redo": {"threshold": 0.1}}'
             )
-    return [make_mitigation(name, arguments.get(name)) for name in names]
+    mitigations = [make_mitigation(name, arguments.get(name)) for name in names]
+    check_together(mitigations)
+    return mitigations
+
+
+def check_together(mitigations: Sequence[Mitigation]) -> None:
+    """
+    Check that mitigations can act in one training.
+
+    Raises:
+        [`PlasticityError`]: Two have the same name, replace the weight decay, or correct the same moments.
+    """
+    names = [one.name for one in mitigations]
+    if len(set(names)) < len(names):
+        raise PlasticityError(f"mitigation: {', '.join(names)} has a duplicate name")
+    exact = [one.name for one in mitigations if getattr(one, "exact_moments", False)]
+    if len(exact) > 1:
+        raise PlasticityError(
+            f"mitigation_args: exact_moments of {' and '.join(exact)} would correct the same updates twice; set it "
+            "for one of them"
+        )
+    decays = [one.name for one in mitigations if one.replaces_weight_decay]
+    if len(decays) > 1:
+        raise PlasticityError(f"mitigation: {' and '.join(decays)} both replace the weight decay; use one of them")

@@ -32,6 +32,7 @@ class WeightDecay(Mitigation):
 
     name: ClassVar[str] = "weight_decay"
     reference: ClassVar[str] = "Loshchilov & Hutter 2019, huggingface.co/papers/1711.05101"
+    replaces_weight_decay: ClassVar[bool] = True
 
     weight_decay: float = argument(
         0.3, "λ in training; that of the probe does not change", "chosen here (try 0.1, 0.3, 1)", LogUniform(0.1, 1)

@@ -3,6 +3,7 @@ The parts of a model that the rest of the package uses: layers, hidden units and
 shards, initialization, and exact save and restore.
 """
 
+from .activation_checkpointing import enable_activation_checkpointing
 from .heads import AttentionHeads
 from .initialization import InitialDistribution
 from .optimizer import optimizer_moments
@@ -29,6 +30,7 @@ __all__ = [
     "Structure",
     "double",
     "embedding_parameters",
+    "enable_activation_checkpointing",
     "evaluation_mode",
     "find_structure",
     "is_fsdp",

@@ -80,6 +80,10 @@ def use_head_loss(model: PreTrainedModel, mode: str = AUTO, device: torch.device
     """
     if mode not in HEAD_LOSSES:
         raise PlasticityError(f"head_loss: '{mode}' is unknown; choose one of {', '.join(HEAD_LOSSES)}")
+    # GPT2LMHeadModel has no loss_type, and computes this loss with a warning (seen in transformers 5.23.0). The
+    # Trainer counts the T - 1 predictions of a sequence only if a model has this type, and otherwise its T labels,
+    # which scales loss and gradients by (T - 1) / T (https://github.com/huggingface/transformers/pull/46204).
+    model.loss_type = "ForCausalLM"
     small = model.config.get_text_config().vocab_size < FUSED_FROM_VOCABULARY
     if mode == LOGITS or (mode == AUTO and small):
         _uninstall(model)

@@ -33,6 +33,7 @@ from ..experiment.config import ExperimentConfig
 from ..experiment.data import run_schedule
 from ..models import ModelSize, model_size
 from ..network.head_loss import LOGITS, head_loss_bytes
+from ..periodic import Timeline
 from ..trainer.config import DEFERRED
 from .text import Text
 
@@ -258,7 +259,9 @@ def _checkpoints_at_once(study: ExperimentConfig, steps: int) -> int:
     training = study.training
     if training.save_strategy == "no":
         return 0
-    # Every cycle ends with one, too.
-    every, cycle_steps = int(training.save_steps), steps // training.cycles
-    written = steps // every + training.cycles - steps // math.lcm(every, cycle_steps)
+    # There is one at every probe and at the end of every cycle, too.
+    cycle_steps = steps // training.cycles
+    timeline = Timeline(training.task_steps, cycle_steps // training.task_steps)
+    periods = (int(training.save_steps), cycle_steps, timeline.steps_between(*training.probe_period))
+    written = len({step for period in periods for step in range(period, steps + 1, period)})
     return min(written, training.save_total_limit + 1) if training.save_total_limit else written

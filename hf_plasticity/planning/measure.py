@@ -11,6 +11,7 @@ from transformers import GPT2LMHeadModel
 from ..errors import PlasticityError
 from ..experiment.config import ExperimentConfig
 from ..models import gpt2_config
+from ..network import enable_activation_checkpointing
 from ..network.head_loss import use_head_loss
 from ..threads import choose_threads, set_threads
 from .arithmetic import ADAM, FLOAT32
@@ -44,10 +45,9 @@ def measure_throughput(
         set_threads(choose_threads(training.cpu_threads, recorded=None))
     _check_memory(plan, device)
     model = GPT2LMHeadModel(gpt2_config(study.model.size, vocab_size, length)).to(device)
-    model.loss_type = "ForCausalLM"
     use_head_loss(model, head_loss, device)
     if training.gradient_checkpointing:
-        model.gradient_checkpointing_enable()
+        enable_activation_checkpointing(model, training.gradient_checkpointing_kwargs)
     model.train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
     input_ids = torch.randint(vocab_size, (plan["micro_batch_size"], length), device=device)

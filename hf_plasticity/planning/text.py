@@ -133,5 +133,5 @@ def _estimate(blocks: Blocks, size: int) -> int:
     documents, _ = next(iter(blocks.source.batches(blocks.language)))
     chosen = [text for text in documents if split_of(text, blocks.validation_fraction) == blocks.split]
     tokens, lengths = encode_documents(blocks.tokenizer, chosen)
-    read = sum(len(text.encode("utf-8", "surrogatepass")) for text in documents)
+    read = sum(len(text.encode()) for text in documents)
     return int(size * (len(tokens) + len(lengths)) / read)

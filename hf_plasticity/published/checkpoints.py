@@ -137,7 +137,7 @@ def check_weights(suite: SuiteConfig, found: Mapping[int, str], recorded: Mappin
         holders = _equal_files(suite, holders)
     shared = sorted({tuple(names) for names in holders.values() if len(names) > 1}, key=len)
     if shared and not suite.allow_duplicates:
-        most = sorted(shared[-1], key=training_step)
+        most = sorted(shared[-1], key=lambda name: (training_step(name) is None, training_step(name) or 0, name))
         raise PlasticityError(
             f"revisions: {len(most)} checkpoints of '{suite.model}' have the same weights ({_some(most)}), so "
             "their names are wrong; choose others, or accept them with --allow_duplicates"

@@ -223,8 +223,6 @@ class CheckpointProber:
         return measured
 
     def _prepare(self, model: PreTrainedModel) -> nn.Module:
-        # The default of Transformers, which GPT-2 gets only with a warning (seen in transformers 5.23.0).
-        model.loss_type = "ForCausalLM"
         use_head_loss(model, self.head_loss, self.accelerator.device)
         if self.accelerator.is_fsdp2:
             # Accelerate shards a model only together with an optimizer (seen in accelerate 1.15.0). The probe has a

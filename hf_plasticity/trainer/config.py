@@ -245,6 +245,8 @@ class ContinualConfig(ProbeSettings, TrainingArguments):  # type: ignore[misc, v
             if isinstance(self.accelerator_config, str | dict):
                 raise PlasticityError(f"accelerator_config: {' '.join(str(error).split())}") from None
             raise
+        # So that a copy (`dataclasses.replace`) has no micro-batch that was not requested.
+        self.per_device_train_batch_size = self.micro_batch_size
         check_parsed_arguments(self)
         check_installed(self)
         # `accelerate launch` may also set the precision; the configuration records the one that is used.

@@ -118,11 +118,6 @@ class ContinualTrainer(Trainer):
                 f"train_dataset: has {len(train_dataset):,} sequences and the run requires "
                 f"{args.max_steps:,} steps of {self.batch_size}"
             )
-        # Otherwise the Trainer counts the T labels of a GPT-2 sequence instead of its T - 1 predictions, and scales
-        # loss and gradients by (T - 1) / T (seen in transformers 5.23.0). The fix in
-        # https://github.com/huggingface/transformers/pull/46204 applies to models whose loss_type is ForCausalLM, and
-        # GPT2LMHeadModel has none.
-        model.loss_type = "ForCausalLM"
         self.head_loss = use_head_loss(model, args.head_loss, args.device)
         self.timeline = Timeline(args.task_steps, self.schedule.tasks_per_cycle, args.global_batch_tokens)
         super().__init__(
@@ -177,6 +172,12 @@ class ContinualTrainer(Trainer):
         args, timeline = self.args, self.timeline
         every, unit = args.probe_period
         callbacks: list[PeriodicCallback] = []
+        if args.evaluate_forgetting and eval_blocks is None:
+            raise PlasticityError("eval_blocks: missing; evaluate_forgetting requires them for each language")
+        if probe_blocks is None and args.probe != DEFERRED and (args.diagnose or not args.no_probe):
+            raise PlasticityError(
+                "probe_blocks: missing; pass the training and validation blocks of the probe language, or set no_probe"
+            )
         if args.evaluate_forgetting:
             callbacks.append(ForgettingCallback(eval_blocks, args.probe_eval_sequences, timeline))
         if args.probe == DEFERRED:

@@ -7,7 +7,8 @@ import pytest
 
 from hf_plasticity import cli
 from hf_plasticity.comparing import stages
-from hf_plasticity.ladder.jobs import COMPLETE, FAILED, LOG_FILE, Job
+from hf_plasticity.ladder.jobs import COMPLETE, FAILED, Job
+from hf_plasticity.records import LOG_FILE
 from support.launch import TINY
 
 

@@ -23,6 +23,12 @@ def test_documents_are_joined_by_the_end_of_text_and_cut():
     assert blocks.tolist() == [[97, 98, END, 99], [100, 101, END, 102]] and blocks.dtype == np.int64
 
 
+@pytest.mark.parametrize("split", [None, "train"])
+def test_half_a_surrogate_pair_is_an_error(split):
+    with pytest.raises(PlasticityError, match="half a surrogate pair, which is not a character, after 'this: '"):
+        text_blocks(["this: \ud83d"], TOKENIZER, 4, split=split)
+
+
 @pytest.mark.parametrize("split", ["train", "validation"])
 def test_the_blocks_are_those_of_a_study_on_the_same_documents(tmp_path, split):
     documents = numbered()

@@ -9,6 +9,7 @@ import yaml
 from torch.testing import assert_close
 
 from hf_plasticity import PlasticityError, load_run
+from hf_plasticity.deferred.folder import DeferredFolder
 from hf_plasticity.experiment import parse_experiment
 from hf_plasticity.records import DEFERRED_LOCK_FILE, run_lock
 from hf_plasticity.trainer import ContinualTrainer
@@ -38,6 +39,7 @@ def test_deferred_probes_equal_inline_probes(deferred, inline, capsys):
     [
         ["--bf16", "--probe_repeats=2", "--per_device_train_batch_size=2"],
         ["--probe_adaptation=lora", "--probe_lora_rank=2", "--train_tokenizer=300", "--gradient_checkpointing"],
+        ["--activation_checkpointing", '--activation_checkpointing_kwargs={"every_n_layers": 2}'],
     ],
 )
 def test_deferred_probes_equal_inline_probes_with_other_numerics(tmp_path, flags):
@@ -110,6 +112,15 @@ def test_a_run_does_not_resume_inline_with_checkpoints_that_are_not_probed(defer
     run = load_run(deferred)
     assert [record["cycle"] for record in run.probes] == [0, 1, 2, 3]
     assert run.probes[1]["delta_auc"] == 0
+
+
+def test_a_folder_in_which_a_ladder_starts_a_run_has_no_other_files(tmp_path):
+    for name in (".lock", "log.txt", ".config.yaml.0123456789ab"):
+        (tmp_path / name).touch()
+    DeferredFolder(tmp_path).check()
+    (tmp_path / "notes.txt").touch()
+    with pytest.raises(PlasticityError, match=r"has other files \(notes.txt\) and no run"):
+        DeferredFolder(tmp_path).check()
 
 
 def test_runs_without_deferred_probes_are_errors_on_one_line(

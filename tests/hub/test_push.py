@@ -18,7 +18,8 @@ import huggingface_hub.utils._http as client_http
 import pytest
 import torch
 import yaml
-from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub import HfApi
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from huggingface_hub.utils import enable_progress_bars
 from safetensors.torch import load_file
 
@@ -163,6 +164,20 @@ def test_every_request_may_fail_and_everything_is_uploaded_once(hub, repo_id, ru
     assert not any(one.times for one in hub.faults), "every request was made to fail"
     assert pusher.failure is None
     assert_all_there_once(hub, repo_id, run_folder)
+
+
+def test_a_configuration_that_cannot_be_read_now_is_not_that_of_another_run(hub, repo_id, run_folder, monkeypatch):
+    push_run(run_folder, open_repository(run_folder, repo_id))
+    of_the_run = repository_of(run_folder, repo_id)
+
+    def not_reached(*args, **kwargs):
+        raise LocalEntryNotFoundError("the Hub was not reached")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(HfApi, "hf_hub_download", not_reached)
+        with pytest.raises(LocalEntryNotFoundError):
+            of_the_run.branches()
+    of_the_run.branches()
 
 
 def test_uploads_have_no_local_paths_and_no_tokens(hub, repo_id, run_folder):

@@ -9,7 +9,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import GPT2LMHeadModel, Trainer, TrainingArguments
 
 from hf_plasticity import MitigationCallback, PlasticityError, byte_tokenizer, gpt2_config
-from hf_plasticity.mitigations import MITIGATIONS, SWR, L2Init, Redo, ShrinkPerturb
+from hf_plasticity.mitigations import MITIGATIONS, SWR, L2Init, Redo, ShrinkPerturb, WeightDecay, make_mitigations
 from hf_plasticity.mitigations.callback import STATE_FILE
 from hf_plasticity.records import MITIGATIONS_FILE, read_records
 from support.mitigations import CASES
@@ -72,6 +72,13 @@ def test_two_methods_with_exact_moments_are_refused():
     with pytest.raises(PlasticityError, match="exact_moments of redo and swr would correct the same updates twice"):
         MitigationCallback([Redo(exact_moments=True), SWR(exact_moments=True)])
     MitigationCallback([Redo(exact_moments=True), SWR()])
+
+
+def test_two_methods_that_replace_the_weight_decay_are_refused():
+    with pytest.raises(PlasticityError, match="weight_decay and l2_init both replace the weight decay; use one"):
+        MitigationCallback([WeightDecay(), L2Init()])
+    with pytest.raises(PlasticityError, match="weight_decay and l2_init both replace the weight decay; use one"):
+        make_mitigations(["weight_decay", "l2_init"])
 
 
 def test_a_callback_that_is_used_again_saves_its_state_again(tmp_path):

@@ -128,7 +128,11 @@ def test_head_reset_measures_what_a_diagnosis_measures(model, tokens):
     mitigation = HeadReset(every=1)
     mitigation.attach(model, make_optimizer(model))
     model(input_ids=tokens, labels=tokens)
+    logits = []
+    hook = model.register_forward_hook(lambda module, args, output: logits.append(output.logits))
     entropies, shares = mitigation._measure()
+    hook.remove()
+    assert [one.shape[1] for one in logits] == [1], "the logits of a whole batch may not fit into memory"
     names = ["attention_entropy", "first_token_attention"]
     diagnosis = diagnose(model, tokens, DiagnosticsConfig(measures=names))
     torch.testing.assert_close(entropies, diagnosis[names[0]].per_head)

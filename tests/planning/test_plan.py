@@ -154,6 +154,7 @@ def test_streaming_keeps_two_task_instances_of_a_language_and_the_shards_they_be
         (["--save_total_limit=0"], 4 + 2 - 2),  # all: after each of 4 task instances, at which both cycles end
         (["--save_total_limit=0", "--save_steps=4"], 3 + 2 - 1),  # after 4, 8, 12 steps and after 6 and 12
         (["--save_total_limit=9", "--save_steps=12"], 2),  # fewer than may be kept
+        (["--save_total_limit=9", "--save_steps=12", "--probe_every_tasks=1"], 4),  # and at every probe
         (["--save_strategy=no"], 0),
     ],
 )

@@ -323,6 +323,11 @@ def test_checkpoints_with_each_others_weights_are_refused_before_anything_is_pro
         probe(model, tmp_path / f"one{number}", "--revisions", "step0")
         with pytest.raises(PlasticityError, match=r"2 checkpoints of .* have the same weights \(step0, step16\)"):
             probe(model, tmp_path / f"one{number}", "--revisions", "step16")
+    suite_with_a_name = save_suite(tmp_path / "named", "gpt2", steps=(0, 4))
+    shutil.copytree(suite_with_a_name / "step4", suite_with_a_name / "final")
+    probe(suite_with_a_name, tmp_path / "named-run", "--revisions", "step4")
+    with pytest.raises(PlasticityError, match=r"2 checkpoints of .* have the same weights \(step4, final\)"):
+        probe(suite_with_a_name, tmp_path / "named-run", "--revisions", "final", "--step", "8")
     run = probe(repo_id, tmp_path / "run", "--allow_duplicates")
     assert aucs(run)[0] == aucs(run)[16] != aucs(run)[4]
     assert len(probe(suite, tmp_path / "other", "--revisions", "step4", "step16").probes) == 2

@@ -1,6 +1,7 @@
 """The continual trainer in one process: its results, invisible probes, and exact resumes."""
 
 import copy
+import dataclasses
 import json
 import math
 import signal
@@ -16,7 +17,7 @@ from hf_plasticity import PlasticityError
 from hf_plasticity.errors import TrainingInterrupted
 from hf_plasticity.probing import PlasticityProbeCallback, ProbeConfig
 from hf_plasticity.records import DIAGNOSTICS_FILE, FORGETTING_FILE, PROBE_FIELDS, PROBES_FILE, read_records, read_run
-from hf_plasticity.trainer import ContinualConfig, TrainingDivergedError
+from hf_plasticity.trainer import ContinualConfig, ContinualTrainer, TrainingDivergedError
 from support.tiny import CONTEXT, random_blocks, tiny_model
 from support.trainers import BATCH, TASK_STEPS, StopAt, assert_same, final_state, make_trainer, stop_at
 
@@ -319,6 +320,25 @@ def read_run_state(folder):
 def test_an_invalid_configuration_is_an_error(tmp_path, cache, settings, message):
     with pytest.raises(PlasticityError, match=message):
         make_trainer(tmp_path, cache, **settings)
+
+
+def test_missing_blocks_are_an_error(tmp_path, cache):
+    trainer = make_trainer(tmp_path, cache, evaluate_forgetting=True)
+    given = {"model": trainer.model, "train_dataset": trainer.train_dataset}
+    with pytest.raises(PlasticityError, match="eval_blocks: missing; evaluate_forgetting requires them"):
+        ContinualTrainer(args=trainer.args, **given)
+    args = dataclasses.replace(trainer.args, evaluate_forgetting=False, max_steps=-1)
+    with pytest.raises(PlasticityError, match="probe_blocks: missing; pass the training and validation blocks"):
+        ContinualTrainer(args=args, **given)
+    args = dataclasses.replace(args, no_probe=True, max_steps=-1)
+    ContinualTrainer(args=args, **given)
+
+
+def test_a_copy_of_a_configuration_has_no_micro_batch_that_was_not_requested():
+    config = ContinualConfig(output_dir="x", learning_rate=1e-3, global_batch_tokens=64)
+    copied = dataclasses.replace(config, seed=2)
+    assert copied.set_batch(16) == 4 and copied.per_device_train_batch_size == 4
+    assert copied.gradient_accumulation_steps == 1
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama"])

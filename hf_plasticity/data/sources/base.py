@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
+from ...errors import PlasticityError
 from ..schedule import LANGUAGES, PROBE_LANGUAGE
 
 
@@ -18,12 +19,31 @@ SPLITS = ("train", "validation")
 BATCH_CHARACTERS = 10**6
 
 
+def utf8(document: str) -> bytes:
+    """
+    The bytes of a document.
+
+    Raises:
+        [`PlasticityError`]: It has half a surrogate pair, which is not a character.
+    """
+    try:
+        return document.encode()
+    except UnicodeEncodeError as error:
+        before = document[max(0, error.start - 20) : error.start]
+        raise PlasticityError(
+            f"text: a document has half a surrogate pair, which is not a character, after {before!r}; remove it"
+        ) from None
+
+
 def split_of(document: str, validation_fraction: float) -> str:
     """
     The split of a document, chosen only by a hash of its text. Equal documents are in the same split, so no validation
     document occurs in the training split, for any order, source and machine.
+
+    Raises:
+        [`PlasticityError`]: As [`utf8`].
     """
-    digest = hashlib.blake2b(document.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+    digest = hashlib.blake2b(utf8(document), digest_size=8).digest()
     return "validation" if int.from_bytes(digest, "big") < validation_fraction * 2**64 else "train"
 
 
