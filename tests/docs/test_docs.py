@@ -163,19 +163,26 @@ def test_the_script_of_the_readme_runs_as_printed_and_its_run_loads(tmp_path, mo
     assert len([line for line in script.splitlines() if line.strip()]) <= 25
     exec(compile(script, "README.md", "exec"), {})
     assert [probe["step"] for probe in load_run("runs/mine").probes] == [0, 25, 50, 75, 100]
-    exec(compile(load, "README.md", "exec"), {"run_folder": "runs/mine"})
+    exec(compile(load.replace("runs/quickstart", "runs/mine"), "README.md", "exec"), {})
     assert cli.main(["report", "runs/mine"]) == 0
     assert "syn9" in Path("runs/mine/report.html").read_text(encoding="utf-8")
 
 
 def test_a_custom_model_trains_on_the_schedule_of_the_study(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    [script] = fenced(ROOT / "docs" / "study.md", "python")
+    script, _ = fenced(ROOT / "docs" / "study.md", "python")
     exec(compile(script, "study.md", "exec"), {})
     run = load_run("runs/llama")
     assert [probe["cycle"] for probe in run.probes] == [0, 1, 2]
     assert {entry["language"] for entry in run.training_log if "language" in entry} == {"syn1", "syn2"}
     assert "Llama" in Path("runs/llama/cycle-002/config.json").read_text(encoding="utf-8")
+
+
+def test_the_snippet_about_onsets_runs(monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    _, snippet = fenced(ROOT / "docs" / "study.md", "python")
+    exec(compile(snippet, "study.md", "exec"), {})
+    assert capsys.readouterr().out.startswith("1.0 (0.0, 3.0) 0.001")
 
 
 def test_the_snippet_about_text_runs():
