@@ -12,8 +12,7 @@ from transformers import HfArgumentParser
 from transformers.hf_argparser import string_to_bool
 
 from .configs import find_config, installed_configs
-from .errors import PlasticityError
-from .hub_errors import one_line
+from .errors import PlasticityError, one_line
 from .records import PROVENANCE
 from .settings import LENGTH, MACHINE, NUMERICS, OUTPUT
 
@@ -178,7 +177,7 @@ def _read(path: str) -> dict[str, Any]:
     try:
         settings = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise PlasticityError(f"config: '{path}' is not valid YAML: {' '.join(str(error).split())}") from None
+        raise PlasticityError(f"config: '{path}' is not valid YAML: {one_line(error)}") from None
     if not isinstance(settings, dict):
         raise PlasticityError(f"config: '{path}' is not a mapping of settings")
     return settings

@@ -13,7 +13,7 @@ from typing import NoReturn
 
 from . import __version__
 from .configs import find_config
-from .errors import PlasticityError, TrainingInterrupted
+from .errors import PlasticityError, TrainingInterrupted, one_line
 
 
 SETTINGS = "Also accepts every setting of `hf-plasticity train`; `hf-plasticity train --help` lists them."
@@ -304,7 +304,7 @@ def errors_on_one_line(program: str) -> Iterator[None]:
     except KeyboardInterrupt:
         _end(program, "stopped by SIGINT; the same command resumes", 130)
     except (PlasticityError, FloatingPointError) as error:
-        _end(program, f"error: {' '.join(str(error).split())}", 2)
+        _end(program, f"error: {one_line(error)}", 2)
     except OSError as error:
         if error.errno not in USER_ERRORS:
             raise

@@ -25,3 +25,8 @@ class TrainingInterrupted(Exception):
     def exit_status(self) -> int:
         """130 after Ctrl-C and 143 after SIGTERM, as in a shell."""
         return 128 + self.signum
+
+
+def one_line(error: BaseException) -> str:
+    """The message of an error on one line."""
+    return " ".join(str(error).split()) or type(error).__name__

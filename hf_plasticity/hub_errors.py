@@ -63,11 +63,6 @@ def is_temporary(error: BaseException) -> bool:
     return isinstance(error, OSError) or any(base.__module__.startswith("httpx") for base in type(error).__mro__)
 
 
-def one_line(error: BaseException) -> str:
-    """The message of an error on one line."""
-    return " ".join(str(error).split()) or type(error).__name__
-
-
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
     while error is not None:
         yield error

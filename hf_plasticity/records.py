@@ -36,7 +36,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 from filelock import FileLock, Timeout
 
-from .errors import PlasticityError
+from .errors import PlasticityError, one_line
 
 
 if TYPE_CHECKING:
@@ -69,26 +69,6 @@ PROBE_KEY = ("task", "step", "probe_config_hash")
 DIAGNOSIS_KEY = ("task", "step", "diagnostics_config_hash")
 FORGETTING_KEY = ("task", "step")
 MITIGATION_KEY = ("step", "mitigation", "event")
-
-PROBE_FIELDS = (
-    "cycle",
-    "task",
-    "step",
-    "tokens",
-    "language",
-    "adaptation",
-    "probe_steps",
-    "losses",
-    "auc",
-    "mean_loss",
-    "start_loss",
-    "final_loss",
-    "bits_per_byte",
-    "delta_auc",
-    "seed",
-    "probe_config_hash",
-    "seconds",
-)
 
 
 class DamagedRecordWarning(UserWarning):
@@ -315,7 +295,7 @@ def read_config(folder: str | os.PathLike) -> dict[str, Any] | None:
     try:
         config = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise PlasticityError(f"'{path}' is not valid YAML: {' '.join(str(error).split())}") from None
+        raise PlasticityError(f"'{path}' is not valid YAML: {one_line(error)}") from None
     if not isinstance(config, dict):
         raise PlasticityError(f"'{path}' has no configuration")
     return config
@@ -420,11 +400,6 @@ def finished_steps_of_run(folder: str | os.PathLike) -> int | None:
     if config is None or steps is None:
         return None
     return steps if steps >= config["cycles"] * config[PROVENANCE]["tasks_per_cycle"] * config["task_steps"] else None
-
-
-def has_finished(folder: str | os.PathLike, steps: int) -> bool:
-    """Whether the training in a run folder is finished and has this many optimizer steps."""
-    return (finished_steps(folder) or 0) >= steps
 
 
 @dataclass(repr=False)

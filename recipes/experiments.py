@@ -17,6 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from scipy.stats import combine_pvalues, ttest_1samp
 
+from hf_plasticity.analysis.law import PAPER_LAW
 from hf_plasticity.analysis.onset import find_onset, probe_scatter
 from hf_plasticity.analysis.onset_view import detectable_cell, onset_cell, p_words
 from hf_plasticity.analysis.series import ProbeSeries, probe_series
@@ -449,7 +450,7 @@ def draw_scaled(groups: Arms) -> None:
     figure = Figure(figsize=(10, 3.0 * len(sizes)), layout="constrained")
     for row, size in zip(figure.subplots(len(sizes), 2, squeeze=False), sizes):
         here = {name: seeds for (one, name), seeds in groups.items() if one == size}
-        law = 65_000 * parameters(next(iter(here.values()))[0]) ** 0.827 / 1e6
+        law = PAPER_LAW.predict(parameters(next(iter(here.values()))[0])).tokens / 1e6
         for axes, field, title in zip(row, ("mean_loss", "final_loss"), ("AUC / steps", "final loss")):
             for name, seeds in here.items():
                 draw_band(axes, seeds, "tokens", COLORS[name], name, field)

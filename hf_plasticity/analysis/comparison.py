@@ -10,7 +10,7 @@ from .text import Estimate
 
 
 @dataclass(frozen=True)
-class Comparison:
+class ComparableProbes:
     """
     Probes with the same language, adaptation, number of steps and validation text, which includes its tokens. Their
     AUCs cannot be compared with those of other probes.
@@ -40,7 +40,7 @@ class Comparison:
         return found
 
 
-def comparisons(runs: Sequence[RunRecord], onset_rule: str | None = None) -> list[Comparison]:
+def comparisons(runs: Sequence[RunRecord], onset_rule: str | None = None) -> list[ComparableProbes]:
     """All probes of trained models in these runs, as sets of comparable probes."""
     found: dict[str, dict[str, list[ProbeSeries]]] = {}
     for series in (series for run in runs for series in probe_series(run, onset_rule)):
@@ -48,7 +48,7 @@ def comparisons(runs: Sequence[RunRecord], onset_rule: str | None = None) -> lis
             name = f"{series.language_name}, {series.adaptation}, {series.probes[0]['probe_steps'][-1]:,} steps"
             found.setdefault(name, {}).setdefault(series.validation_text or "not recorded", []).append(series)
     return [
-        Comparison(
+        ComparableProbes(
             f"{name}, validation text {text}" if len(texts) > 1 else name,
             group_by_seed(members, lambda one: one.run, _apart),
         )

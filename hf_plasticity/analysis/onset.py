@@ -85,7 +85,7 @@ def find_onset(probes: Probes | Sequence[Probes], rule: str = "rise", z: float =
     detected onset has a censored onset: its last task, a lower bound.
 
     Args:
-        probes (`Sequence[Mapping]` or `Sequence[Sequence[Mapping]]`): Probe records (`records.PROBE_FIELDS`) of one
+        probes (`Sequence[Mapping]` or `Sequence[Sequence[Mapping]]`): Probe records (lines of `probes.jsonl`) of one
             run, or one such list for each of several runs that differ only by their seed. Seeds are averaged task by
             task, over the tasks that all of them have. `auc` is the area of a probe, and the mean over `repeats` if a
             record has them: loss curves on the steps `probe_steps`, one for each probe data seed.

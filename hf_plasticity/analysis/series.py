@@ -139,13 +139,8 @@ class ProbeSeries:
 
     @cached_property
     def onset(self) -> Onset | None:
-        """The onset of plasticity loss in this run; `None` if there is a reason in `no_onset`."""
+        """The onset of plasticity loss in this run; `None` if none can be determined, see [`onset_of_seeds`]."""
         return onset_of_seeds([self])[0]
-
-    @property
-    def no_onset(self) -> str | None:
-        """Why no onset can be determined, or `None`."""
-        return onset_of_seeds([self])[1]
 
 
 def onset_of_seeds(seeds: Sequence[ProbeSeries]) -> tuple[Onset | None, str | None]:

@@ -12,11 +12,11 @@ import numpy as np
 from ..metrics.onset_law.definition import onset_law
 from ..metrics.plasticity_onset.definition import plasticity_onset
 from ..metrics.plasticity_onset.rise import autocorrelated
+from .law import PAPER_LAW
 from .onset import change_error
 
 
 TASKS_PER_PROBE = 8
-COEFFICIENT, EXPONENT = 1.3e-5, 0.8269
 # Non-embedding parameters of the paper's sizes, the smallest first.
 SIZES = (5e6, 12e6, 27e6, 39e6, 53e6, 83e6, 106e6, 314e6)
 RULES = ("rise", "statistical", "turning_point")
@@ -141,7 +141,7 @@ def law_errors(
         deviations = scatter_of_sizes * np.repeat(rng.standard_normal(len(sizes)), seeds)
         deviations += scatter_of_seeds * rng.standard_normal(len(sizes) * seeds)
         parameters = np.repeat(sizes, seeds)
-        truth = COEFFICIENT * parameters**EXPONENT * np.exp(deviations)
+        truth = PAPER_LAW.coefficient * parameters**PAPER_LAW.exponent * np.exp(deviations)
         nearest = np.maximum(probe_every, probe_every * np.round(truth / probe_every))
         censored = nearest >= length
         onsets = np.where(censored, length, nearest)
@@ -151,7 +151,7 @@ def law_errors(
             continue
         law = onset_law(parameters, onsets, censored, between, compare=False)
         exponents.append(law["exponent"])
-        held.append(law["exponent_interval"][0] <= EXPONENT <= law["exponent_interval"][1])
+        held.append(law["exponent_interval"][0] <= PAPER_LAW.exponent <= law["exponent_interval"][1])
         points.append(onset_law(parameters, onsets, censored, compare=False)["exponent"])
     return {
         "exponent": float(np.mean(exponents)),
@@ -174,7 +174,7 @@ def located_law_errors(
     for _ in range(replicates):
         onsets = []
         for size in SIZES:
-            truth = COEFFICIENT * size**EXPONENT * math.exp(scatter_of_sizes * rng.standard_normal())
+            truth = PAPER_LAW.predict(size).task * math.exp(scatter_of_sizes * rng.standard_normal())
             after = np.clip((tasks - truth) / max(tasks[-1] - truth, 1), 0, None)
             curve = 1 + 0.04 * np.clip(1 - tasks / truth, 0, None) + 0.06 * after
             onsets.append(find("rise", curve + noise * rng.standard_normal((seeds, probes)), noise))
@@ -186,7 +186,7 @@ def located_law_errors(
         if law["exponent_interval"] is None:
             continue
         exponents.append(law["exponent"])
-        held.append(law["exponent_interval"][0] <= EXPONENT <= law["exponent_interval"][1])
+        held.append(law["exponent_interval"][0] <= PAPER_LAW.exponent <= law["exponent_interval"][1])
     return {
         "exponent": float(np.mean(exponents)),
         "coverage": float(np.mean(held)),

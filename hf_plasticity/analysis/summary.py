@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from ..data.sources import SOURCES
 from ..metrics.plasticity_onset.rise import FEWEST_PROBES
 from ..records import RunRecord
-from .comparison import Comparison, auc_curve, last_shared, mean_at
+from .comparison import ComparableProbes, auc_curve, last_shared, mean_at
 from .groups import Group, run_order
 from .onset_view import is_detected, onset_sentence
 from .series import ProbeSeries, auc, is_untrained, label, num_parameters, onset_of_seeds
@@ -114,7 +114,7 @@ def run_summary(run: RunRecord, series: Sequence[ProbeSeries]) -> str:
     return f"{text}."
 
 
-def runs_result(comparisons: Sequence[Comparison]) -> list[str]:
+def runs_result(comparisons: Sequence[ComparableProbes]) -> list[str]:
     """The result of several runs: the AUCs of the schedules of each size, and the onset of each configuration."""
     every = [series for comparison in comparisons for series in comparison.series]
     if not every:
@@ -123,7 +123,7 @@ def runs_result(comparisons: Sequence[Comparison]) -> list[str]:
     return [*found, *(sentence for one in comparisons for sentence in onset_sentences(one))]
 
 
-def onset_sentences(comparison: Comparison) -> list[str]:
+def onset_sentences(comparison: ComparableProbes) -> list[str]:
     """The onset of each group of seeds, or the number of groups with an onset if there are many."""
     groups = [group for group in comparison.groups if group.members]
     if len(groups) <= MOST_ONSETS:
@@ -142,7 +142,7 @@ def onset_sentences(comparison: Comparison) -> list[str]:
     return [f"An onset of plasticity loss was detected in {detected or 'none'} of {of} (seeds taken together)."]
 
 
-def schedule_sentences(comparison: Comparison) -> list[str]:
+def schedule_sentences(comparison: ComparableProbes) -> list[str]:
     """The AUCs of the schedules, in a sentence for each size with more than one schedule."""
     named: dict[str, list[Group[ProbeSeries]]] = {}
     for group in comparison.groups:

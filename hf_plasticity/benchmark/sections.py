@@ -5,6 +5,7 @@ from collections.abc import Callable
 from functools import wraps
 from typing import Any
 
+from ..errors import one_line
 from .case import Case
 from .processes import Worker, WorkerFailed, median_and_range, median_interval, take_turns
 from .report import Report
@@ -23,7 +24,7 @@ def records_failure(section: Callable[..., None]) -> Callable[..., None]:
         try:
             section(report, *arguments, **options)
         except Exception as error:
-            report.add("failed", f"{type(error).__name__}: {' '.join(str(error).split())[:200]}")
+            report.add("failed", f"{type(error).__name__}: {one_line(error)[:200]}")
 
     return surviving
 

@@ -19,6 +19,7 @@ import torch
 from accelerate.state import AcceleratorState, GradientState
 from transformers.utils import logging
 
+from ..errors import one_line
 from .case import Case
 from .contenders import CONTENDERS, synchronize, timed
 
@@ -82,7 +83,7 @@ def measure(case: Case, say: Callable[[dict[str, Any]], None]) -> None:
         except torch.OutOfMemoryError:
             problem = f"out of memory with {case.batch_size} sequences"
         except Exception as error:
-            problem = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+            problem = f"{type(error).__name__}: {one_line(error)[:200]}"
             shrinkable = "out of memory" in str(error)
             if not shrinkable:
                 case = case.but(shrinks=False)

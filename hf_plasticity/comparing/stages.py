@@ -118,7 +118,7 @@ def run_missing(runs: Sequence[Run], at_once: int | None) -> None:
         return
     cpu_threads = parse_experiment(missing[0].settings).training.cpu_threads
     jobs = run_in_parallel(
-        {run.folder: run.command for run in missing}, at_once, of=len(runs), cpu_threads=cpu_threads
+        {run.folder: run.command for run in missing}, at_once, runs_in_total=len(runs), cpu_threads=cpu_threads
     )
     failed = [job for job in jobs if job.state == FAILED and divergence(job.folder) is None]
     for job in failed:

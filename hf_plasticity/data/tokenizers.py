@@ -12,8 +12,8 @@ import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from ..errors import PlasticityError
-from ..hub_errors import explain_hub_error, one_line
+from ..errors import PlasticityError, one_line
+from ..hub_errors import explain_hub_error
 from .sources.base import utf8
 
 

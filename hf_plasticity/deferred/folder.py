@@ -20,6 +20,7 @@ from ..records import (
     probed_checkpoints,
     read_config,
 )
+from ..trainer.config import DEFERRED
 
 
 # Files that a run folder may have before its configuration.
@@ -76,7 +77,7 @@ class DeferredFolder:
 
     def progress(self) -> Progress:
         """The progress of the run."""
-        complete = is_finished(self.folder)
+        complete = finished_steps_of_run(self.folder) is not None
         return Progress([path.name for path in probed_checkpoints(self.folder)], complete)
 
     def checkpoint(self, name: str) -> Path:
@@ -100,11 +101,6 @@ class DeferredFolder:
         return checkpoint_name(record, read_config(self.folder)[PROVENANCE]["tasks_per_cycle"])
 
 
-def is_finished(folder: Path) -> bool:
-    """Whether the training in a run folder has the length of its configuration."""
-    return finished_steps_of_run(folder) is not None
-
-
 def check_deferred(name: str, config: Mapping[str, Any]) -> None:
     """
     Check that the probes of a run are deferred.
@@ -112,7 +108,7 @@ def check_deferred(name: str, config: Mapping[str, Any]) -> None:
     Raises:
         [`PlasticityError`]: The run probes inline.
     """
-    if config.get("probe") != "deferred":
+    if config.get("probe") != DEFERRED:
         raise PlasticityError(
             f"follow: '{name}' probes its checkpoints inline; --follow requires a run with --probe deferred"
         )

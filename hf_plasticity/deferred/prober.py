@@ -190,7 +190,7 @@ class DeferredProber:
     def probe(self) -> None:
         """Probe all checkpoints, until the run is complete and all records are delivered."""
         progress, delivered = Progress([], complete=False), True
-        while not (progress.complete and (delivered or self._out_of_patience)):
+        while not (progress.complete and (delivered or self._gives_up())):
             progress = from_main_process(partial(self._wait_for_progress, progress.checkpoints, delivered))
             steps = sorted(self._step(name) for name in progress.checkpoints)
             self._check_reference(steps)
@@ -231,8 +231,9 @@ class DeferredProber:
     def _deliver(self) -> bool:
         return self.run.deliver(self.recorder.read(self.run.folder))
 
-    @property
-    def _out_of_patience(self) -> bool:
+    def _gives_up(self) -> bool:
+        """Whether uploads have been retried for long enough. Every process must call this."""
+
         def is_late() -> bool:
             self._retrying_since = self._retrying_since or time.monotonic()
             late = time.monotonic() - self._retrying_since > PATIENCE

@@ -31,7 +31,7 @@ from ..records import (
     read_config,
     write_atomically,
 )
-from .folder import DeferredFolder, Progress, is_finished
+from .folder import DeferredFolder, Progress
 
 
 logger = logging.get_logger(__name__)
@@ -99,7 +99,7 @@ class DeferredRepository(DeferredFolder):
                 raise
             raise PlasticityError(f"model: {explanation}") from None
         # The records of `main` are read before the branches: a run that is complete there has all of them.
-        return Progress(list(self._seen), is_finished(self.folder))
+        return Progress(list(self._seen), finished_steps_of_run(self.folder) is not None)
 
     def _heads(self) -> dict[str, str]:
         return {ref.name: ref.target_commit for ref in self.api.list_repo_refs(self.name).branches}

@@ -41,6 +41,9 @@ class SavedWeights(Mapping):
             raise KeyError(name)
         return self._file.get_tensor(name)
 
+    def __contains__(self, name: object) -> bool:
+        return name in self._names  # that of `Mapping` reads the tensor
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._names)
 

@@ -23,7 +23,7 @@ from ..records import (
     HUB_FILE,
     PROVENANCE,
     differences,
-    has_finished,
+    finished_steps,
     probed_checkpoints,
     read_config,
     read_json,
@@ -138,7 +138,7 @@ def is_finished(config: ExperimentConfig) -> bool:
     """Whether the training in the run folder has the length of the configuration."""
     training = config.training
     steps = training.cycles * run_schedule(config, batch_size=1).tasks_per_cycle * training.task_steps
-    return has_finished(training.output_dir, steps)
+    return (finished_steps(training.output_dir) or 0) >= steps
 
 
 def check_same_text(config: ExperimentConfig, data: RunData) -> None:

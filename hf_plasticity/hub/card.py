@@ -144,7 +144,7 @@ def table(series: ProbeSeries) -> dict[str, Any]:
     for probe in series.probes:
         untrained = is_untrained(probe)
         change = "" if untrained else signed_percent(next(changes), 2)
-        name = series.label(probe).removeprefix("cycle ")
+        name = series.label(probe)
         rows.append(
             [
                 f"{name} (untrained)" if untrained else name,

@@ -13,8 +13,7 @@ from torch import nn
 from transformers import TrainingArguments
 from transformers.utils import logging
 
-from ..errors import PlasticityError
-from ..hub_errors import one_line
+from ..errors import PlasticityError, one_line
 from ..periodic import PeriodicCallback, Timeline
 from ..probing.checkpoint import save_probe_record
 from ..records import (
@@ -170,8 +169,8 @@ class RunPusher:
     Args:
         folder (`str` or `Path`): The run folder.
         repository ([`RunRepository`]): The repository.
-        patience (`float`, *optional*, defaults to 600.0): Seconds to wait at the end of the run for a Hub that does
-            not respond.
+        patience (`float`, *optional*, defaults to 600.0): Seconds since the last successful upload after which
+            `finish` no longer waits.
     """
 
     def __init__(self, folder: str | Path, repository: RunRepository, patience: float = 600.0):
@@ -208,9 +207,10 @@ class RunPusher:
             if time.monotonic() - max(asked_at, self.repository.changed_at) > self.patience:
                 break
         if self._thread.is_alive():
+            reason = self.failure or f"none has succeeded for {self.patience:g} seconds"
             logger.warning(
-                f"the upload is not complete ({self.failure or 'the Hub does not respond'}); nothing is lost, and "
-                f"`hf-plasticity push {self.folder}` uploads the rest"
+                f"the upload is not complete ({reason}); nothing is lost, and `hf-plasticity push {self.folder}` "
+                "uploads the rest"
             )
         self._stop()
 

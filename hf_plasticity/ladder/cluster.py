@@ -7,7 +7,7 @@ import subprocess
 from collections.abc import Sequence
 from typing import Any
 
-from ..errors import PlasticityError
+from ..errors import PlasticityError, one_line
 from .jobs import Job
 
 
@@ -83,4 +83,4 @@ def submit_jobs(jobs: Sequence[Job], cluster: str, folder: str, parameters: dict
         executor.update_parameters(**parameters)
         return [executor.submit(ClusterRun(job.command)) for job in jobs]
     except (RuntimeError, FileNotFoundError, NameError, TypeError) as error:
-        raise PlasticityError(f"executor: '{cluster}' failed: {' '.join(str(error).split())}") from None
+        raise PlasticityError(f"executor: '{cluster}' failed: {one_line(error)}") from None

@@ -111,7 +111,7 @@ def _processes_of_a_run(options: argparse.Namespace) -> int:
 def run_in_parallel(
     commands: dict[Path, list[str]],
     at_once: int | None,
-    of: int | None = None,
+    runs_in_total: int | None = None,
     processes: int = 1,
     cpu_threads: int | None = None,
 ) -> "list[Job]":
@@ -122,7 +122,7 @@ def run_in_parallel(
         commands (`dict[Path, list[str]]`): The command of each run by its folder.
         at_once (`int`, *optional*): Runs at the same time; by default as many as there are GPUs, or CPU cores, for
             their processes.
-        of (`int`, *optional*): The number of runs that share the machine, if `commands` are only the remaining ones.
+        runs_in_total (`int`, *optional*): The number of runs, if `commands` are only those that are not complete.
             Then all runs have the same CPU threads.
         processes (`int`, *optional*, defaults to 1): Processes of each run.
         cpu_threads (`int`, *optional*): The CPU threads of each process, if the settings of the runs have them. By
@@ -134,7 +134,7 @@ def run_in_parallel(
     from ..experiment.folder import recorded_setting
     from .jobs import Job, run_jobs
 
-    at_once, arguments, devices = _share_of_machine(at_once, of or len(commands), processes, cpu_threads)
+    at_once, arguments, devices = _share_of_machine(at_once, runs_in_total or len(commands), processes, cpu_threads)
     jobs = []
     for folder, words in commands.items():
         # A run resumes with its own number of CPU threads.

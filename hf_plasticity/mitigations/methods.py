@@ -23,22 +23,26 @@ from .weight_clip import WeightClip
 from .weight_decay import WeightDecay
 
 
+# In the order of docs/mitigations.md.
 MITIGATIONS: dict[str, type[Mitigation]] = {
-    "weight_decay": WeightDecay,
-    "l2_init": L2Init,
-    "shrink_perturb": ShrinkPerturb,
-    "weight_clip": WeightClip,
-    "full_reset": FullReset,
-    "redo": Redo,
-    "random_reset": RandomReset,
-    "cbp": CBP,
-    "swr": SWR,
-    "head_reset": HeadReset,
-    "grama": Grama,
-    "fire": Fire,
-    "spectral": Spectral,
-    "active_forgetting": ActiveForgetting,
-    "snr": SNR,
+    one.name: one
+    for one in (
+        WeightDecay,
+        L2Init,
+        ShrinkPerturb,
+        WeightClip,
+        FullReset,
+        Redo,
+        RandomReset,
+        CBP,
+        SWR,
+        HeadReset,
+        Grama,
+        Fire,
+        Spectral,
+        ActiveForgetting,
+        SNR,
+    )
 }
 
 

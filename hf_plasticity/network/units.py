@@ -19,14 +19,12 @@ class HiddenUnits:
         incoming (`tuple[Partition, ...]`): The rows of W_in and entries of b_in by unit: one matrix in a plain MLP; in
             a gated one two, or one that holds both.
         outgoing ([`Partition`]): The columns of W_out by unit. Its `module` is the down projection, whose input is h.
-        gated (`bool`): Whether the MLP is gated.
         activation (`nn.Module`): The activation. Its input is the pre-activation, its output h or act(gate).
     """
 
     count: int
     incoming: tuple[Partition, ...]
     outgoing: Partition
-    gated: bool
     activation: nn.Module
 
     @property
@@ -99,7 +97,6 @@ def find_hidden_units(name: str, mlp: nn.Module, down: str) -> HiddenUnits:
         count=count,
         incoming=tuple(Partition(f"{name}.{child}", module, "outputs", index) for child, module in above.items()),
         outgoing=Partition(f"{name}.{down}", linear[down], "inputs", numbers),
-        gated=fused or len(above) == 2,
         activation=next(child for child in mlp.children() if is_activation(child)),
     )
 

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 from ..data.token_blocks import TokenBlocks
-from ..errors import PlasticityError
+from ..errors import PlasticityError, one_line
 from ..network import evaluation_mode, is_fsdp
 from ..network.supported import check_gradients, check_sharding
 from .config import ProbeConfig
@@ -143,7 +143,7 @@ def _check_loss(model: nn.Module, name: str, sample: torch.Tensor) -> None:
     except (TypeError, ValueError, IndexError, RuntimeError) as error:
         raise PlasticityError(
             f"model: '{name}' cannot be called with input_ids and labels alone ({type(error).__name__}: "
-            f"{' '.join(str(error).split())}); the probe requires a causal language model"
+            f"{one_line(error)}); the probe requires a causal language model"
         ) from error
     if not isinstance(loss, torch.Tensor) or loss.ndim:
         raise PlasticityError(

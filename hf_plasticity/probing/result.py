@@ -62,7 +62,7 @@ class ProbeResult:
         return bits
 
     def record(
-        self, position: dict[str, Any], protocol: dict[str, Any], reference_auc: float | None
+        self, position: dict[str, Any], identity: dict[str, Any], reference_auc: float | None
     ) -> dict[str, Any]:
         """
         The probe's line in `probes.jsonl`.
@@ -70,25 +70,25 @@ class ProbeResult:
         Args:
             position (`dict`): `cycle`, `task`, `step` and `tokens` of the run at the probe, `None` if they do not
                 apply to the training.
-            protocol (`dict`): `language`, `adaptation`, `seed` and `probe_config_hash`.
-            reference_auc (`float`, *optional*): AUC of the probe after cycle 1, the reference of `delta_auc`. Without
-                it (cycle 0), `delta_auc` is `None`.
+            identity (`dict`): `language`, `adaptation`, `seed` and `probe_config_hash`.
+            reference_auc (`float`, *optional*): The reference of `delta_auc`, which is the AUC of the first probe of a
+                trained model. Without it, `delta_auc` is `None`.
         """
         delta = None
         if reference_auc is not None:
             delta = delta_auc(self.auc, reference_auc)
         record = {
             **{name: position[name] for name in ("cycle", "task", "step", "tokens")},
-            "language": protocol["language"],
-            "adaptation": protocol["adaptation"],
+            "language": identity["language"],
+            "adaptation": identity["adaptation"],
             "probe_steps": self.probe_steps,
             "losses": self.losses,
             "auc": self.auc,
             **{name: self.scores[name] for name in ("mean_loss", "start_loss", "final_loss")},
             "bits_per_byte": self.bits_per_byte,
             "delta_auc": delta,
-            "seed": protocol["seed"],
-            "probe_config_hash": protocol["probe_config_hash"],
+            "seed": identity["seed"],
+            "probe_config_hash": identity["probe_config_hash"],
             "seconds": round(self.seconds, 3),
         }
         if len(self.curves) > 1:

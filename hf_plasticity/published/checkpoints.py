@@ -17,8 +17,8 @@ from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from ..checksums import find_damage_of_model
-from ..errors import PlasticityError
-from ..hub_errors import explain_hub_error, one_line
+from ..errors import PlasticityError, one_line
+from ..hub_errors import explain_hub_error
 from .config import SuiteConfig
 
 

@@ -20,8 +20,7 @@ from ..diagnostics import Diagnosis, DiagnosticsConfig, diagnose
 from ..diagnostics.diagnose import diagnostics_hash
 from ..diagnostics.drift import save_weights
 from ..distributed import from_main_process, gather, independent_processes, is_main_process, rank_and_world_size
-from ..errors import PlasticityError
-from ..hub_errors import one_line
+from ..errors import PlasticityError, one_line
 from ..network.head_loss import LOGITS, use_head_loss
 from ..probing import ProbeResult
 from ..probing.checks import precision

@@ -10,7 +10,7 @@ from transformers import SchedulerType, TrainingArguments
 
 from ..batch import divide_batch
 from ..diagnostics import MEASURES
-from ..errors import PlasticityError
+from ..errors import PlasticityError, one_line
 from ..learning_rate import learning_rate_shape
 from ..mitigations import make_mitigations
 from ..probing.config import ProbeConfig, probe_settings
@@ -95,9 +95,10 @@ class ContinualConfig(ProbeSettings, TrainingArguments):  # type: ignore[misc, v
         probe_eval_every (`int`, *optional*, defaults to a hundredth of `probe_steps`):
             Probe steps between two evaluations (the paper: 95).
         probe_... (*optional*):
-            Every other setting of [`ProbeConfig`]. By default `probe_eval_sequences` is 64 (also used by
-            `evaluate_forgetting`), `probe_seed` is 0 (independent of `seed`, so that runs share their probe), and the
-            settings shared with training (batch, learning rate, warmup, scheduler, AdamW, clipping) are the same.
+            Every other setting of [`ProbeConfig`] but `lr_scheduler_kwargs` and `lora_target_modules`. By default
+            `probe_eval_sequences` is 64 (also used by `evaluate_forgetting`), `probe_seed` is 0 (independent of
+            `seed`, so that runs share their probe), and the settings shared with training (batch, learning rate,
+            warmup, scheduler, AdamW, clipping) are the same.
         save_probe_checkpoints (`bool`, *optional*, defaults to `True`):
             Whether to save every probed model as `cycle-003/`.
 
@@ -112,7 +113,7 @@ class ContinualConfig(ProbeSettings, TrainingArguments):  # type: ignore[misc, v
 
     Args:
         hub_patience (`float`, *optional*, defaults to 600.0):
-            Seconds that a run waits at its end for a Hub that does not respond.
+            Seconds since the last successful upload after which a run no longer waits for the Hub at its end.
 
     These defaults differ from those of [`~transformers.TrainingArguments`]: `learning_rate` is that of the model's
     size; `adam_beta2` 0.95 and `weight_decay` 0.1 (the paper); `lr_scheduler_type` `"constant_with_warmup"` and
@@ -166,7 +167,7 @@ class ContinualConfig(ProbeSettings, TrainingArguments):  # type: ignore[misc, v
         None, help="CPU threads of each process; by default all cores, divided among the processes.", role=MACHINE
     )
     hub_patience: float = setting(
-        600.0, help="Seconds that a run waits at its end for a Hub that does not respond.", role=OUTPUT
+        600.0, help="Seconds without a successful upload after which a run stops waiting at its end.", role=OUTPUT
     )
 
     learning_rate: float | None = setting(None, help="Peak learning rate; that of the model's size by default.")
@@ -243,7 +244,7 @@ class ContinualConfig(ProbeSettings, TrainingArguments):  # type: ignore[misc, v
             super().__post_init__()
         except (TypeError, FileNotFoundError) as error:
             if isinstance(self.accelerator_config, str | dict):
-                raise PlasticityError(f"accelerator_config: {' '.join(str(error).split())}") from None
+                raise PlasticityError(f"accelerator_config: {one_line(error)}") from None
             raise
         # So that a copy (`dataclasses.replace`) has no micro-batch that was not requested.
         self.per_device_train_batch_size = self.micro_batch_size

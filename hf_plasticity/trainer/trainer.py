@@ -473,8 +473,7 @@ class ContinualTrainer(Trainer):
         states = [json.loads(path.read_text(encoding="utf-8")) for path in files]
         self._tr_loss.fill_(sum(state["loss"] for state in states) / len(states))
         self._globalstep_last_logged = states[0]["since_step"]
-        if "total" in states[0]:  # a checkpoint of an earlier version has none
-            self._total_loss_scalar, self._initial_global_step = states[0]["total"], 0
+        self._total_loss_scalar, self._initial_global_step = states[0]["total"], 0
 
 
 class _TaskCallback(TrainerCallback):

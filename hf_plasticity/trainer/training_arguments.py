@@ -19,7 +19,7 @@ from transformers.integrations.integration_utils import (
 )
 from transformers.trainer_utils import SaveStrategy
 
-from ..errors import PlasticityError
+from ..errors import PlasticityError, one_line
 from ..settings import DERIVED, MACHINE, NUMERICS, OUTPUT, PRIVATE
 
 
@@ -214,7 +214,7 @@ def check_installed(args: TrainingArguments) -> None:
     try:
         Trainer.get_optimizer_cls_and_kwargs(args)
     except (ImportError, ValueError, RuntimeError) as error:
-        raise PlasticityError(f"optim: '{args.optim.value}' cannot be used: {' '.join(str(error).split())}") from None
+        raise PlasticityError(f"optim: '{args.optim.value}' cannot be used: {one_line(error)}") from None
 
 
 def check_parsed_arguments(args: TrainingArguments) -> None:

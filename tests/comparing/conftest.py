@@ -23,7 +23,7 @@ class RunsHere:
         self.started: list[str] = []
         self.stop_after: int | None = None
 
-    def __call__(self, commands, at_once, of=None, cpu_threads=None):
+    def __call__(self, commands, at_once, runs_in_total=None, cpu_threads=None):
         jobs = [Job(folder, words) for folder, words in commands.items()]
         for job in jobs:
             if self.stop_after is not None and len(self.started) >= self.stop_after:

@@ -176,7 +176,10 @@ class TestMistakes:
         )
 
     def test_missing_split_lists_them(self, repository):
-        self.check(r"^split: '.*' has no split 'dev'; it has train, test$", HubSource(str(repository), split="dev"))
+        self.check(
+            r"^dataset: '.*' has no split 'dev' \(it has train, test\); choose one that has$",
+            HubSource(str(repository), split="dev"),
+        )
 
     def test_missing_column_lists_them(self, repository):
         source = HubSource(str(repository), text_column="body")

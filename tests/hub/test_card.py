@@ -123,12 +123,12 @@ Probes on Vietnamese (full adaptation). AUC is the area under the probe's valida
 curve over its steps, in nats × steps. Lower is faster learning. ΔAUC is the change relative to the first probe of a
 trained model. It rises when plasticity is lost.
 
-| Cycle | Tokens | Start loss | Final loss | AUC | ΔAUC | Bits per byte |
+| After | Tokens | Start loss | Final loss | AUC | ΔAUC | Bits per byte |
 |---|---|---|---|---|---|---|
-| 0 (untrained) | 0 | 11.500 | 3.250 | 40,000 | – | 1.235 |
-| 1 | 10B | 11.500 | 3.250 | 35,000 | reference | 1.235 |
-| 2 | 20B | 11.500 | 3.250 | 34,300 | −2.00% | 1.235 |
-| 3 | 30B | 11.500 | 3.250 | 35,875 | +2.50% | 1.235 |
+| cycle 0 (untrained) | 0 | 11.500 | 3.250 | 40,000 | – | 1.235 |
+| cycle 1 | 10B | 11.500 | 3.250 | 35,000 | reference | 1.235 |
+| cycle 2 | 20B | 11.500 | 3.250 | 34,300 | −2.00% | 1.235 |
+| cycle 3 | 30B | 11.500 | 3.250 | 35,875 | +2.50% | 1.235 |
 
 ![ΔAUC over training](delta_auc.png)
 
@@ -245,7 +245,7 @@ def test_the_card_names_the_optimizer_permutation_and_mitigation_of_the_run():
 def test_probes_within_a_cycle_are_named_by_their_task():
     run = make_run([probe(0, 1.0), probe(0, 1.0, task=1, step=9537), probe(1, 1.0)])
     card = render_card(run, "org/name", [], finished=True, has_model=True, figure=False)
-    assert [name in card for name in ("| 0 (untrained) |", "| task 1 |", "| 1 |")] == [True] * 3
+    assert [name in card for name in ("| cycle 0 (untrained) |", "| task 1 |", "| cycle 1 |")] == [True] * 3
 
 
 @pytest.mark.parametrize(

@@ -40,7 +40,7 @@ def test_a_mixer_is_not_taken_for_an_mlp():
 def test_every_layer_has_its_units(model, family):
     for layer in find_structure(model).layers:
         assert layer.units_gap is None and layer.units.count == UNITS
-        assert layer.units.gated == (family in GATED)
+        assert sum(one.index.shape[1] for one in layer.units.incoming) == (2 if family in GATED else 1)
         assert layer.units.outgoing.module is layer.down_projection
         parameters = dict(model.named_parameters())
         for partition in (*layer.units.incoming, layer.units.outgoing):

@@ -16,10 +16,31 @@ from transformers import GPT2LMHeadModel, Trainer, TrainingArguments
 from hf_plasticity import PlasticityError
 from hf_plasticity.errors import TrainingInterrupted
 from hf_plasticity.probing import PlasticityProbeCallback, ProbeConfig
-from hf_plasticity.records import DIAGNOSTICS_FILE, FORGETTING_FILE, PROBE_FIELDS, PROBES_FILE, read_records, read_run
+from hf_plasticity.records import DIAGNOSTICS_FILE, FORGETTING_FILE, PROBES_FILE, read_records, read_run
 from hf_plasticity.trainer import ContinualConfig, ContinualTrainer, TrainingDivergedError
 from support.tiny import CONTEXT, random_blocks, tiny_model
 from support.trainers import BATCH, TASK_STEPS, StopAt, assert_same, final_state, make_trainer, stop_at
+
+
+PROBE_FIELDS = (
+    "cycle",
+    "task",
+    "step",
+    "tokens",
+    "language",
+    "adaptation",
+    "probe_steps",
+    "losses",
+    "auc",
+    "mean_loss",
+    "start_loss",
+    "final_loss",
+    "bits_per_byte",
+    "delta_auc",
+    "seed",
+    "probe_config_hash",
+    "seconds",
+)
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ from functools import partial
 from typing import Any
 
 from ..bands import bands_caption, bands_figure
-from ..comparison import Comparison, auc_curve, delta_auc_curve, last_shared, mean_at
+from ..comparison import ComparableProbes, auc_curve, delta_auc_curve, last_shared, mean_at
 from ..groups import Group
 from ..onset_view import detectable_cell, onset_cell
 from ..page import Drawing, Section, Table
@@ -13,7 +13,7 @@ from ..series import ProbeSeries, auc, onset_of_seeds
 from ..text import Estimate, auc_text, change_text, compact
 
 
-def comparison_section(comparison: Comparison) -> Section:
+def comparison_section(comparison: ComparableProbes) -> Section:
     """AUC first, then ΔAUC; a figure and a table for each reference."""
     groups, unit, span = comparison.groups, comparison.unit, max(one.least_span for one in comparison.series)
     section = Section(f"Probes on {comparison.name}")
@@ -51,7 +51,7 @@ def groups_table(groups: Sequence[Group[ProbeSeries]], reference: str) -> Table:
     )
 
 
-def runs_section(comparisons: Sequence[Comparison]) -> Section:
+def runs_section(comparisons: Sequence[ComparableProbes]) -> Section:
     """A table of the runs for each reference of ΔAUC, and one of all probes."""
     section = Section("Every run")
     for comparison in comparisons:

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
 from ...errors import PlasticityError
-from ..comparison import Comparison
+from ..comparison import ComparableProbes
 from ..figures import INK, MUTED, WHOLE, compact_ticks, legend, panel
 from ..groups import Group
 from ..law import PAPER_LAW, TOKENS_PER_TASK, OnsetLaw, fit_onset_law
@@ -24,7 +24,7 @@ from ..text import compact, listed, minus
 FEWEST_SIZES = 3
 
 
-def onset_sections(comparison: Comparison) -> list[Section]:
+def onset_sections(comparison: ComparableProbes) -> list[Section]:
     """A section for each schedule."""
     by_schedule: dict[str | None, list[Group[ProbeSeries]]] = {}
     for group in comparison.groups:

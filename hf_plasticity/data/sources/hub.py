@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from huggingface_hub import HfApi
 
-from ...errors import PlasticityError
-from ...hub_errors import explain_hub_error, one_line
+from ...errors import PlasticityError, one_line
+from ...hub_errors import explain_hub_error
 from ..schedule import LANGUAGES, PROBE_LANGUAGE
 from .base import BATCH_CHARACTERS, Source, hash_files, shuffled_range
 
@@ -227,7 +227,9 @@ class HubSource(Source):
                 )
         files = self._builders[language].config.data_files
         if self.split not in files:
-            raise PlasticityError(f"split: '{repository}' has no split '{self.split}'; it has {_some(list(files))}")
+            raise PlasticityError(
+                f"dataset: '{repository}' has no split '{self.split}' (it has {_some(list(files))}); choose another"
+            )
         return list(files[self.split])
 
     def _commit(self, repository: str) -> str | None:

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ...errors import PlasticityError
-from ...hub_errors import one_line
+from ...errors import PlasticityError, one_line
 from .base import BATCH_CHARACTERS, Source, hash_content, hash_contents, shuffled_range
 
 
