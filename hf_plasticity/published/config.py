@@ -85,8 +85,8 @@ class SuiteConfig(SuiteProbeSettings):  # type: ignore[misc, valid-type]
         allow_repeats (`bool`, *optional*, defaults to `False`):
             Whether the probe's text may be used again if there is too little.
         probe_... (*optional*):
-            Every setting of [`ProbeConfig`] but `lr_scheduler_kwargs` and `lora_target_modules`; by default 1,000 steps
-            with an evaluation every hundredth of them.
+            Every setting of [`ProbeConfig`] but `lr_scheduler_kwargs` and `lora_target_modules`; by default 1,000
+            steps with an evaluation every hundredth of them.
     """
 
     model: str | None = setting(None, help="A repository on the Hub, a folder of checkpoints, or one checkpoint.")
