@@ -127,19 +127,26 @@ def show_results(folder: str | Path) -> None:
         print("next        hf-plasticity train --config micro --source local --data_dir FOLDER (text of your own)")
 
 
-def announce(config: ExperimentConfig) -> None:
-    """Set the CPU threads, and print on which devices the run starts."""
-    training, state = config.training, PartialState()
-    device = f"{state.num_processes} process{'es' if state.num_processes > 1 else ''} on {state.device.type}"
-    if state.device.type == "cpu":
+def set_run_threads(config: ExperimentConfig) -> None:
+    """Set the CPU threads of a run without a GPU: the given number, that of its earlier part, or all cores."""
+    training = config.training
+    if PartialState().device.type == "cpu":
         recorded = from_main_process(lambda: recorded_setting(training.output_dir, "cpu_threads"))
         training.cpu_threads = choose_threads(training.cpu_threads, recorded)
         set_threads(training.cpu_threads)
+
+
+def print_start(config: ExperimentConfig) -> None:
+    """Print whether the run starts or resumes, and on which devices."""
+    if not is_main_process():
+        return
+    training, state = config.training, PartialState()
+    device = f"{state.num_processes} process{'es' if state.num_processes > 1 else ''} on {state.device.type}"
+    if state.device.type == "cpu":
         device += f", {training.cpu_threads} thread{'s' if training.cpu_threads > 1 else ''} each"
-    if is_main_process():
-        checkpoint = last_complete_checkpoint(training.output_dir)
-        start = "starts" if checkpoint is None else f"resumes from {Path(checkpoint).name}"
-        print(f"'{training.output_dir}' {start} ({device})", flush=True)
+    checkpoint = last_complete_checkpoint(training.output_dir)
+    start = "starts" if checkpoint is None else f"resumes from {Path(checkpoint).name}"
+    print(f"'{training.output_dir}' {start} ({device})", flush=True)
 
 
 def _unit(probes: list[dict[str, Any]], tasks_per_cycle: int | None) -> str:
@@ -182,7 +189,8 @@ def run_experiment(config: ExperimentConfig) -> None:
             if pusher is not None:
                 pusher.finish()
             return
-        announce(config)
+        set_run_threads(config)
+        print_start(config)
         if config.data.dataset_commits is None:
             # Also those of a start without a training checkpoint.
             config.data.dataset_commits = from_main_process(lambda: (read_config(folder) or {}).get("dataset_commits"))
