@@ -20,6 +20,7 @@ from scipy.stats import combine_pvalues, ttest_1samp
 from hf_plasticity.analysis.law import PAPER_LAW
 from hf_plasticity.analysis.onset import find_onset, probe_scatter
 from hf_plasticity.analysis.onset_view import detectable_cell, onset_cell, p_words
+from hf_plasticity.analysis.paired import holm
 from hf_plasticity.analysis.series import ProbeSeries, probe_series
 from hf_plasticity.records import read_run
 
@@ -217,21 +218,27 @@ def parts_table(groups: Arms) -> Iterator[str]:
 
 
 def combined_table(groups: Arms) -> Iterator[str]:
-    """Whether the loss rises at any size: the p-values of all sizes of a kind, combined by Fisher's method."""
-    yield "| text | sizes | mean loss of the probes | final loss of the probes |"
-    yield "|---|---|---|---|"
+    """
+    Whether the loss rises at any size: the p-values of all sizes of a kind, combined by Fisher's method, and the same
+    corrected for the number of combinations by Holm's method.
+    """
+    yield "| text | sizes | mean loss of the probes | corrected | final loss of the probes | corrected |"
+    yield "|---|---|---|---|---|---|"
+    rows, p_values = [], []
     for name in dict.fromkeys(name for _, name in groups):
         of_sizes = {size: seeds for (size, kind), seeds in groups.items() if kind == name}
         if len(of_sizes) == 1:
             continue
-        cells = [name, ", ".join(of_sizes)]
+        rows.append([name, ", ".join(of_sizes)])
         for field in ("mean_loss", "final_loss"):
             onsets = [
                 find_onset([[record | {"auc": record[field]} for record in one.trained] for one in seeds])
                 for seeds in of_sizes.values()
             ]
-            cells.append(p_words(float(combine_pvalues([onset.p_value for onset in onsets]).pvalue)))
-        yield f"| {' | '.join(cells)} |"
+            p_values.append(float(combine_pvalues([onset.p_value for onset in onsets]).pvalue))
+    pairs = iter(zip(map(p_words, p_values), map(p_words, holm(p_values))))
+    for row in rows:
+        yield f"| {' | '.join([*row, *next(pairs), *next(pairs)])} |"
 
 
 def difference_table(groups: Arms) -> Iterator[str]:
