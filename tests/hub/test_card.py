@@ -102,7 +102,7 @@ model = AutoModelForCausalLM.from_pretrained("org/plasticity-5m", revision="cycl
 
 Revisions (also in `revisions.txt`): `cycle-000`, `cycle-001`, `cycle-002`, `cycle-003`.
 
-The records of the run load with `hf-plasticity` or with `datasets`:
+The records of the run load with [`hf-plasticity`](https://github.com/hf-plasticity/hf-plasticity) or with `datasets`:
 
 ```python
 from hf_plasticity import load_run
@@ -161,7 +161,8 @@ probe, so compare AUCs only between probes with equal settings.
 
 ## Citation
 
-This run follows this study:
+This run was made with [hf-plasticity](https://github.com/hf-plasticity/hf-plasticity), whose `CITATION.cff` has its citation, and
+follows this study:
 
 ```bibtex
 @article{hernandezgarcia2026plasticity,
