@@ -16,7 +16,7 @@ from hf_plasticity.analysis.paired import percent_change
 from hf_plasticity.comparing.results import divergence, read_result
 from hf_plasticity.records import read_run
 from support.launch import ROOT, TINY
-from support.reports import make_run, text_of
+from support.reports import make_run, text_of, write_lines
 
 
 @pytest.fixture(scope="module")
@@ -131,12 +131,16 @@ def test_a_run_without_the_probe_of_the_comparison_is_an_error(tmp_path):
 
 def test_the_training_loss_is_the_mean_over_steps(tmp_path):
     # Entries of 30, 20 and 10 steps; the cycle of the comparison begins after step 30.
-    folder = make_run(tmp_path / "run", {1: 60.0}, parameters=10, task_steps=30, provenance={"tasks_per_cycle": 1})
+    folder = make_run(
+        tmp_path / "run", {0: 90.0, 1: 60.0}, parameters=10, task_steps=30, provenance={"tasks_per_cycle": 1}
+    )
     log = [{"step": 30, "loss": 9.0}, {"step": 50, "loss": 2.0}, {"step": 60, "loss": 5.0}]
     (folder / "trainer_state.json").write_text(json.dumps({"global_step": 60, "log_history": log}))
-    [probe] = [one for one in read_run(folder).probes if one["cycle"] == 1]
-    (folder / "probes.jsonl").write_text(json.dumps(probe | {"step": 60}) + "\n")
-    assert read_result(folder, 60).training_loss == pytest.approx((20 * 2 + 10 * 5) / 30)
+    untrained, probe = read_run(folder).probes
+    write_lines(folder / "probes.jsonl", untrained, probe | {"step": 60})
+    result = read_result(folder, 60)
+    assert result.training_loss == pytest.approx((20 * 2 + 10 * 5) / 30)
+    assert (result.auc, result.untrained_auc) == (60.0, 90.0)
 
 
 @pytest.mark.slow
