@@ -47,17 +47,17 @@ def result(board: Leaderboard) -> list[str]:
         )
     if not sentences:
         sentences.append("No method differs significantly from the baseline.")
-    baseline = next(row for row in board.rows if row.method == BASELINE)
-    sentences.append(
-        f"Without mitigation, the AUC is {abs(baseline.against_untrained.percent):.1f}% "
-        f"{'below' if baseline.against_untrained.percent < 0 else 'above'} that of the untrained model."
-    )
     if board.smallest_p > LEVEL:
         tests = sum(row.corrected_p is not None for row in board.rows)
         sentences.append(
             f"With {plural(len(board.seeds), 'seed')} and {plural(tests, 'method')}, none can: the "
             f"smallest corrected p-value is {board.smallest_p:.2g}. At least {seeds_needed(tests)} seeds are required."
         )
+    baseline = next(row for row in board.rows if row.method == BASELINE)
+    sentences.append(
+        f"Without mitigation, the AUC is {abs(baseline.against_untrained.percent):.1f}% "
+        f"{'below' if baseline.against_untrained.percent < 0 else 'above'} that of the untrained model."
+    )
     return sentences
 
 
@@ -65,12 +65,12 @@ def leaderboard_section(comparison: Comparison, board: Leaderboard) -> Section:
     """The table with its figure and an explanation."""
     section = Section("Leaderboard", size="whole")
     section.text = [
-        "AUC against the baseline is the mean ratio of a method to the baseline with the same seed: below zero is "
+        "“Against baseline” is the mean ratio of the AUC to that of the baseline with the same seed: below zero is "
         "faster learning. The 95% interval is by Student’s t over seeds. p is from the exact sign-flip test over "
         "seeds; the corrected p accounts for the number of methods (Holm). A rank is a range: a method is above "
         "another only if the sign-flip test of the two, corrected for all pairs, is below 0.05.",
-        "AUC against untrained is the mean ratio to the untrained model with the same seed. Above zero, the model "
-        "learns more slowly than before any training.",
+        "“Against untrained” is the mean ratio of the AUC to that of the untrained model with the same seed. Above "
+        "zero, the model learns more slowly than before any training.",
         f"Every method had {plural(comparison.trials, 'trial')}, scored on {comparison.tune_probe_language} with "
         f"{plural(len(comparison.tune_seeds), 'other seed')}. Learning rate and weight decay were searched for every "
         "method, including the baseline, together with the arguments of the method. The column “with defaults” "
@@ -79,25 +79,32 @@ def leaderboard_section(comparison: Comparison, board: Leaderboard) -> Section:
     draw = partial(changes_figure, board)
     caption = "Change of the AUC against the baseline with its 95% interval. Filled: significant after correction."
     section.drawings.append(Drawing("AUC against the baseline", draw, caption))
-    section.tables.append(leaderboard_table(board))
+    section.tables += [leaderboard_table(board), further_table(board)]
     return section
 
 
 def leaderboard_table(board: Leaderboard) -> Table:
-    """A row for each method."""
+    """A row for each method, with its result."""
+    columns: Columns = {
+        "Method": str, "Rank": rank_text, "Against baseline": percent, "from": percent, "to": percent,
+        "p corrected": "{:.2g}".format, "Against untrained": percent, "Note": str,
+    }  # fmt: skip
+    rows = [
+        [row.method, row.rank, *_of(row.change), row.corrected_p, _of(row.against_untrained)[0], _note(row)]
+        for row in board.rows
+    ]
+    return Table(columns, rows)
+
+
+def further_table(board: Leaderboard) -> Table:
+    """What else was measured of each method."""
     columns: Columns = {
         "Method": str,
-        "Rank": rank_text,
-        "AUC against baseline": percent,
-        "from": percent,
-        "to": percent,
         "p": "{:.2g}".format,
-        "p corrected": "{:.2g}".format,
         "With defaults": percent,
         "with defaults, from": percent,
         "with defaults, to": percent,
         "AUC": "{:.2f}".format,
-        "AUC against untrained": percent,
         "ΔAUC": partial(signed_percent, digits=2),
         "Training loss": gap,
         "Forgetting": gap,
@@ -105,17 +112,35 @@ def leaderboard_table(board: Leaderboard) -> Table:
         "Memory": size,
         "Resets": compact,
         "Trials": str,
-        "Note": str,
     }
-    rows = [_cells(row) for row in board.rows]
+    rows = [
+        [
+            row.method,
+            row.p,
+            *_of(row.with_defaults),
+            row.auc,
+            row.delta_auc,
+            (row.training_loss_gap or (None,))[0],
+            (row.forgetting_gap or (None,))[0],
+            row.ms_per_step,
+            row.state_bytes,
+            None if row.method == BASELINE else row.touched,
+            row.trials,
+        ]
+        for row in board.rows
+    ]
     caption = (
-        "Training loss and forgetting: mean difference to the baseline in nats per token. Memory: of the "
-        "method, in addition to model and optimizer. Resets: units or weights reset or changed in a run"
+        "further numbers: training loss and forgetting as mean difference to the baseline in nats per token; memory "
+        "of the method, in addition to model and optimizer; units or weights reset or changed in a run"
     )
-    return Table(columns, rows, caption)
+    return Table(columns, rows, caption, folded=True)
 
 
-def _cells(row: Row) -> list[Any]:
+def _of(change: Change | None) -> tuple[float | None, ...]:
+    return (None,) * 3 if change is None else change
+
+
+def _note(row: Row) -> str | None:
     notes = []
     if row.diverged:
         notes.append(f"diverged with seed {listed([str(seed) for seed in row.diverged])}")
@@ -123,25 +148,7 @@ def _cells(row: Row) -> list[Any]:
         notes.append(f"with the arguments of {row.control_of}")
     if row.touched == 0 and row.method != BASELINE:
         notes.append("did nothing")
-    nothing = (None,) * 3
-    return [
-        row.method,
-        row.rank,
-        *(row.change or nothing),
-        row.p,
-        row.corrected_p,
-        *(row.with_defaults or nothing),
-        row.auc,
-        row.against_untrained and row.against_untrained.percent,
-        row.delta_auc,
-        (row.training_loss_gap or nothing)[0],
-        (row.forgetting_gap or nothing)[0],
-        row.ms_per_step,
-        row.state_bytes,
-        None if row.method == BASELINE else row.touched,
-        row.trials,
-        "; ".join(notes) or None,
-    ]
+    return "; ".join(notes) or None
 
 
 def changes_figure(board: Leaderboard) -> Figure:
