@@ -1,6 +1,5 @@
 """Damaged blocks are detected, and files of killed processes are removed."""
 
-import json
 import os
 import subprocess
 import sys
@@ -50,18 +49,6 @@ def test_a_shard_is_verified_once(tmp_path, monkeypatch):
     for _ in range(3):
         blocks[range(len(blocks))]
     assert len(sums) == len(blocks._index["shards"]) > 8, "also those that the cache of open shards has dropped"
-
-
-def test_blocks_that_were_prepared_without_checksums_are_read(tmp_path):
-    blocks = prepared(tmp_path)
-    everything = blocks[range(len(blocks))]
-    index = json.loads((blocks.folder / "index.json").read_text())
-    for shard in index["shards"]:
-        del shard["checksum"]
-    (blocks.folder / "index.json").write_text(json.dumps(index))
-    source = ListedSource(a=numbered())
-    again = byte_blocks(tmp_path, source).prepare(10**6)
-    assert np.array_equal(again[range(len(again))], everything) and source.read == []
 
 
 @pytest.mark.parametrize("content", [b"", b'{"shards": [', b"\0" * 300, b"\xff\xfe", b"[]", b'{"shards": []}'])
