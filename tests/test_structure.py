@@ -133,6 +133,9 @@ def test_the_version_is_in_one_place():
     assert "version" in pyproject()["project"]["dynamic"] and "version" not in pyproject()["project"]
     assert pyproject()["tool"]["setuptools"]["dynamic"]["version"] == {"attr": "hf_plasticity.__version__"}
     assert importlib.metadata.version("hf-plasticity") == hf_plasticity.__version__
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert citation["version"] == hf_plasticity.__version__
+    assert f"version = {{{hf_plasticity.__version__}}}" in (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("name", ["continual", "probe", "ladder", "benchmark"])

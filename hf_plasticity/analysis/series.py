@@ -73,7 +73,7 @@ class ProbeSeries:
 
     @property
     def start_model(self) -> str:
-        """What the model before the first step is called. In your own training, it may be a pretrained one."""
+        """What the model of step 0 is called. Outside of the study, it may be a pretrained one."""
         return "untrained model" if "schedule" in self.run.config else "model before training"
 
     @property

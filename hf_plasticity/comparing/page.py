@@ -73,7 +73,7 @@ def leaderboard_section(comparison: Comparison, board: Leaderboard) -> Section:
         "zero, the model learns more slowly than before any training.",
         f"Every method had {plural(comparison.trials, 'trial')}, scored on {comparison.tune_probe_language} with "
         f"{plural(len(comparison.tune_seeds), 'other seed')}. Learning rate and weight decay were searched for every "
-        "method, including the baseline, together with the arguments of the method. The column “with defaults” "
+        "method, including the baseline, together with the arguments of the method. “With defaults” "
         "compares a method with default arguments to the baseline, both in the given configuration.",
     ]
     draw = partial(changes_figure, board)

@@ -262,7 +262,7 @@ class Blocks:
             raise self._damaged(path)
         tokens = np.memmap(path, dtype=self.dtype, mode="r", shape=shape)
         if shard not in self._verified:
-            if entry["checksum"] != zlib.crc32(tokens.data):
+            if entry.get("checksum") != zlib.crc32(tokens.data):
                 raise self._damaged(path)
             self._verified.add(shard)
         return tokens

@@ -45,8 +45,13 @@ NOT_TAKEN = ("train_tokenizer",)
 # Further settings of the run that apply: the measurements, and the memory of a probe.
 TAKEN = (
     "data_dir", "dataset_commits", "cycles", "diagnose", "diagnostics_measures", "diagnostics_sequences",
-    "gradient_checkpointing", "gradient_checkpointing_kwargs", "per_device_train_batch_size",
+    "per_device_train_batch_size",
 )  # fmt: skip
+# The names since transformers 5.23, and those before. A configuration of a later version has both.
+CHECKPOINTING = (
+    ("activation_checkpointing", "activation_checkpointing_kwargs"),
+    ("gradient_checkpointing", "gradient_checkpointing_kwargs"),
+)
 
 
 def probe_deferred(deferred: DeferredConfig) -> None:
@@ -103,7 +108,8 @@ def _experiment(recorded: Mapping[str, Any], folder: Path, deferred: DeferredCon
     """
     The configuration of the run for this machine: its numerics, and the settings that decide the memory of a probe.
     """
-    taken = {*recorded[PROVENANCE]["numerics"], *TAKEN} - set(NOT_TAKEN)
+    checkpointing = next(names for names in CHECKPOINTING if names[0] in recorded)
+    taken = {*recorded[PROVENANCE]["numerics"], *TAKEN, *checkpointing} - set(NOT_TAKEN)
     settings = {name: recorded[name] for name in taken if name in recorded}
     settings["output_dir"] = str(folder)
     for name in ("data_dir", "data_cache_dir", "dataset", "per_device_train_batch_size"):

@@ -180,7 +180,7 @@ class DeferredRepository(DeferredFolder):
         Check that the records can be uploaded.
 
         Raises:
-            [`PlasticityError`]: The repository is not writable.
+            [`PlasticityError`]: The repository is not writable, or cannot be reached.
         """
         if not self.push:
             return
@@ -190,6 +190,10 @@ class DeferredRepository(DeferredFolder):
             self._repository.open()
         except HubAccessError as error:
             raise PlasticityError(f"{error}; or keep the records here with --push_to_hub false") from None
+        except Exception as error:
+            if not is_temporary(error):
+                raise
+            raise PlasticityError(f"model: '{self.name}': {describe(error)}; the same command tries again") from None
 
     def deliver(self, records: list[dict[str, Any]]) -> bool:
         """Upload each record to the branch of its checkpoint, and all to `main`. Returns whether this succeeded."""

@@ -23,7 +23,7 @@ from .weight_clip import WeightClip
 from .weight_decay import WeightDecay
 
 
-# In the order of docs/mitigations.md.
+# In the order of the tables of cost in docs/mitigations.md.
 MITIGATIONS: dict[str, type[Mitigation]] = {
     one.name: one
     for one in (

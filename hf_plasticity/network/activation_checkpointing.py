@@ -19,5 +19,5 @@ def enable_activation_checkpointing(model: PreTrainedModel, settings: Mapping[st
     options = {name: arguments.pop(name) for name in ("every_n_layers", "offload") if name in arguments}
     if hasattr(model, "activation_checkpointing_enable"):
         model.activation_checkpointing_enable(arguments or None, **options)
-    else:  # its name in earlier versions of Transformers
+    else:  # its name before transformers 5.23
         model.gradient_checkpointing_enable(arguments or None, **options)

@@ -43,9 +43,10 @@ def use_head_loss(model: PreTrainedModel, mode: str = AUTO, device: torch.device
     """
     Choose how a model computes `model(input_ids=..., labels=...).loss`, for all callers.
 
-    Call it before the model is wrapped by DDP, FSDP2, `torch.compile`, PEFT or Accelerate. All of them call the
-    model's own `forward`, which this function replaces. Without `labels` the model returns its logits as before. With
-    `labels`, the outputs of the fused loss have no `logits`. Weights, configuration and saved files do not change.
+    A model without a `loss_type`, such as GPT-2, gets `"ForCausalLM"`. Call it before the model is wrapped by DDP,
+    FSDP2, `torch.compile`, PEFT or Accelerate. All of them call the model's own `forward`, which this function
+    replaces. Without `labels` the model returns its logits as before. With `labels`, the outputs of the fused loss
+    have no `logits`. Weights, configuration and saved files do not change.
 
     The fused loss requires a model of Transformers that applies `ForCausalLMLoss` to the output of an `nn.Linear`,
     tied or not, with or without bias. A family that changes its logits afterwards (softcapping, logit scaling) is
@@ -83,7 +84,8 @@ def use_head_loss(model: PreTrainedModel, mode: str = AUTO, device: torch.device
     # GPT2LMHeadModel has no loss_type, and computes this loss with a warning (seen in transformers 5.23.0). The
     # Trainer counts the T - 1 predictions of a sequence only if a model has this type, and otherwise its T labels,
     # which scales loss and gradients by (T - 1) / T (https://github.com/huggingface/transformers/pull/46204).
-    model.loss_type = "ForCausalLM"
+    if model.loss_type is None:
+        model.loss_type = "ForCausalLM"
     small = model.config.get_text_config().vocab_size < FUSED_FROM_VOCABULARY
     if mode == LOGITS or (mode == AUTO and small):
         _uninstall(model)

@@ -246,7 +246,7 @@ class ContinualConfig(ProbeSettings, TrainingArguments):  # type: ignore[misc, v
             if isinstance(self.accelerator_config, str | dict):
                 raise PlasticityError(f"accelerator_config: {one_line(error)}") from None
             raise
-        # So that a copy (`dataclasses.replace`) has no micro-batch that was not requested.
+        # So that a copy (`dataclasses.replace`) before `set_batch` has no micro-batch that was not requested.
         self.per_device_train_batch_size = self.micro_batch_size
         check_parsed_arguments(self)
         check_installed(self)

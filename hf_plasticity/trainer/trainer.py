@@ -175,8 +175,9 @@ class ContinualTrainer(Trainer):
         if args.evaluate_forgetting and eval_blocks is None:
             raise PlasticityError("eval_blocks: missing; evaluate_forgetting requires them for each language")
         if probe_blocks is None and args.probe != DEFERRED and (args.diagnose or not args.no_probe):
+            setting = "diagnose" if args.diagnose else "no_probe false"
             raise PlasticityError(
-                "probe_blocks: missing; pass the training and validation blocks of the probe language, or set no_probe"
+                f"probe_blocks: missing; {setting} requires the training and validation blocks of the probe language"
             )
         if args.evaluate_forgetting:
             callbacks.append(ForgettingCallback(eval_blocks, args.probe_eval_sequences, timeline))

@@ -232,7 +232,8 @@ def check_parsed_arguments(args: TrainingArguments) -> None:
                 f"accelerator_config: {name} {value} is not supported, leave it out; global_batch_tokens decides the "
                 "batch"
             )
-    if (args.activation_checkpointing_kwargs or {}).get("preserve_rng_state", True) is not True:
+    # Versions of Transformers before 5.23 have only this name, and later ones have both.
+    if (args.gradient_checkpointing_kwargs or {}).get("preserve_rng_state", True) is not True:
         raise PlasticityError(
             "activation_checkpointing_kwargs: preserve_rng_state False is not supported, leave it out; dropout would "
             "be recomputed with other random numbers"

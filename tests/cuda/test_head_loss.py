@@ -23,7 +23,6 @@ def test_the_fused_loss_is_that_of_the_model(monkeypatch, device, precision, tri
     monkeypatch.setattr(head_loss, "CHUNK_LOGITS", 24 * VOCABULARY)
     monkeypatch.setattr(head_loss, "CHUNK_MULTIPLE", 8)
     model = make_model("gpt2").float().to(device)
-    model.loss_type = "ForCausalLM"
     input_ids = torch.randint(2, VOCABULARY, (3, 29), generator=torch.Generator().manual_seed(1)).to(device)
     use_head_loss(model, "logits")
     loss, gradients = loss_and_gradients(model, input_ids, precision)

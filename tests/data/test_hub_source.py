@@ -177,7 +177,7 @@ class TestMistakes:
 
     def test_missing_split_lists_them(self, repository):
         self.check(
-            r"^dataset: '.*' has no split 'dev' \(it has train, test\); choose another$",
+            r"^dataset: '.*' has no split 'dev' \(it has train, test\); choose another dataset$",
             HubSource(str(repository), split="dev"),
         )
 

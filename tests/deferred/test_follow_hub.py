@@ -202,7 +202,7 @@ def test_uploads_are_retried_from_the_end_of_the_run_on(monkeypatch):
     for now, late in ((0.0, None), (5_000.0, False), (5_599.0, False), (5_601.0, True)):
         clock[0] = now
         assert not prober._deliver()
-        assert late is None or prober._out_of_patience is late
+        assert late is None or prober._gives_up() is late
 
 
 def test_records_are_not_lost_with_an_incomplete_snapshot(hub, repo_id, deferred, inline, tmp_path):

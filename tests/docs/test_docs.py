@@ -234,6 +234,11 @@ def test_the_table_of_refused_flags_matches_the_code():
     assert table == [(name, str(value), reason) for name, (value, reason) in REFUSED.items()]
 
 
+def test_no_page_has_a_placeholder():
+    for page in PAGES:
+        assert not re.search(r"@[A-Z]+@|TODO|FIXME", page.read_text(encoding="utf-8")), page
+
+
 def test_every_link_between_pages_has_a_target():
     for page in PAGES:
         text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)

@@ -161,8 +161,8 @@ probe, so compare AUCs only between probes with equal settings.
 
 ## Citation
 
-This run was made with [hf-plasticity](https://github.com/hf-plasticity/hf-plasticity), whose `CITATION.cff` has its citation, and
-follows this study:
+This run was made with [hf-plasticity](https://github.com/hf-plasticity/hf-plasticity) (cite it as in its `CITATION.cff`).
+It follows this study:
 
 ```bibtex
 @article{hernandezgarcia2026plasticity,

@@ -57,9 +57,7 @@ def batch():
 
 
 def make_model(family):
-    model = make_double_model(family).float()
-    model.loss_type = "ForCausalLM"
-    return model
+    return make_double_model(family).float()
 
 
 def loss_and_gradients(model, batch, bf16=False, **kwargs):
@@ -375,7 +373,6 @@ def test_a_model_never_has_the_logits_of_a_batch_in_memory(compiled, monkeypatch
         n_embd=16, n_layer=1, n_head=2, n_positions=length, vocab_size=vocabulary, bos_token_id=0, eos_token_id=0
     )
     model = AutoModelForCausalLM.from_config(config)
-    model.loss_type = "ForCausalLM"
     use_head_loss(model, "fused")
     called = torch.compile(model, backend="aot_eager") if compiled else model
     input_ids = torch.randint(vocabulary, (8, length))
@@ -471,7 +468,7 @@ def trained(folder, mode):
     )  # fmt: skip
     dataset = TensorDataset(input_ids, labels)
     trainer = Trainer(model, args, train_dataset=dataset, eval_dataset=dataset, data_collator=collate)
-    assert trainer.model_accepts_loss_kwargs
+    assert trainer.model_accepts_loss_kwargs and model.loss_type == "ForCausalLM"
     trainer.train()
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     return losses, trainer.evaluate()["eval_loss"], {name: one.detach() for name, one in model.named_parameters()}

@@ -30,7 +30,6 @@ def numbers(family: str, precision: str, mode: str, sharded: bool) -> list[float
     AcceleratorState._reset_state()
     accelerator = Accelerator(cpu=True, mixed_precision=precision)
     model = tiny_model(family, dropout=0.0)
-    model.loss_type = "ForCausalLM"
     assert head_loss.use_head_loss(model, mode) == mode
     model, optimizer = accelerator.prepare(model, torch.optim.SGD(model.parameters(), lr=0.5))
     assert is_fsdp(model) == sharded

@@ -349,7 +349,7 @@ def test_missing_blocks_are_an_error(tmp_path, cache):
     with pytest.raises(PlasticityError, match="eval_blocks: missing; evaluate_forgetting requires them"):
         ContinualTrainer(args=trainer.args, **given)
     args = dataclasses.replace(trainer.args, evaluate_forgetting=False, max_steps=-1)
-    with pytest.raises(PlasticityError, match="probe_blocks: missing; pass the training and validation blocks"):
+    with pytest.raises(PlasticityError, match="probe_blocks: missing; no_probe false requires the training"):
         ContinualTrainer(args=args, **given)
     args = dataclasses.replace(args, no_probe=True, max_steps=-1)
     ContinualTrainer(args=args, **given)

@@ -228,7 +228,8 @@ class HubSource(Source):
         files = self._builders[language].config.data_files
         if self.split not in files:
             raise PlasticityError(
-                f"dataset: '{repository}' has no split '{self.split}' (it has {_some(list(files))}); choose another"
+                f"dataset: '{repository}' has no split '{self.split}' (it has {_some(list(files))}); choose another "
+                "dataset"
             )
         return list(files[self.split])
 
