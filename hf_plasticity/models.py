@@ -131,7 +131,7 @@ def peak_learning_rate(size: str) -> float:
     The peak learning rate of a size: 3e-3 at 5M, 1e-3 at 314M (the paper), and between them a straight line in the
     logarithms of rate and non-embedding parameters (our reading of "interpolated"). Below 5M it is the best rate of a
     sweep over one cycle (docs/experiments.md): 6e-3 up to 25K parameters (swept at 1.8K, 6.6K and 25K), 3e-3 above
-    (swept at 100K).
+    (swept at 100K and 400K).
 
     Raises:
         [`PlasticityError`]: An unknown size.
