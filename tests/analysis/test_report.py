@@ -247,7 +247,7 @@ def test_settings_of_a_probe_are_shown_if_they_are_recorded(tmp_path):
     folder = make_run(tmp_path / "bare", bare=True)
     (folder / "probe_protocols.json").write_text(json.dumps({HASH: {"steps": 20, "precision": "bf16"}}))
     text = text_of(report(folder))
-    assert f"settings of probe {HASH}" in text and "precision bf16" in text
+    assert f"Settings of probe {HASH}" in text and "precision bf16" in text
 
 
 @pytest.mark.parametrize("cycles", [[0], [1], [0, 1], [1, 2]])
