@@ -204,7 +204,17 @@ def test_an_interrupted_ladder_stops_every_run_with_a_checkpoint(tmp_path):
 
 @pytest.mark.slow
 def test_a_run_that_cannot_start_is_named_with_its_error_and_leaves_no_report(tmp_path):
-    process = ladder("--sizes=25K", f"--output_dir={tmp_path}", "--cycles=0")
+    for language in "abc":  # too little text, which is known only when the run opens it
+        (tmp_path / f"{language}.txt").write_text("".join(f"{language} words {line}\n" for line in range(20)))
+    text = ["--source=local", f"--data_dir={tmp_path}", "--languages", "a", "b", "--probe_language=c"]
+    process = ladder("--sizes=25K", f"--output_dir={tmp_path / 'runs'}", *text)
     assert process.returncode == 1
-    assert f"failed: {tmp_path / '25K-rotation-seed42'}: hf-plasticity: error: cycles: 0 is not" in process.stderr
-    assert not (tmp_path / "report.html").exists()
+    failed = f"failed: {tmp_path / 'runs' / '25K-rotation-seed42'}: hf-plasticity: error: "
+    assert re.search(rf"^{re.escape(failed)}.*(tokens|sequences)", process.stderr, flags=re.MULTILINE), process.stderr
+    assert not (tmp_path / "runs" / "report.html").exists()
+
+
+def test_an_invalid_setting_is_an_error_before_any_run_starts(tmp_path):
+    process = ladder("--sizes=25K", f"--output_dir={tmp_path}", "--cycles=0")
+    assert process.returncode == 2 and "error: cycles: 0 is not a positive number" in process.stderr
+    assert not list(tmp_path.iterdir())
