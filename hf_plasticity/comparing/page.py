@@ -73,8 +73,8 @@ def leaderboard_section(comparison: Comparison, board: Leaderboard) -> Section:
         "zero, the model learns more slowly than before any training.",
         f"Every method had {plural(comparison.trials, 'trial')}, scored on {comparison.tune_probe_language} with "
         f"{plural(len(comparison.tune_seeds), 'other seed')}. Learning rate and weight decay were searched for every "
-        "method, including the baseline, together with the arguments of the method. “With defaults” "
-        "compares a method with default arguments to the baseline, both in the given configuration.",
+        "method, including the baseline, together with the arguments of the method. “With defaults”, among the "
+        "further numbers, compares a method with default arguments to the baseline, both in the given configuration.",
     ]
     draw = partial(changes_figure, board)
     caption = "Change of the AUC against the baseline with its 95% interval. Filled: significant after correction."
@@ -90,7 +90,7 @@ def leaderboard_table(board: Leaderboard) -> Table:
         "p corrected": "{:.2g}".format, "Against untrained": percent, "Note": str,
     }  # fmt: skip
     rows = [
-        [row.method, row.rank, *_of(row.change), row.corrected_p, _of(row.against_untrained)[0], _note(row)]
+        [row.method, row.rank, *_parts(row.change), row.corrected_p, _parts(row.against_untrained)[0], _note(row)]
         for row in board.rows
     ]
     return Table(columns, rows)
@@ -117,7 +117,7 @@ def further_table(board: Leaderboard) -> Table:
         [
             row.method,
             row.p,
-            *_of(row.with_defaults),
+            *_parts(row.with_defaults),
             row.auc,
             row.delta_auc,
             (row.training_loss_gap or (None,))[0],
@@ -136,7 +136,7 @@ def further_table(board: Leaderboard) -> Table:
     return Table(columns, rows, caption, folded=True)
 
 
-def _of(change: Change | None) -> tuple[float | None, ...]:
+def _parts(change: Change | None) -> tuple[float | None, ...]:
     return (None,) * 3 if change is None else change
 
 

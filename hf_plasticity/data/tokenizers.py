@@ -139,13 +139,18 @@ def encode_documents(tokenizer: PreTrainedTokenizerBase, documents: Sequence[str
     Raises:
         [`PlasticityError`]: As [`utf8`].
     """
-    encoded = [utf8(document) for document in documents]
     if _is_byte_tokenizer(tokenizer):
+        encoded = [utf8(document) for document in documents]
         return np.frombuffer(b"".join(encoded), dtype=np.uint8).astype(np.int32), _lengths(encoded)
     with _plain(tokenizer.backend_tokenizer) as backend:
         # Not `tokenizer(documents)`, which builds masks and offsets, and warns about documents longer than the model's
         # context.
-        tokens = [encoding.ids for encoding in backend.encode_batch_fast(documents, add_special_tokens=False)]
+        try:
+            tokens = [encoding.ids for encoding in backend.encode_batch_fast(documents, add_special_tokens=False)]
+        except TypeError:  # so that sound documents are not checked
+            for document in documents:
+                utf8(document)
+            raise
     lengths = _lengths(tokens)
     return np.fromiter(chain.from_iterable(tokens), dtype=np.int32, count=lengths.sum()), lengths
 

@@ -164,7 +164,7 @@ class MitigationCallback(TrainerCallback):
     def _detach(self) -> None:
         if self._batch_loss is not None:
             self._batch_loss.remove()
-        for mitigation in reversed(self.mitigations):
+        for mitigation in self.mitigations:
             mitigation.detach()
 
     # State

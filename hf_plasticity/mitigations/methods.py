@@ -80,9 +80,6 @@ def make_mitigations(names: Sequence[str], arguments: Mapping[str, Any] | None =
         [`PlasticityError`]: As [`make_mitigation`]; a name twice, or arguments of a mitigation that is not named.
     """
     arguments = arguments or {}
-    for name in names:
-        if list(names).count(name) > 1:
-            raise PlasticityError(f"mitigation: '{name}' is given twice")
     by_name = all(isinstance(value, Mapping) for value in arguments.values())
     if len(names) == 1 and not (by_name and arguments):
         arguments = {names[0]: arguments}
@@ -105,8 +102,9 @@ def check_together(mitigations: Sequence[Mitigation]) -> None:
         [`PlasticityError`]: Two have the same name, replace the weight decay, or correct the same moments.
     """
     names = [one.name for one in mitigations]
-    if len(set(names)) < len(names):
-        raise PlasticityError(f"mitigation: {', '.join(names)} has a duplicate name")
+    for name in names:
+        if names.count(name) > 1:
+            raise PlasticityError(f"mitigation: '{name}' is given twice")
     exact = [one.name for one in mitigations if getattr(one, "exact_moments", False)]
     if len(exact) > 1:
         raise PlasticityError(

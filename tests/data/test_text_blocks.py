@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerFast
 
 from hf_plasticity import PlasticityError
 from hf_plasticity.data.texts import text_blocks
-from hf_plasticity.data.tokenizers import byte_tokenizer
+from hf_plasticity.data.tokenizers import byte_tokenizer, train_tokenizer
 from support.listed_source import FRACTION, ListedSource, byte_blocks, numbered
 
 
@@ -27,6 +27,8 @@ def test_documents_are_joined_by_the_end_of_text_and_cut():
 def test_half_a_surrogate_pair_is_an_error(split):
     with pytest.raises(PlasticityError, match="half a surrogate pair, which is not a character, after 'this: '"):
         text_blocks(["this: \ud83d"], TOKENIZER, 4, split=split)
+    with pytest.raises(PlasticityError, match="half a surrogate pair, which is not a character, after 'this: '"):
+        text_blocks(["this: \ud83d"], train_tokenizer(iter(["some text"] * 9), 258), 4, split=split)
 
 
 @pytest.mark.parametrize("split", ["train", "validation"])

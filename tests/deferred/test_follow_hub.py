@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import huggingface_hub.utils._http as client_http
 import pytest
 from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import LocalEntryNotFoundError
 from huggingface_hub.utils import enable_progress_bars
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
@@ -203,6 +204,17 @@ def test_uploads_are_retried_from_the_end_of_the_run_on(monkeypatch):
         clock[0] = now
         assert not prober._deliver()
         assert late is None or prober._gives_up() is late
+
+
+def test_a_hub_that_is_not_reached_at_the_start_is_an_error_on_one_line(hub, repo_id, deferred, tmp_path, monkeypatch):
+    assert main(["push", str(deferred), "--hub_model_id", repo_id]) == 0
+
+    def not_reached(self):
+        raise LocalEntryNotFoundError("the Hub was not reached")
+
+    monkeypatch.setattr(repository.RunRepository, "open", not_reached)
+    with pytest.raises(PlasticityError, match=r"not reached; the same command tries again$"):
+        follow(repo_id, f"--output_dir={tmp_path / 'mirror'}")
 
 
 def test_records_are_not_lost_with_an_incomplete_snapshot(hub, repo_id, deferred, inline, tmp_path):
